@@ -1,0 +1,1 @@
+"""Prune and log-quantize the attention probabilities of ONNX transformers."""

@@ -1,0 +1,41 @@
+"""The exceptions that a caller may want to catch: one base class, one class per exit code."""
+
+from __future__ import annotations
+
+
+class AttnqError(Exception):
+    """Something the user can mend. The message is one line that names the file, node or option."""
+
+    exit_code = 2
+
+
+class InvalidScheme(AttnqError):
+    """A quantization scheme whose fields do not fit together."""
+
+
+class InvalidModel(AttnqError):
+    """A file that is not an ONNX model, is damaged, or uses something that is not supported."""
+
+
+class InvalidData(AttnqError):
+    """Sample inputs that do not fit the model's inputs."""
+
+
+class InvalidPlan(AttnqError):
+    """A plan that does not belong to the model or does not cover its sites."""
+
+
+class AlreadyRewritten(AttnqError):
+    """The model carries a rewrite already; a second one would quantize quantized values."""
+
+
+class NothingToRewrite(AttnqError):
+    """No attention was found, or every site was excluded."""
+
+    exit_code = 3
+
+
+class VerificationFailed(AttnqError):
+    """The rewritten model does not do what it should, or deviates more than was allowed."""
+
+    exit_code = 1

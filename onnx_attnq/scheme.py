@@ -1,0 +1,269 @@
+"""What a quantization scheme is: six fields from which every edge and level follows.
+
+A scheme maps a relative attention value x in [0, 1] to one of n + 1 codes, n = 2**bits - 1. The
+n edges lie at equal distance ``step`` in the scheme's own scale f (f = ln for ``log`` spacing,
+the identity for ``linear``), the lowest at f(threshold), and the n levels lie half a step above
+the edges. Rounding decides only how long a step is:
+
+* ``floor`` (Ji et al. 2021, section 5): n whole bins between the threshold and 1;
+  step = (f(1) - f(threshold)) / n. The top level is half a step below 1.
+* ``nearest``: the top level is 1 itself, so its bin is half as wide;
+  step = (f(1) - f(threshold)) / (n - 1/2).
+
+This is why one closed form, and one op, serves every scheme of the literature.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
+
+from onnx_attnq.errors import InvalidScheme
+
+
+class Reference(enum.StrEnum):
+    """What a probability is measured against before it is compared with the edges."""
+
+    ABSOLUTE = "absolute"
+    """x = p."""
+    ROW_MAX = "row-max"
+    """x = p / max_j p_j = exp(s - max_j s_j): needs neither the softmax sum nor the sequence length."""
+
+
+class Spacing(enum.StrEnum):
+    """The scale in which edges and levels are equidistant."""
+
+    LOG = "log"
+    LINEAR = "linear"
+
+
+class Rounding(enum.StrEnum):
+    """Where x = 1 lies: on the upper end of the top bin, or on the top level."""
+
+    FLOOR = "floor"
+    NEAREST = "nearest"
+
+
+class Normalize(enum.StrEnum):
+    """What a row sums to after quantization."""
+
+    NONE = "none"
+    """Whatever comes out (the paper). With ``row-max`` the level is multiplied by the row's maximum."""
+    UNIT = "unit"
+    """1, unless every value was pruned."""
+    MASS = "mass"
+    """What the probabilities that were kept summed to before."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QuantScheme:
+    """A prune-and-quantize rule for attention probabilities.
+
+    Attributes:
+        reference: What p is divided by to give x.
+        normalize: What a row sums to afterwards.
+        threshold: The lowest edge, on the scale of x: x < threshold becomes 0. In (0, 1); 0 is
+            allowed when ``bits`` is None.
+        bits: 1 to 8, for 2**bits - 1 non-zero levels; None prunes and keeps the other values.
+        spacing: Scale of edges and levels; None exactly when ``bits`` is None.
+        rounding: See the module's text; None exactly when ``bits`` is None.
+        name: A label for people. It takes no part in the arithmetic.
+
+    Raises:
+        InvalidScheme: A field is out of range, or spacing and rounding do not go with bits.
+
+    >>> scheme = preset("row-log")
+    >>> scheme.levels, scheme.threshold, round(scheme.step, 4), scheme.offset
+    (7, 0.01, 0.7085, 6.5)
+    >>> QuantScheme.from_json(scheme.to_json()) == scheme
+    True
+    """
+
+    reference: Reference
+    normalize: Normalize
+    threshold: float
+    bits: int | None = None
+    spacing: Spacing | None = None
+    rounding: Rounding | None = None
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        # Strings, as they stand in JSON, become enum members.
+        object.__setattr__(self, "reference", _member("reference", Reference, self.reference))
+        object.__setattr__(self, "normalize", _member("normalize", Normalize, self.normalize))
+        if self.spacing is not None:
+            object.__setattr__(self, "spacing", _member("spacing", Spacing, self.spacing))
+        if self.rounding is not None:
+            object.__setattr__(self, "rounding", _member("rounding", Rounding, self.rounding))
+        if isinstance(self.threshold, bool) or not isinstance(self.threshold, int | float):
+            raise InvalidScheme(f"threshold must be a number, not {self.threshold!r}")
+        object.__setattr__(self, "threshold", float(self.threshold))
+        if not isinstance(self.name, str) or not self.name:
+            raise InvalidScheme(f"name must be a non-empty string, not {self.name!r}")
+        if self.bits is None:
+            if self.spacing is not None or self.rounding is not None:
+                raise InvalidScheme("spacing and rounding need bits; a prune-only scheme has none of the three")
+            if not 0.0 <= self.threshold < 1.0:
+                raise InvalidScheme(f"threshold must be in [0, 1), not {self.threshold!r}")
+            return
+        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
+            raise InvalidScheme(f"bits must be a whole number from 1 to 8, not {self.bits!r}")
+        if self.spacing is None or self.rounding is None:
+            raise InvalidScheme("a scheme with bits needs spacing and rounding")
+        if not 0.0 < self.threshold < 1.0:
+            raise InvalidScheme(f"threshold must be in (0, 1), not {self.threshold!r}")
+
+    @property
+    def levels(self) -> int:
+        """The number n of non-zero levels, 2**bits - 1. Only for a scheme with bits."""
+        return (1 << self._bits()) - 1
+
+    @property
+    def step(self) -> float:
+        """The distance between neighbouring edges, in the scheme's own scale (nats for log)."""
+        bins = self.levels - (0.5 if self.rounding is Rounding.NEAREST else 0.0)
+        return (self.scale(1.0) - self.scale(self.threshold)) / bins
+
+    @property
+    def offset(self) -> float:
+        """-f(threshold) / step: floor(f(x) / step + offset) is the code less one."""
+        self._bits()
+        if self.spacing is Spacing.LOG:
+            return self.levels - (0.5 if self.rounding is Rounding.NEAREST else 0.0)
+        return -self.threshold / self.step
+
+    def scale(self, x: float) -> float:
+        """f(x): the natural logarithm for ``log`` spacing, x itself for ``linear``."""
+        return math.log(x) if self.spacing is Spacing.LOG else x
+
+    @property
+    def is_identity(self) -> bool:
+        """True when the scheme changes no value."""
+        return self.bits is None and self.threshold == 0.0 and self.normalize is not Normalize.UNIT
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values; enum members become their strings."""
+        return {
+            field.name: str(value) if isinstance(value := getattr(self, field.name), enum.StrEnum) else value
+            for field in dataclasses.fields(self)
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> QuantScheme:
+        """The inverse of `to_json`, exact for every field; unknown or missing fields are errors."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(data, Mapping):
+            raise InvalidScheme(f"a scheme must be a JSON object, not {data!r}")
+        if unknown := sorted(set(data) - known):
+            raise InvalidScheme(f"unknown field {unknown[0]!r} in a scheme; the fields are {', '.join(sorted(known))}")
+        if missing := sorted({"reference", "normalize", "threshold"} - set(data)):
+            raise InvalidScheme(f"field {missing[0]!r} is missing from a scheme")
+        return cls(**data)
+
+    def _bits(self) -> int:
+        if self.bits is None:
+            raise InvalidScheme(f"scheme {self.name!r} prunes only: it has no levels")
+        return self.bits
+
+
+_E = TypeVar("_E", bound=enum.StrEnum)
+
+
+def _member(field: str, kind: type[_E], value: object) -> _E:
+    try:
+        return kind(str(value))
+    except ValueError:
+        raise InvalidScheme(f"{field} must be one of {', '.join(kind)}, not {value!r}") from None
+
+
+PRESETS: Final = (
+    "row-log",
+    "ji2021",
+    "ji2021-log",
+    "ji2021-linear",
+    "ji2021-linear-pruned",
+    "boolean",
+    "fq-log2",
+    "prune-only",
+    "prune-only-row-max",
+    "identity",
+)
+"""The names that `preset` knows, the default first."""
+
+
+def preset(name: str = "row-log", *, bits: int | None = None, threshold: float | None = None) -> QuantScheme:
+    """A scheme of the literature, or this project's own.
+
+    ====================  =====  =========  ==========================================================
+    name                  bits   threshold  what it is
+    ====================  =====  =========  ==========================================================
+    row-log               3      1e-2       ours: row-max, log, nearest, unit
+    ji2021                3      1e-3       Ji et al. 2021: pruned log; absolute, log, floor, none
+    ji2021-log            3      1e-10      the paper's unpruned log: 2**bits bins over [threshold, 1]
+    ji2021-linear         3      --         the paper's linear: 2**bits bins over [0, 1]
+    ji2021-linear-pruned  3      1e-3       the paper's pruned linear: 2**bits bins over [threshold, 1]
+    boolean               1      1e-3       kept values share the row evenly
+    fq-log2               3      --         FQ-ViT (arXiv 2111.13824): round(-log2 p), power-of-two levels
+    prune-only            none   1e-3       p < threshold becomes 0
+    prune-only-row-max    none   1e-2       p < threshold * row maximum becomes 0
+    identity              none   --         changes nothing; for tests
+    ====================  =====  =========  ==========================================================
+
+    Where the paper splits a range into 2**bits bins and sends the lowest to zero, the threshold of
+    the returned scheme is that bin's upper end, which describes the same edges and levels.
+
+    Raises:
+        InvalidScheme: Unknown name, or an argument that the preset does not take.
+
+    >>> preset("ji2021-linear", bits=2).threshold
+    0.25
+    """
+    if name not in PRESETS:
+        raise InvalidScheme(f"unknown scheme {name!r}; known: {', '.join(PRESETS)}")
+    if name in ("ji2021-linear", "fq-log2", "identity") and threshold is not None:
+        raise InvalidScheme(f"scheme {name!r} takes no threshold")
+    if name in ("prune-only", "prune-only-row-max", "identity") and bits is not None:
+        raise InvalidScheme(f"scheme {name!r} takes no bits")
+    if name == "boolean" and bits not in (None, 1):
+        raise InvalidScheme("scheme 'boolean' has 1 bit")
+    if bits is not None and not 1 <= bits <= 8:
+        raise InvalidScheme(f"bits must be a whole number from 1 to 8, not {bits!r}")
+
+    width = 3 if bits is None else bits
+    lowest_bin = 2.0**-width  # the share of the paper's range that its zero bin takes
+    row_max, absolute = Reference.ROW_MAX, Reference.ABSOLUTE
+
+    def given(default: float) -> float:
+        return default if threshold is None else threshold
+
+    def paper(t: float, spacing: Spacing) -> QuantScheme:
+        return QuantScheme(absolute, Normalize.NONE, t, width, spacing, Rounding.FLOOR, name)
+
+    match name:
+        case "row-log":
+            return QuantScheme(row_max, Normalize.UNIT, given(1e-2), width, Spacing.LOG, Rounding.NEAREST, name)
+        case "ji2021":
+            return paper(given(1e-3), Spacing.LOG)
+        case "ji2021-log":
+            floor = given(1e-10)
+            if not 0.0 < floor < 1.0:
+                raise InvalidScheme(f"threshold must be in (0, 1), not {floor!r}")
+            return paper(floor ** (1.0 - lowest_bin), Spacing.LOG)
+        case "ji2021-linear":
+            return paper(lowest_bin, Spacing.LINEAR)
+        case "ji2021-linear-pruned":
+            return paper(given(1e-3) + (1.0 - given(1e-3)) * lowest_bin, Spacing.LINEAR)
+        case "boolean":
+            return QuantScheme(absolute, Normalize.UNIT, given(1e-3), 1, Spacing.LOG, Rounding.FLOOR, name)
+        case "fq-log2":
+            lowest = 2.0 ** -(2**width - 1.5)  # halfway, in log2, between the last level and the next
+            return QuantScheme(absolute, Normalize.NONE, lowest, width, Spacing.LOG, Rounding.NEAREST, name)
+        case "prune-only":
+            return QuantScheme(absolute, Normalize.NONE, given(1e-3), name=name)
+        case "prune-only-row-max":
+            return QuantScheme(row_max, Normalize.NONE, given(1e-2), name=name)
+        case _:
+            return QuantScheme(absolute, Normalize.NONE, 0.0, name=name)
