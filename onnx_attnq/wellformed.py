@@ -53,7 +53,7 @@ def check_model(proto: onnx.ModelProto) -> None:
     _check_opset(proto)
     _check_calls(proto)
     for tensor in tensor_protos(proto):
-        _check_tensor(tensor)
+        check_tensor(tensor)
     _check_graph(proto.graph, [])
     for function in proto.functions:
         names = set(function.input)
@@ -229,7 +229,7 @@ _FIELDS: Final = {
 """Where a tensor without raw_data keeps its elements; all other types use int32_data."""
 
 
-def _check_tensor(tensor: onnx.TensorProto) -> None:
+def check_tensor(tensor: onnx.TensorProto) -> None:
     """Dims, data type and the bytes that are in the file agree."""
     name = f"tensor {tensor.name!r}"
     dtype = _data_type(tensor.data_type, name)
@@ -274,6 +274,7 @@ __all__ = [
     "NEWEST_OPSET",
     "OLDEST_OPSET",
     "check_model",
+    "check_tensor",
     "graph_protos",
     "tensor_protos",
     "tensor_size",
