@@ -1,74 +1,84 @@
-"""Who uses an input: the operators that it reaches unchanged but for its type and layout."""
+"""Which values of a graph depend on run-time data, and how subgraphs hang together."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Final
+from collections.abc import Iterator
 
 import onnx_ir as ir
 
-LAYOUT_OPS: Final = frozenset({"Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Identity"})
-"""Operators whose output has the elements of their first input."""
+# Their output says how large the data is, not what it is.
+_SHAPE_ONLY = frozenset({"Shape", "Size"})
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Use:
-    """A node that reads a value.
+class Dataflow:
+    """Answers questions about a model's values; valid until the model is changed.
 
-    Attributes:
-        node: The node.
-        index: Which input of the node the value is.
-        constants: Initializers that a function body, in which the node stands, has as parameters.
+    Subgraphs of If, Loop and Scan are followed: their inputs count as run-time data, and values of
+    the graphs around them are what they are there.
     """
 
-    node: ir.Node
-    index: int
-    constants: Mapping[ir.Value, ir.TensorProtocol]
+    def __init__(self, model: ir.Model) -> None:
+        self._on_data: dict[ir.Value, bool] = {}
+        self._owner: dict[ir.Graph, ir.Node] = {}
+        self._scope: dict[ir.Graph, str] = {}
+        self._graphs: list[ir.Graph] = []
+        pending: list[tuple[ir.Graph, str]] = [(model.graph, "main")]
+        while pending:
+            graph, scope = pending.pop()
+            self._graphs.append(graph)
+            self._scope[graph] = scope
+            inner: list[tuple[ir.Graph, str]] = []
+            for node in graph:
+                for name, subgraph in subgraphs(node):
+                    self._owner[subgraph] = node
+                    inner.append((subgraph, f"{scope}/{node.name or node.op_type}.{name}"))
+            pending.extend(reversed(inner))
 
-    def tensor(self, index: int) -> ir.TensorProtocol | None:
-        """The weights that the node reads as input ``index``, through a Cast or DequantizeLinear; or None."""
-        value = self.node.inputs[index] if index < len(self.node.inputs) else None
-        while value is not None:
-            if value in self.constants:
-                return self.constants[value]
-            if value.const_value is not None:
-                return value.const_value
-            producer = value.producer()
-            if producer is None or producer.op_type not in ("Cast", "DequantizeLinear", "Identity", "Constant"):
-                return None
-            if producer.op_type == "Constant":
-                return ir.convenience.get_const_tensor(value)
-            value = producer.inputs[0]
-        return None
+    @property
+    def graphs(self) -> tuple[ir.Graph, ...]:
+        """The main graph and every subgraph, outer before inner, in the order of their nodes."""
+        return tuple(self._graphs)
 
+    def owner(self, graph: ir.Graph) -> ir.Node | None:
+        """The If, Loop or Scan node that a subgraph belongs to; None for the main graph."""
+        return self._owner.get(graph)
 
-def uses(model: ir.Model, value: ir.Value) -> Iterator[Use]:
-    """Every use of a value, and of what layout operators and model-local functions make of it."""
-    pending: list[tuple[ir.Value, Mapping[ir.Value, ir.TensorProtocol]]] = [(value, {})]
-    seen = {value}
-    while pending:
-        current, constants = pending.pop()
-        for node, index in current.uses():
-            use = Use(node, index, constants)
-            function = model.functions.get(node.op_identifier())
-            if function is not None:
-                inner = {
-                    parameter: tensor
-                    for position, parameter in enumerate(function.inputs)
-                    if (tensor := use.tensor(position)) is not None
-                }
-                scope: Mapping[ir.Value, ir.TensorProtocol] = {**constants, **inner}
-                follow = list(function.inputs[index : index + 1])
+    def scope(self, graph: ir.Graph) -> str:
+        """``main``, or ``main/NODE.then_branch`` and so on for a subgraph."""
+        return self._scope[graph]
+
+    def depends_on_data(self, value: ir.Value | None) -> bool:
+        """False for initializers, constants, shapes, and whatever is computed from these alone."""
+        if value is None:
+            return False
+        stack = [value]
+        while stack:  # not recursive: graphs are deeper than Python's stack
+            top = stack[-1]
+            if top in self._on_data:
+                stack.pop()
+                continue
+            node = top.producer()
+            if node is None:
+                self._on_data[top] = top.const_value is None and not top.is_initializer()
+            elif node.op_type in _SHAPE_ONLY and node.domain == "":
+                self._on_data[top] = False
+            elif any(True for _ in subgraphs(node)):
+                self._on_data[top] = True
             else:
-                yield use
-                layout = node.domain == "" and node.op_type in LAYOUT_OPS and index == 0
-                scope = constants
-                follow = list(node.outputs) if layout else []
-            for following in follow:
-                if following not in seen:
-                    seen.add(following)
-                    pending.append((following, scope))
+                inputs = [i for i in node.inputs if i is not None]
+                if unknown := [i for i in inputs if i not in self._on_data]:
+                    stack.extend(unknown)
+                    continue
+                self._on_data[top] = any(self._on_data[i] for i in inputs)
+            stack.pop()
+        return self._on_data[value]
 
 
-__all__ = ["LAYOUT_OPS", "Use", "uses"]
+def subgraphs(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
+    """The subgraphs of a control-flow node, with the names of their attributes."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.name, attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            for index, graph in enumerate(attribute.as_graphs()):
+                yield f"{attribute.name}[{index}]", graph
