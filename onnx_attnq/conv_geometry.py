@@ -8,7 +8,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from onnx_attnq.dataflow import uses
+from onnx_attnq.input_uses import uses
 
 PATCHES: Final = 8
 """Patches along an edge of an image, or frames of a signal, where the model does not fix them."""

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_attnq.conv_geometry import image_shape, signal_length
-from onnx_attnq.dataflow import uses
 from onnx_attnq.errors import InvalidData
+from onnx_attnq.input_uses import uses
 from onnx_attnq.inputs import Sample
 from onnx_attnq.signature import Dim, ModelInput, evaluate_dim, is_expression, model_inputs
 
