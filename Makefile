@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow check native clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,12 @@ test: $(VENV)/.test-installed
 
 test-slow: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m slow
+
+# The native library, in place: onnx_attnq/libonnx_attnq.so. Needs CMake and a C++17 compiler.
+native:
+	cmake -S custom_ops -B build/native
+	cmake --build build/native --parallel 2
+	cmake --install build/native --prefix .
 
 # What CI runs beside the tests.
 check: $(VENV)/.test-installed

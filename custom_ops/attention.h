@@ -1,0 +1,112 @@
+// What the kernels compute, without a word about onnxruntime.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "scheme.h"
+
+namespace onnx_attnq {
+
+using Index = std::int64_t;
+
+inline constexpr int kBatchAxes = 3;  // tensors have rank 2 to 5
+
+// The scheme's tables for the batch axes: stride 0 where one table serves the whole axis.
+struct Tables {
+  const Table* first;
+  Index stride[kBatchAxes];
+};
+
+// A tensor seen as a batch of matrices, in units of floats; a broadcast axis has stride 0.
+struct Strides {
+  Index batch[kBatchAxes];
+  Index row;
+  Index column;
+};
+
+// context = quantized(query * scale x key + mask) x value, for every matrix of the batch.
+struct Attention {
+  Form form;
+  Tables tables;
+
+  const float* query;  // (queries, depth)
+  const float* key;    // (depth, keys)
+  const float* value;  // (keys, value_depth)
+  const float* mask;   // (queries, keys), or null
+  float* context;      // (queries, value_depth)
+  Strides query_strides, key_strides, value_strides, mask_strides, context_strides;
+
+  Index batch[kBatchAxes];
+  Index queries, keys, depth, value_depth;
+
+  // The last batch axis, where keys and values are the same along it (grouped queries): its matrices count as more
+  // rows of one matrix, so that a group reads its keys once. `batch` then has 1 in its place.
+  Index groups;
+  Index query_group, mask_group, context_group, table_group;
+
+  float scale;
+  float row_max_floor;
+  bool int16_products;  // query x key in 16-bit integers
+
+  Index rows() const { return groups * queries; }
+  Index batches() const { return batch[0] * batch[1] * batch[2]; }
+};
+
+// Probabilities from rows that lie one after the other.
+struct Rows {
+  Form form;
+  Tables tables;
+  Index batch[kBatchAxes];  // the last axes before the rows; those before them share tables
+  Index rows_per_matrix;
+
+  const float* input;
+  float* output;
+  Index rows, length;
+  bool are_scores;  // or probabilities
+};
+
+// Where in a tensor the matrix of a batch index lies.
+inline Index batch_offset(const Index (&batch)[kBatchAxes], const Index (&strides)[kBatchAxes], Index index) {
+  Index offset = 0;
+  for (int axis = kBatchAxes; axis-- > 0;) {
+    offset += index % batch[axis] * strides[axis];
+    index /= batch[axis];
+  }
+  return offset;
+}
+
+// What the kernels need of the program that calls them.
+class Host {
+ public:
+  virtual ~Host() = default;
+  // Calls task(user, i) for every i below count, on any threads.
+  virtual void parallel_for(Index count, void (*task)(void* user, std::size_t i), void* user) = 0;
+  // Null when there is none left. Called from any thread.
+  virtual void* allocate(std::size_t bytes) = 0;
+  virtual void release(void* memory) = 0;
+};
+
+// One instruction set's kernels.
+struct Kernels {
+  const char* name;
+  bool (*supported)();  // by this processor
+
+  // Keys are packed once per matrix and shared by its blocks of rows. Null: this kernel reads them in place.
+  std::size_t (*packed_floats)(const Attention&);
+  Index (*pack_tasks)(const Attention&);
+  void (*pack)(const Attention&, const float* key, Index task, float* packed);
+
+  Index (*rows_per_block)(const Attention&);
+  std::size_t (*scratch_floats)(const Attention&);
+  // Rows first to last - 1 of matrix `batch`. `packed` is that matrix's packed keys, or null.
+  void (*attend)(const Attention&, Index batch, Index first, Index last, const float* packed, float* scratch);
+
+  void (*quantize)(const Rows&, Index first, Index last);
+};
+
+// Runs a whole call on the host's threads; false when memory ran out.
+bool attend(const Attention& attention, const Kernels& kernels, Host& host);
+void quantize(const Rows& rows, const Kernels& kernels, Host& host);
+
+}  // namespace onnx_attnq
