@@ -48,9 +48,6 @@ struct Attention {
   float scale;
   float row_max_floor;
   bool int16_products;  // query x key in 16-bit integers
-
-  Index rows() const { return groups * queries; }
-  Index batches() const { return batch[0] * batch[1] * batch[2]; }
 };
 
 // Probabilities from rows that lie one after the other.
@@ -67,7 +64,7 @@ struct Rows {
 };
 
 // Where in a tensor the matrix of a batch index lies.
-inline Index batch_offset(const Index (&batch)[kBatchAxes], const Index (&strides)[kBatchAxes], Index index) {
+static inline Index batch_offset(const Index (&batch)[kBatchAxes], const Index (&strides)[kBatchAxes], Index index) {
   Index offset = 0;
   for (int axis = kBatchAxes; axis-- > 0;) {
     offset += index % batch[axis] * strides[axis];
@@ -87,26 +84,33 @@ class Host {
   virtual void release(void* memory) = 0;
 };
 
-// One instruction set's kernels.
+// One instruction set's kernels. All sizes are in floats.
 struct Kernels {
   const char* name;
   bool (*supported)();  // by this processor
 
-  // Keys are packed once per matrix and shared by its blocks of rows. Null: this kernel reads them in place.
-  std::size_t (*packed_floats)(const Attention&);
-  Index (*pack_tasks)(const Attention&);
-  void (*pack)(const Attention&, const float* key, Index task, float* packed);
-
+  // How many rows of a matrix make one task.
   Index (*rows_per_block)(const Attention&);
-  std::size_t (*scratch_floats)(const Attention&);
-  // Rows first to last - 1 of matrix `batch`. `packed` is that matrix's packed keys, or null.
-  void (*attend)(const Attention&, Index batch, Index first, Index last, const float* packed, float* scratch);
 
-  void (*quantize)(const Rows&, Index first, Index last);
+  // Matrices of more than one block have their keys and values brought into the order of the inner loops once, piece by
+  // piece. A size of 0 says that attend reads the original.
+  std::size_t (*packed_keys)(const Attention&);
+  std::size_t (*packed_values)(const Attention&);
+  Index (*pieces)(const Attention&);
+  void (*pack_keys)(const Attention&, const float* key, Index piece, float* packed);
+  void (*pack_values)(const Attention&, const float* value, Index piece, float* packed);
+
+  // Rows first to last - 1 of the matrix `batch`; packed keys and values are that matrix's, or null.
+  std::size_t (*attend_scratch)(const Attention&);
+  void (*attend)(const Attention&, Index batch, Index first, Index last, const float* packed_keys,
+                 const float* packed_values, float* scratch);
+
+  std::size_t (*quantize_scratch)(const Rows&);
+  void (*quantize)(const Rows&, Index first, Index last, float* scratch);
 };
 
-// Runs a whole call on the host's threads; false when memory ran out.
+// Run a whole call on the host's threads; false when memory ran out.
 bool attend(const Attention& attention, const Kernels& kernels, Host& host);
-void quantize(const Rows& rows, const Kernels& kernels, Host& host);
+bool quantize(const Rows& rows, const Kernels& kernels, Host& host);
 
 }  // namespace onnx_attnq

@@ -19,7 +19,7 @@ int code_of(float scaled, const Table& table) {
 
 // What x stands for; `kept` tells a value that was pruned from one that is zero.
 float value_of(float x, float log_x, const Form& form, const Table& table, bool& kept) {
-  if (!form.quantizes()) {
+  if (!quantizes(form)) {
     kept = x >= table.threshold;
     return kept ? x : 0.0f;
   }
@@ -99,7 +99,7 @@ float weights_of_probabilities(float* row, Index length, const Form& form, const
   return unit;
 }
 
-void quantize_rows(const Rows& rows, Index first, Index last) {
+void quantize_rows(const Rows& rows, Index first, Index last, float*) {
   for (Index r = first; r < last; ++r) {
     const float* input = rows.input + r * rows.length;
     float* output = rows.output + r * rows.length;
@@ -113,7 +113,8 @@ void quantize_rows(const Rows& rows, Index first, Index last) {
   }
 }
 
-void attend_rows(const Attention& a, Index batch, Index first, Index last, const float*, float* scores) {
+void attend_rows(const Attention& a, Index batch, Index first, Index last, const float*, const float*,
+                 float* scores) {
   const float* query = a.query + batch_offset(a.batch, a.query_strides.batch, batch);
   const float* key = a.key + batch_offset(a.batch, a.key_strides.batch, batch);
   const float* value = a.value + batch_offset(a.batch, a.value_strides.batch, batch);
@@ -151,12 +152,15 @@ void attend_rows(const Attention& a, Index batch, Index first, Index last, const
 const Kernels kScalarKernels = {
     "scalar",
     [] { return true; },
-    nullptr,
-    nullptr,
-    nullptr,
     [](const Attention&) -> Index { return 8; },
-    [](const Attention& a) { return static_cast<std::size_t>(a.keys); },
+    nullptr,  // nothing is packed
+    nullptr,
+    nullptr,
+    nullptr,
+    nullptr,
+    [](const Attention& attention) { return static_cast<std::size_t>(attention.keys); },
     attend_rows,
+    [](const Rows&) -> std::size_t { return 0; },
     quantize_rows,
 };
 

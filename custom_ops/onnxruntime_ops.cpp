@@ -131,7 +131,7 @@ Permutation permutation_attribute(const Api* api, const KernelInfo* info, const 
 void read_tables(Kernel& kernel, const KernelInfo* info) {
   const Form& form = kernel.op->form;
   std::vector<FloatTensor> parts = {tensor_attribute(kernel.api, info, "threshold")};
-  if (form.quantizes()) {
+  if (quantizes(form)) {
     for (const char* name : {"step", "offset", "levels"}) parts.push_back(tensor_attribute(kernel.api, info, name));
   }
   Shape shape;
@@ -146,7 +146,7 @@ void read_tables(Kernel& kernel, const KernelInfo* info) {
     for (std::size_t part = 0; part < parts.size(); ++part) {
       numbers[part] = parts[part].values[static_cast<std::size_t>(broadcast_index(shape, parts[part].shape, i))];
     }
-    if (form.quantizes() && !(numbers[1] > 0 && numbers[3] >= 1 && numbers[3] < Table::kSize)) {
+    if (quantizes(form) && !(numbers[1] > 0 && numbers[3] >= 1 && numbers[3] < Table::kSize)) {
       throw std::invalid_argument("step must be positive and levels from 1 to 255");
     }
     kernel.tables.push_back(make_table(form, numbers[0], numbers[1], numbers[2], numbers[3]));
@@ -238,7 +238,7 @@ void compute_rows(const Kernel& kernel, KernelContext* context) {
   rows.output = output;
   rows.are_scores = kernel.op->kind == Kind::kSoftmax;
   SessionHost host(kernel.api, context);
-  quantize(rows, *kernel.kernels, host);
+  if (!quantize(rows, *kernel.kernels, host)) throw std::bad_alloc();
 }
 
 void compute_attention(const Kernel& kernel, KernelContext* context) {
@@ -334,12 +334,12 @@ Op make_op(Kind kind, const Form& form, std::string name) {
 std::vector<Op> make_ops() {
   std::vector<Op> ops;
   for (const NamedForm& named : all_forms()) {
-    const bool quantizes = named.form.quantizes();
-    const std::string adjective = quantizes ? "Quantized" : "Pruned";
+    const bool with_levels = quantizes(named.form);
+    const std::string adjective = with_levels ? "Quantized" : "Pruned";
     ops.push_back(make_op(Kind::kSoftmax, named.form, adjective + "Softmax" + named.suffix));
     ops.push_back(make_op(Kind::kAttention, named.form, adjective + "Attention" + named.suffix));
     ops.push_back(make_op(Kind::kProbabilities, named.form,
-                          (quantizes ? "QuantizeProbabilities" : "PruneProbabilities") + named.suffix));
+                          (with_levels ? "QuantizeProbabilities" : "PruneProbabilities") + named.suffix));
   }
   ops.push_back(make_op(Kind::kKernelName, {}, "KernelName"));
   return ops;

@@ -32,8 +32,9 @@ std::vector<NamedForm> all_forms() {
 Table make_table(const Form& form, float threshold, float step, float offset, float levels) {
   Table table{};
   table.threshold = threshold;
-  table.log_threshold = threshold > 0 ? std::log(threshold) : -std::numeric_limits<float>::infinity();
-  if (!form.quantizes()) return table;
+  table.log_threshold = threshold > 0 ? std::log(threshold) : std::numeric_limits<float>::lowest();
+  if (!quantizes(form)) return table;
+  if (form.spacing == Spacing::kLog) table.log_threshold = -offset * step;  // also where a float threshold underflows
   table.inverse_step = static_cast<float>(1.0 / step);
   table.offset = static_cast<float>(static_cast<double>(offset) + 1.0);
   table.levels = levels;

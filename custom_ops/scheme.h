@@ -16,16 +16,10 @@ struct Form {
   Reference reference;
   Spacing spacing;
   Normalize normalize;
-
-  bool quantizes() const { return spacing != Spacing::kNone; }
-
-  // Whether a row's exponentials have to be summed before a code or a value is known. The default scheme never does.
-  bool needs_exp_sum() const {
-    if (reference == Reference::kAbsolute) return true;
-    if (!quantizes()) return normalize != Normalize::kUnit;
-    return normalize != Normalize::kUnit;
-  }
 };
+
+// Functions in headers are static: a copy compiled for AVX must not serve, by the linker's choice, code for any processor.
+static inline bool quantizes(const Form& form) { return form.spacing != Spacing::kNone; }
 
 // The numbers of one scheme: one per head where heads differ.
 //
@@ -35,7 +29,7 @@ struct Table {
   static constexpr int kSize = 256;
 
   float threshold;      // lowest edge on the scale of x
-  float log_threshold;  // its natural logarithm; -inf for 0
+  float log_threshold;  // its natural logarithm; the lowest finite number for 0
   float inverse_step;
   float offset;
   float levels;             // n, the number of non-zero levels
