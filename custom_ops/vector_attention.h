@@ -250,49 +250,38 @@ class Block {
   }
 
   void score_tile(Index row, Index count, Index panel, const float* keys) {
+    float* out = scores(row) + panel * kTileKeys;
     if (direct_) {
-      with_rows<kDirectRows>(count, [&](auto rows) { score_direct<rows()>(row, panel); });
+      with_rows<kDirectRows>(count, [&](auto n) { score_direct<n()>(row, panel); });
     } else if (a_.int16_products) {
-      with_rows(count, [&](auto rows) { score_int16<rows()>(row, panel, keys); });
+      const auto* pairs = reinterpret_cast<const std::int32_t*>(query(row));
+      with_rows(count, [&](auto n) {
+        multiply_tile_int16<n()>((a_.depth + 1) / 2, pairs, layout_.query_row, reinterpret_cast<const std::int32_t*>(keys),
+                                 out, layout_.score_row);
+      });
+      for (Index r = row; r < row + count; ++r) rescale(r, panel, keys + panel_scales(a_));
     } else {
-      with_rows(count, [&](auto rows) { score_float<rows()>(row, panel, keys); });
+      with_rows(count, [&](auto n) {
+        multiply_tile<n(), kTileVectors, false>(a_.depth, query(row), layout_.query_row, keys, kTileKeys, out,
+                                                layout_.score_row);
+      });
     }
+    for (Index r = row; r < row + count; ++r) finish_scores(r, panel);
   }
 
-  template <int kRows>
-  void score_float(Index row, Index panel, const float* keys) {
-    Float sums[kRows][kTileVectors];
-    for (auto& sum : sums) {
-      for (Float& s : sum) s = Simd::set1(0.0f);
-    }
-    multiply_tile<kRows, kTileVectors>(a_.depth, query(row), layout_.query_row, keys, kTileKeys, sums);
-    for (int r = 0; r < kRows; ++r) store_scores(row + r, panel, sums[r]);
-  }
-
-  template <int kRows>
-  void score_int16(Index row, Index panel, const float* keys) {
-    Int sums[kRows][kTileVectors];
-    for (auto& sum : sums) {
-      for (Int& s : sum) s = Simd::zero_int();
-    }
-    multiply_tile_int16<kRows>((a_.depth + 1) / 2, reinterpret_cast<const std::int32_t*>(query(row)), layout_.query_row,
-                               reinterpret_cast<const std::int32_t*>(keys), sums);
-    const float* key_scales = keys + panel_scales(a_);
-    for (int r = 0; r < kRows; ++r) {
-      const Float query_scale = Simd::set1(scratch_[layout_.query_scales + row + r]);
-      Float lanes[kTileVectors];
-      for (int v = 0; v < kTileVectors; ++v) {
-        const Float scale = Simd::mul(query_scale, Simd::load(key_scales + v * kLanes));
-        lanes[v] = Simd::mul(Simd::to_float(sums[r][v]), scale);
-      }
-      store_scores(row + r, panel, lanes);
+  // Sums of 16-bit products to scores.
+  void rescale(Index row, Index panel, const float* key_scales) {
+    const Float query_scale = Simd::set1(scratch_[layout_.query_scales + row]);
+    float* out = scores(row) + panel * kTileKeys;
+    for (int v = 0; v < kTileVectors; ++v) {
+      const Float scale = Simd::mul(query_scale, Simd::load(key_scales + v * kLanes));
+      Simd::store(out + v * kLanes, Simd::mul(Simd::load(out + v * kLanes), scale));
     }
   }
 
   // Few rows, keys in place: a dot product for each key.
   template <int kRows>
   void score_direct(Index row, Index panel) {
-    alignas(64) float dots[kRows][kTileKeys] = {};
     const Index count = smaller(kTileKeys, a_.keys - panel * kTileKeys);
     const Index whole = a_.depth / kLanes * kLanes;
     const int rest = static_cast<int>(a_.depth - whole);
@@ -310,28 +299,26 @@ class Block {
           sums[r] = Simd::fma(Simd::load_first(query(row + r) + whole, rest), lanes, sums[r]);
         }
       }
-      for (int r = 0; r < kRows; ++r) dots[r][j] = Simd::sum(sums[r]);
-    }
-    for (int r = 0; r < kRows; ++r) {
-      Float lanes[kTileVectors];
-      for (int v = 0; v < kTileVectors; ++v) lanes[v] = Simd::load(dots[r] + v * kLanes);
-      store_scores(row + r, panel, lanes);
+      for (int r = 0; r < kRows; ++r) scores(row + r)[panel * kTileKeys + j] = Simd::sum(sums[r]);
     }
   }
 
   // Adds the mask, notes the maximum, and puts -inf past the last key.
-  void store_scores(Index row, Index panel, const Float (&products)[kTileVectors]) {
+  void finish_scores(Index row, Index panel) {
     float* out = scores(row) + panel * kTileKeys;
-    const float* m = mask_ == nullptr ? nullptr : mask(row);
+    const Index rest = a_.keys - panel * kTileKeys;
     Float peak = Simd::load(peaks(row));
+    if (mask_ == nullptr && rest >= kTileKeys) {
+      for (int v = 0; v < kTileVectors; ++v) peak = Simd::max(Simd::load(out + v * kLanes), peak);
+      Simd::store(peaks(row), peak);
+      return;
+    }
+    const float* m = mask_ == nullptr ? nullptr : mask(row);
     for (int v = 0; v < kTileVectors; ++v) {
-      const Index key = panel * kTileKeys + v * kLanes;
-      Float lanes = products[v];
-      if (m != nullptr) lanes = Simd::add(lanes, mask_of(m, key));
-      const Index rest = a_.keys - key;
-      if (rest < kLanes) {
-        lanes = Simd::where(Simd::first_lanes(static_cast<int>(larger(rest, 0))), lanes, Simd::set1(-kInfinity));
-      }
+      const int count = static_cast<int>(larger(0, smaller(kLanes, rest - v * kLanes)));
+      Float lanes = Simd::load(out + v * kLanes);
+      if (m != nullptr) lanes = Simd::add(lanes, mask_of(m, panel * kTileKeys + v * kLanes));
+      lanes = Simd::where(Simd::first_lanes(count), lanes, Simd::set1(-kInfinity));
       peak = Simd::max(lanes, peak);  // a NaN is passed over here and found in step 2
       Simd::store(out + v * kLanes, lanes);
     }
@@ -374,21 +361,15 @@ class Block {
   // Every key of a block, times its weight, zero or not.
   template <int kRows>
   void add_dense(Index row, Index first, Index keys) {
-    const float* value = value_ + first * value_row_;
+    const float *weights = scores(row) + first, *value = value_ + first * value_row_;
+    const Index width = value_row(a_);
     Index d = 0;
-    for (; d + kTileKeys <= value_row(a_); d += kTileKeys) add_dense_columns<kRows, kTileVectors>(row, first, keys, value, d);
-    for (; d < value_row(a_); d += kLanes) add_dense_columns<kRows, 1>(row, first, keys, value, d);
-  }
-
-  template <int kRows, int kVectors>
-  void add_dense_columns(Index row, Index first, Index keys, const float* value, Index d) {
-    Float sums[kRows][kVectors];
-    for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < kVectors; ++v) sums[r][v] = Simd::load(context(r) + d + v * kLanes);
+    for (; d + kTileKeys <= width; d += kTileKeys) {
+      multiply_tile<kRows, kTileVectors, true>(keys, weights, layout_.score_row, value + d, value_row_, context(0) + d,
+                                               width);
     }
-    multiply_tile<kRows, kVectors>(keys, scores(row) + first, layout_.score_row, value + d, value_row_, sums);
-    for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < kVectors; ++v) Simd::store(context(r) + d + v * kLanes, sums[r][v]);
+    for (; d < width; d += kLanes) {
+      multiply_tile<kRows, 1, true>(keys, weights, layout_.score_row, value + d, value_row_, context(0) + d, width);
     }
   }
 
@@ -423,12 +404,15 @@ class Block {
       sums[0][v] = Simd::load(out + d + v * kLanes);
       if (kChains == 2) sums[kChains - 1][v] = Simd::set1(0.0f);
     }
+    const float* const values = value_ + d;
+    const Index value_row = value_row_;
+    const int tail = value_tail_;
     const auto add = [&](Float(&sum)[kVectors], std::int32_t key) {
-      const float* value = value_ + key * value_row_ + d;
+      const float* value = values + key * value_row;
       const Float weight = Simd::set1(weights[key]);
       for (int v = 0; v < kVectors; ++v) {
         const bool partial = kTail && v == kVectors - 1;
-        const Float lanes = partial ? Simd::load_first(value + v * kLanes, value_tail_) : Simd::load(value + v * kLanes);
+        const Float lanes = partial ? Simd::load_first(value + v * kLanes, tail) : Simd::load(value + v * kLanes);
         sum[v] = Simd::fma(weight, lanes, sum[v]);
       }
     };

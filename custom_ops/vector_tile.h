@@ -22,13 +22,20 @@ static inline void with_rows(Index rows, const Function& function) {
   }
 }
 
-// sums[r][v] += sum over k < depth of a[r][k] * b[k][v]: a tile that stays in registers throughout. Rows of a lie a_row
-// apart, rows of b, of kVectors registers each, b_row apart.
-template <int kRows, int kVectors>
-static inline void multiply_tile(Index depth, const float* a, Index a_row, const float* b, Index b_row,
-                                 Float (&sums)[kRows][kVectors]) {
+// out[r][v] (+)= sum over k < depth of a[r][k] * b[k][v]: a tile whose sums stay in registers until they are complete.
+// Rows of a lie a_row apart, rows of b, of kVectors registers each, b_row apart, rows of out out_row.
+template <int kRows, int kVectors, bool kAdd>
+static inline void multiply_tile(Index depth, const float* a, Index a_row, const float* b, Index b_row, float* out,
+                                 Index out_row) {
+  Float sums[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = kAdd ? Simd::load(out + r * out_row + v * kLanes) : Simd::set1(0.0f);
+  }
   for (Index k = 0; k < depth; ++k) {
     Float right[kVectors];
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) right[v] = Simd::load(b + v * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -39,14 +46,26 @@ static inline void multiply_tile(Index depth, const float* a, Index a_row, const
     ++a;
     b += b_row;
   }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) Simd::store(out + r * out_row + v * kLanes, sums[r][v]);
+  }
 }
 
-// The same on pairs of 16-bit numbers.
+// The same for pairs of 16-bit numbers; the sums, whole numbers, are stored as floats.
 template <int kRows>
-static inline void multiply_tile_int16(Index pairs, const std::int32_t* a, Index a_row, const std::int32_t* b,
-                                       Int (&sums)[kRows][kTileVectors]) {
+static inline void multiply_tile_int16(Index pairs, const std::int32_t* a, Index a_row, const std::int32_t* b, float* out,
+                                       Index out_row) {
+  Int sums[kRows][kTileVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) sums[r][v] = Simd::zero_int();
+  }
   for (Index k = 0; k < pairs; ++k) {
     Int right[kTileVectors];
+#pragma GCC unroll 4
     for (int v = 0; v < kTileVectors; ++v) right[v] = Simd::load_pairs(b + v * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -56,6 +75,11 @@ static inline void multiply_tile_int16(Index pairs, const std::int32_t* a, Index
     }
     ++a;
     b += kTileKeys;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) Simd::store(out + r * out_row + v * kLanes, Simd::to_float(sums[r][v]));
   }
 }
 
