@@ -30,7 +30,8 @@ def probe(model: ir.Model, names: Sequence[str]) -> ir.Model:
     copy = model.clone()
     flow = Dataflow(copy)
     values = {value.name: value for graph in flow.graphs for node in graph for value in node.outputs}
-    values |= {value.name: value for graph in flow.graphs for value in graph.inputs}
+    for graph in flow.graphs:
+        values |= {value.name: value for value in (*graph.inputs, *graph.initializers.values())}
     outputs = []
     for name in names:
         if name not in values:
