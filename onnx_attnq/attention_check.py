@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_attnq import numerics
+from onnx_attnq.dataflow import Dataflow
 from onnx_attnq.errors import InvalidModel
 from onnx_attnq.function import DOMAIN, DOMAIN_VERSION
 from onnx_attnq.implementation import LEVEL_TOLERANCE, CodeCheck, check_rows
@@ -30,7 +31,8 @@ class AttentionAlone:
     """One attention op of a model, taken out of it."""
 
     def __init__(self, model: ir.Model, site: RewrittenSite, threads: int | None) -> None:
-        node = next((n for n in model.graph.all_nodes() if n.outputs[0].name == site.output), None)
+        output = Dataflow(model).values_in(site.scope).get(site.output)
+        node = None if output is None else output.producer()
         if node is None or node.op_identifier() not in model.functions:
             raise InvalidModel(f"site {site.id!r}: the op that the model's record names is not there")
         self._scheme = site.scheme

@@ -13,7 +13,7 @@ from onnx_attnq.errors import InvalidModel
 from onnx_attnq.infer import dtype_of
 
 
-def probe(model: ir.Model, names: Sequence[str]) -> ir.Model:
+def probe(model: ir.Model, names: Sequence[str], scope: str = "main") -> ir.Model:
     """A copy of the model whose outputs are the named values, and nothing else.
 
     What they do not need is left out, so that a run costs no more time and memory than they do. A
@@ -22,20 +22,19 @@ def probe(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
     Args:
         model: Not changed.
-        names: Names of values in the main graph or in subgraphs.
+        names: Names of values that can be used in ``scope``.
+        scope: ``main``, or a subgraph as `Dataflow.scope` names it.
 
     Raises:
         InvalidModel: There is no value of that name.
     """
     copy = model.clone()
     flow = Dataflow(copy)
-    values = {value.name: value for graph in flow.graphs for node in graph for value in node.outputs}
-    for graph in flow.graphs:
-        values |= {value.name: value for value in (*graph.inputs, *graph.initializers.values())}
+    values = flow.values_in(scope)
     outputs = []
     for name in names:
         if name not in values:
-            raise InvalidModel(f"the model has no value {name!r}")
+            raise InvalidModel(f"there is no value {name!r} in {scope}")
         outputs.append(_lift(values[name], flow))
     copy.graph.outputs[:] = outputs
     RemoveUnusedNodesPass()(copy)

@@ -174,7 +174,7 @@ def verify(
 
 
 def _check_site(model: ir.Model, site: RewrittenSite, samples: Sequence[Sample], threads: int | None) -> CodeCheck:
-    session = Session(probe(model, [*site.inputs, site.output]), threads=threads)
+    session = Session(probe(model, [*site.inputs, site.output], site.scope), threads=threads)
     alone = AttentionAlone(model, site, threads) if site.form is Form.ATTENTION else None
     total = CodeCheck()
     for sample in samples:
