@@ -49,9 +49,13 @@ def _lift(value: ir.Value, flow: Dataflow) -> ir.Value:
     owner = flow.owner(graph) if isinstance(graph, ir.Graph) else None
     if owner is None:
         return value
-    siblings = [other for other in flow.graphs if flow.owner(other) is owner]
-    for other in siblings:
-        other.outputs.append(value if other is graph else _empty(other, value))
+    # A copy, because the value may be an output of the subgraph already, and none may be one twice.
+    shown = ir.Node("", "Identity", [value])
+    shown.outputs[0].name, shown.outputs[0].type = f"{value.name}_shown", value.type
+    assert isinstance(graph, ir.Graph)
+    graph.append(shown)
+    for other in (g for g in flow.graphs if flow.owner(g) is owner):
+        other.outputs.append(shown.outputs[0] if other is graph else _empty(other, value))
     owner.resize_outputs(len(owner.outputs) + 1)
     lifted = owner.outputs[-1]
     lifted.name = f"{value.name}_lifted"
