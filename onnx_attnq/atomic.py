@@ -39,7 +39,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except OSError as error:
         raise CannotWrite(f"cannot write {target}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # renamed by now, or never made
+            temporary.unlink()
 
 
 __all__ = ["replacing"]

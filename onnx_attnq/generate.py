@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -18,8 +19,7 @@ import onnx_ir as ir
 from onnx_attnq.conv_geometry import image_shape, signal_length
 from onnx_attnq.errors import InvalidData
 from onnx_attnq.input_uses import uses
-from onnx_attnq.inputs import Sample
-from onnx_attnq.signature import Dim, ModelInput, evaluate_dim, is_expression, model_inputs
+from onnx_attnq.signature import Dim, ModelInput, Sample, evaluate_dim, is_expression, model_inputs
 
 BATCH: Final = 2
 """Rows of a batch: one complete, one with padding."""
@@ -62,13 +62,21 @@ _BY_CONSUMER: Final = {
 """Inputs of com.microsoft's operators whose meaning their documentation fixes."""
 
 
-def generate_samples(model: ir.Model, count: int = 4, seed: int = 0) -> tuple[Sample, ...]:
+def generate_samples(
+    model: ir.Model,
+    count: int = 4,
+    seed: int = 0,
+    batch: int = BATCH,
+    lengths: Sequence[int] = SEQUENCE_LENGTHS,
+) -> tuple[Sample, ...]:
     """Make inputs for a model; equal arguments give equal arrays on every platform.
 
     Args:
         model: The model; only its inputs, and the shapes of some weights, are looked at.
-        count: How many samples. They have different lengths where the model's dims are symbolic.
+        count: How many samples.
         seed: Of token ids and features.
+        batch: Rows of each sample, where the model leaves it open; the last row has padding.
+        lengths: Tokens of the samples, in turn, where the model leaves it open.
 
     Raises:
         InvalidModel: An input is not a tensor.
@@ -78,7 +86,7 @@ def generate_samples(model: ir.Model, count: int = 4, seed: int = 0) -> tuple[Sa
     roles = {item.name: _role(model, item) for item in inputs}
     # RandomState, because numpy promises that its stream never changes; Generator's may.
     random = np.random.RandomState(seed)
-    return tuple(_Maker(model, inputs, roles, index, random).sample() for index in range(count))
+    return tuple(_Maker(model, inputs, roles, index, random, batch, lengths).sample() for index in range(count))
 
 
 def _role(model: ir.Model, item: ModelInput) -> Role:
@@ -129,6 +137,8 @@ class _Maker:
         roles: dict[str, Role],
         index: int,
         random: np.random.RandomState,
+        batch: int,
+        lengths: Sequence[int],
     ) -> None:
         self.model = model
         self.inputs = inputs
@@ -136,10 +146,13 @@ class _Maker:
         self.index = index
         self.random = random
         self.values = {value.name: value for value in model.graph.inputs}
-        self.has_past = Role.PAST in roles.values()
-        self.length = SEQUENCE_LENGTHS[index % len(SEQUENCE_LENGTHS)]
-        self.encoder_length = SEQUENCE_LENGTHS[(index + 1) % len(SEQUENCE_LENGTHS)]
-        self.past = PAST_LENGTH if self.has_past else 0
+        self.batch = batch
+        self.length = lengths[index % len(lengths)]
+        self.encoder_length = lengths[(index + 1) % len(lengths)]
+        self.past = PAST_LENGTH if Role.PAST in roles.values() else 0
+        if Role.LAST_INDEX in roles.values():
+            # GroupQueryAttention takes a prompt without a past, or one token with it, but not both in a batch.
+            self.length, self.past = (self.length, 0) if index % 2 == 0 else (1, self.past)
         self.sizes: dict[str, int] = {}
         self.shapes = {item.name: self.shape(item) for item in sorted(inputs, key=self.rank)}
         self.read_static_lengths()
@@ -174,7 +187,7 @@ class _Maker:
         """The size of a dim, by its name, its place and the role of the input."""
         role = self.roles[item.name]
         if "batch" in symbol or (axis == 0 and len(item.shape or ()) > 1):
-            return BATCH
+            return self.batch
         if role is Role.FEATURES and (size := self.feature_size(axis, item)) is not None:
             return size
         if "encoder" in symbol:
@@ -184,7 +197,7 @@ class _Maker:
         if role is Role.PAST:
             return self.past
         if role is Role.LAST_INDEX:
-            return BATCH
+            return self.batch
         if "total" in symbol or (role is Role.MASK and axis == len(item.shape or ()) - 1):
             return self.past + self.length
         return self.length

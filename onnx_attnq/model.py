@@ -192,7 +192,7 @@ def _refuse_input(model: ir.Model, outputs: Iterable[Path]) -> None:
         inputs.add(str(source))
     existing = [file for file in inputs if os.path.exists(file)]
     for output in outputs:
-        if output.exists() and any(os.path.samefile(output, file) for file in existing):
+        if os.path.exists(output) and any(os.path.samefile(output, file) for file in existing):
             raise CannotWrite(f"{output} is a file of the input model, which is never overwritten; name another output")
 
 
