@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +19,7 @@ from onnx_attnq.conv_geometry import image_shape, signal_length
 from onnx_attnq.errors import InvalidData
 from onnx_attnq.roles import Role, role_of, table_rows
 from onnx_attnq.signature import Dim, ModelInput, Sample, evaluate_dim, is_expression, model_inputs
+from onnx_attnq.wellformed import MAX_RANK
 
 SHAPES: Final = ((2, 16), (1, 9), (2, 12), (1, 7))
 """Rows and tokens of the samples, in turn: short enough for any table of positions, and not all even."""
@@ -145,35 +146,42 @@ class _Lengths:
 
 
 def _sample(inputs: Sequence[_Input], lengths: _Lengths, random: np.random.RandomState) -> Sample:
-    symbols: dict[str, int] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    # Tokens and keys first: what their dims are called says more than what those of a mask are.
-    first = (Role.TOKENS, Role.PAST, Role.FEATURES)
-    for entry in sorted(inputs, key=lambda entry: first.index(entry.role) if entry.role in first else len(first)):
-        shape = tuple(_size(entry, axis, lengths, symbols) for axis in range(len(entry.dims)))
-        if math.prod(shape) * entry.item.dtype.itemsize > MAX_BYTES:
-            raise InvalidData(f"input {entry.item.name!r} of shape {list(shape)} is too large to be made up; give data")
-        shapes[entry.item.name] = shape
+    symbols = _symbols(inputs, lengths)
     return {
-        entry.item.name: _array(entry, shapes[entry.item.name], lengths, random).astype(entry.item.dtype)
+        entry.item.name: _values(entry, _shape(entry, lengths, symbols), lengths, random).astype(entry.item.dtype)
         for entry in inputs
     }
 
 
-def _size(entry: _Input, axis: int, lengths: _Lengths, symbols: dict[str, int]) -> int:
-    dim = entry.dims[axis]
-    if isinstance(dim, int):
-        return dim
-    if dim is None:
-        return lengths.guess(entry, axis)
-    if (size := evaluate_dim(dim, symbols)) is None:
-        size = lengths.guess(entry, axis)
-        if not is_expression(dim):
-            symbols[dim] = size
-    return size
+def _symbols(inputs: Sequence[_Input], lengths: _Lengths) -> dict[str, int]:
+    """The sizes of all symbols; and of all expressions, which follow from the symbols if these are known."""
+    symbols: dict[str, int] = {}
+    named = [
+        (dim, lengths.guess(entry, axis))
+        for entry in sorted(inputs, key=lambda entry: entry.role.value)
+        for axis, dim in enumerate(entry.dims)
+        if isinstance(dim, str)
+    ]
+    for dim, guess in sorted(named, key=lambda pair: is_expression(pair[0])):
+        computed = evaluate_dim(dim, symbols)
+        symbols[dim] = guess if computed is None or computed < 0 else computed
+    return symbols
 
 
-def _array(entry: _Input, shape: tuple[int, ...], lengths: _Lengths, random: np.random.RandomState) -> npt.NDArray[Any]:
+def _shape(entry: _Input, lengths: _Lengths, symbols: Mapping[str, int]) -> tuple[int, ...]:
+    shape = tuple(
+        symbols[dim] if isinstance(dim, str) else lengths.guess(entry, axis) if dim is None else dim
+        for axis, dim in enumerate(entry.dims)
+    )
+    # numpy counts the axes of size 0 out, too, and random numbers are float64 at first.
+    if len(shape) > MAX_RANK or math.prod(max(size, 1) for size in shape) * 8 > MAX_BYTES:
+        raise InvalidData(f"input {entry.item.name!r} of shape {shape} is too large to be made up; give data")
+    return shape
+
+
+def _values(
+    entry: _Input, shape: tuple[int, ...], lengths: _Lengths, random: np.random.RandomState
+) -> npt.NDArray[Any]:
     total = lengths.past + lengths.tokens
     whole = entry.item.dtype.kind in "biu"
     match entry.role:
@@ -182,9 +190,8 @@ def _array(entry: _Input, shape: tuple[int, ...], lengths: _Lengths, random: np.
             lowest = min(FIRST_WORD, rows - 1)
             return lowest + np.floor(random.random_sample(shape) * (rows - lowest))
         case Role.POSITIONS:
-            positions = lengths.past + np.arange(shape[-1] if shape else 1)
-            limit = positions.max() if entry.rows is None else entry.rows - 1
-            return np.broadcast_to(np.minimum(positions, limit), shape)
+            positions = lengths.past + (np.arange(shape[-1]) if shape else np.array(0))
+            return np.broadcast_to(positions if entry.rows is None else np.minimum(positions, entry.rows - 1), shape)
         case Role.MASK:
             visible = _visible(shape, lengths)
             # One for tokens; or, if it has an axis for queries and is not whole, what is added to the scores.

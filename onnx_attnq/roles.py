@@ -16,26 +16,26 @@ from onnx_attnq.signature import ModelInput
 
 
 class Role(enum.Enum):
-    """What an input is for."""
+    """What an input is for; those first whose dims say most about the sizes that all inputs share."""
 
     TOKENS = enum.auto()
     """Ids of tokens: indices into a table of embeddings."""
+    PAST = enum.auto()
+    """Keys or values of earlier tokens, or, in whole numbers, how many those are."""
+    FEATURES = enum.auto()
+    """Real numbers: an image, a signal, embeddings."""
     POSITIONS = enum.auto()
     """Where the tokens stand, counted from the beginning of the past."""
     SEGMENTS = enum.auto()
     """Which of two sentences a token belongs to."""
     MASK = enum.auto()
     """Which keys may be attended to."""
-    PAST = enum.auto()
-    """Keys or values of earlier tokens, or, in whole numbers, how many those are."""
     LAST_INDEX = enum.auto()
     """The index of the last key, for each row of the batch."""
     TOTAL_LENGTH = enum.auto()
     """The number of keys."""
     SWITCH = enum.auto()
     """Of a merged decoder: whether there is a past."""
-    FEATURES = enum.auto()
-    """Real numbers: an image, a signal, embeddings."""
     OTHER = enum.auto()
     """A whole number of unknown meaning."""
 
