@@ -132,6 +132,16 @@ def test_a_data_file_of_the_input_is_never_overwritten(tmp_path: Path) -> None:
     assert listing(tmp_path) == before
 
 
+def test_a_clone_knows_the_file_of_its_input(inline: Path) -> None:
+    with pytest.raises(CannotWrite, match="file of the input"):
+        save(load(inline).clone(), inline)
+
+
+def test_an_output_needs_a_name(inline: Path) -> None:
+    with pytest.raises(CannotWrite, match="not the name of a file"):
+        save(load(inline), "")
+
+
 def test_the_input_is_recognized_through_a_link(inline: Path) -> None:
     link = inline.with_name("link.onnx")
     link.symlink_to(inline)
@@ -149,7 +159,7 @@ def test_an_output_replaces_a_link_and_leaves_its_target(inline: Path, tmp_path:
     assert not link.is_symlink()
 
 
-@pytest.mark.parametrize("where", ["missing/out.onnx", "folder", "model.onnx/out.onnx", "n" * 300])
+@pytest.mark.parametrize("where", ["missing/out.onnx", "folder", "model.onnx/out.onnx", "n" * 300, "nul\0"])
 def test_a_place_that_cannot_be_written_gives_one_line(where: str, inline: Path) -> None:
     (inline.parent / "folder").mkdir()
     before = listing(inline.parent)
