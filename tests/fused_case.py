@@ -82,8 +82,8 @@ class Case:
         return run(self.decomposed_model(), self.feeds())
 
     def declined(self) -> str:
-        before = self.model().SerializeToString(deterministic=True)
         model = ir.from_proto(self.model())
+        before = ir.to_proto(model).SerializeToString(deterministic=True)
         outcome = decompose(model, model.graph[0])
         assert isinstance(outcome, Declined), outcome
         assert ir.to_proto(model).SerializeToString(deterministic=True) == before
@@ -99,13 +99,19 @@ def run(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[Array]:
     return list(session.run(None, dict(feeds)))
 
 
-def assert_same(case: Case, expected: Sequence[Array] | None = None) -> None:
-    """The decomposed model gives what the kernel gives, or what is expected."""
-    expected = case.original() if expected is None else expected
-    found = case.decomposed()
+def random_array(rng: np.random.Generator, shape: Sequence[int], dtype: npt.DTypeLike = np.float32) -> Array:
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def assert_close(found: Sequence[Array], expected: Sequence[Array]) -> None:
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype
         tolerance = FLOAT16_TOLERANCE if b.dtype == np.float16 else FLOAT32_TOLERANCE
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def assert_same(case: Case) -> None:
+    """The decomposed model gives what the kernel gives."""
+    assert_close(case.decomposed(), case.original())

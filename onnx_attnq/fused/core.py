@@ -157,7 +157,9 @@ def append(b: NodeBuilder, past: ir.Value | None, new: ir.Value) -> ir.Value:
     if past is None:
         return new
     batch, heads, _, head_size = (known.dimension(new, axis) for axis in range(4))
-    return b.describe(b.op("Concat", past, new, axis=2), new, batch, heads, None, head_size)
+    old_length, new_length = known.size(past, 2), known.size(new, 2)
+    length = None if old_length is None or new_length is None else old_length + new_length
+    return b.describe(b.op("Concat", past, new, axis=2), new, batch, heads, length, head_size)
 
 
 def distance(b: NodeBuilder, queries: Extent, keys: Extent, offset: Extent | ir.Value) -> ir.Value:

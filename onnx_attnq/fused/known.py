@@ -115,7 +115,13 @@ def _rank(value: ir.Value, depth: int) -> int | None:
     if op_type == "Transpose" and (perm := node.attributes.get("perm")) is not None and not perm.is_ref():
         return len(perm.as_ints())
     target = node.inputs[1] if op_type == "Reshape" and len(node.inputs) == 2 else None
-    return None if target is None else size(target, 0)
+    return None if target is None else _length(target)
+
+
+def _length(vector: ir.Value) -> int | None:
+    """The number of entries of a shape."""
+    constant = ir.convenience.get_const_tensor(vector)
+    return size(vector, 0) if constant is None else constant.size
 
 
 def _width(value: ir.Value, depth: int) -> int | None:

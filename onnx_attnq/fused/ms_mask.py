@@ -70,18 +70,12 @@ def _valid_keys(b: NodeBuilder, fused: FusedNode, name: str, rank: int, lengths:
         return _between_ends(b, mask, lengths)
     if rank == 4:
         # (B, 1, M, M): the rows of the new queries, the columns of the keys there are.
-        first = b.subtract(lengths.keys, lengths.queries)
-        mask = b.slice(b.slice(mask, 2, first, lengths.keys), 3, 0, lengths.keys)
+        mask = b.slice(b.slice(mask, 2, lengths.past, lengths.keys), 3, 0, lengths.keys)
     valid = core.exceeds(b, mask, 0, ir.DataType.INT32)
-    if rank == 2:
-        # One column for all keys masks nothing: a softmax does not feel what all its scores share.
-        width = b.extent(mask, 1)
-        if width == 1:
-            return b.constant([[[[True]]]], ir.DataType.BOOL)
-        if not isinstance(width, int):
-            valid = b.op("Or", valid, b.op("Equal", width, b.ints(1)))
-        return b.unsqueeze(valid, 1, 2)
-    return b.unsqueeze(valid, 1) if rank == 3 else valid
+    if name == "mask_index" and rank == 2 and known.size(mask, 1) in (None, 1):
+        # To Attention one column is a dummy, which masks nothing.
+        valid = b.op("Or", valid, b.op("Equal", b.vector(b.extent(mask, 1)), b.ints(1)))
+    return b.unsqueeze(valid, *range(1, 5 - rank)) if rank < 4 else valid
 
 
 def _between_ends(b: NodeBuilder, mask: ir.Value, lengths: Lengths) -> ir.Value:
