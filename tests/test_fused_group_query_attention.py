@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from fused_case import Array, Case, assert_close, random_array
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,6 +80,8 @@ def cases(draw: st.DrawFn) -> Case:
         inputs[11] = tensor(heads)
     if draw(st.booleans()):
         attributes["local_window_size"] = draw(st.integers(1, 5))
+    elif draw(st.booleans()):
+        attributes["causal"] = 0
     if draw(st.booleans()):
         attributes["softcap"] = draw(st.sampled_from([0.5, 30.0]))
     if draw(st.booleans()):
@@ -106,3 +110,65 @@ def defined(case: Case, arrays: list[Array]) -> list[Array]:
 @given(case=cases())
 def test_equals_the_kernel(case: Case) -> None:
     assert_close(defined(case, case.decomposed()), defined(case, case.original()))
+
+
+@st.composite
+def padded_chunks(draw: st.DrawFn) -> Case:
+    """Chunks of one length, of which each batch entry fills as much as it has, behind a cache of its own length."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    batch, length, capacity = draw(st.integers(1, 3)), draw(st.integers(1, 4)), 12
+    filled = rng.integers(1, length + 1, batch)
+    keys = filled + rng.integers(0, capacity - length + 1, batch)
+    caches = [random_array(rng, (batch, 2, capacity, 16)) for _ in range(2)]
+    queries, *key_value = (random_array(rng, (batch, length, count * 16)) for count in (4, 2, 2))
+    lengths = [(keys - 1).astype(np.int32), np.array(capacity, np.int32)]
+    rotary = [random_array(rng, (16, 8)) for _ in range(2)]
+    inputs = [queries, *key_value, *caches, *lengths, *rotary, *[None] * 7, filled.astype(np.int32)]
+    attributes = {
+        "num_heads": 4,
+        "kv_num_heads": 2,
+        "do_rotary": 1,
+        "local_window_size": draw(st.sampled_from([-1, 3])),
+    }
+    return Case("GroupQueryAttention", inputs, attributes, (3, 4, 4))
+
+
+@given(case=padded_chunks())
+def test_padded_chunks_equal_the_kernel(case: Case) -> None:
+    def valid(arrays: Sequence[Array]) -> list[Array]:
+        context, *caches = (array.copy() for array in arrays)
+        for entry, (count, last) in enumerate(zip(case.inputs[16], case.inputs[5], strict=True)):
+            context[entry, count:] = 0
+            for cache in caches:
+                cache[entry, :, last + 1 :] = 0
+        return [context, *caches]
+
+    assert_close(valid(case.decomposed()), valid(case.original()))
+
+
+QUERY, CACHE = np.zeros((1, 2, 64), np.float32), np.zeros((1, 2, 4, 16), np.float32)
+KEY, LAST, TOTAL = np.zeros((1, 2, 32), np.float32), np.array([1], np.int32), np.array(2, np.int32)
+CORE = [QUERY, KEY, KEY, None, None, LAST, TOTAL]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "attributes", "reason"),
+    [
+        ([QUERY, KEY, KEY, CACHE, CACHE, LAST, TOTAL], {}, "name that output"),
+        ([QUERY, KEY, None, None, None, LAST, TOTAL], {}, "must come together"),
+        ([QUERY, KEY[:, :1], KEY[:, :1], None, None, LAST, TOTAL], {}, "the cache is that of another layer"),
+        ([QUERY, KEY, KEY], {}, "no input 'seqlens_k'"),
+        (CORE, {"do_rotary": 1}, "cos_cache and sin_cache"),
+        (CORE, {"kv_num_heads": 3}, "cannot share"),
+        (CORE, {"local_window_size": 0}, "local_window_size 0"),
+        (CORE, {"local_window_size": 2, "causal": 0}, "local_window_size 2"),
+        (CORE, {"sliding_window_cache": 1, "local_window_size": 2}, "use a full cache"),
+        (CORE, {"kv_cache_bit_width": 8}, "float cache"),
+        ([*CORE, *[None] * 5, np.ones(1, np.float32)], {}, "'k_scale'"),
+        ([*CORE, *[None] * 7, np.ones(16, np.float32)], {}, "'q_norm_weight'"),
+        ([*CORE, None, None, np.zeros((1, 2), np.int64), *[None] * 6, LAST], {}, "'position_ids'"),
+    ],
+)
+def test_declines(inputs: list[Array | None], attributes: dict[str, int], reason: str) -> None:
+    case = Case("GroupQueryAttention", inputs, {"num_heads": 4, "kv_num_heads": 2, **attributes}, fixed_shapes=True)
+    assert reason in case.declined()

@@ -1,8 +1,9 @@
 """com.microsoft GroupQueryAttention: causal, with a cache whose entries may differ in length.
 
 Source: the operator's text (onnxruntime, docs/ContribOperators.md) and its CPU kernel. Batch entry b has
-T = seqlens_k[b] + 1 keys, of which max(T - L_q, 0) are in the cache already. Query i is at the position
-min(that many + i, T - 1) and sees the keys up to there, or the last ``local_window_size`` of them.
+T = seqlens_k[b] + 1 keys, of which max(T - Q, 0) are in the cache already; Q is query_seqlens[b], or L_q.
+Query i is at the position min(that many + i, T - 1) and sees the keys up to there, or the last
+``local_window_size`` of them; with ``causal`` 0 it sees all.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ ATTRIBUTES: Final = frozenset(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Lengths:
-    """L_q and the greatest number of keys; per batch entry, int64 (B, 1): keys in the cache, keys in all."""
+    """L_q and the greatest number of keys; int64 (B, 1) or one for all: keys in the cache, new keys, all keys."""
 
     queries: Extent
     total: ir.Value
     cached: ir.Value
+    new: ir.Value
     keys: ir.Value
 
 
@@ -89,13 +91,13 @@ def _refuse(fused: FusedNode) -> None:
         fused.refuse(name, "a quantized cache is not decomposed; use a model with a float cache")
     for name in ("q_norm_weight", "k_norm_weight"):
         fused.refuse(name, "the norm of query and key must stay in front of the op to be seen")
-    fused.refuse("query_seqlens", "padded chunks are not decomposed; use a model whose chunks are whole")
-    if fused.integer("causal", 1) != 1:
-        raise Decline("GroupQueryAttention with causal 0 is not decomposed; use MultiHeadAttention")
+    if fused.get("query_seqlens") is not None:
+        fused.refuse("position_ids", "together with query_seqlens it is not defined")
     if fused.integer("sliding_window_cache"):
         raise Decline("sliding_window_cache moves keys inside the cache, which standard ops cannot; use a full cache")
-    if fused.integer("local_window_size", -1) == 0:
-        raise Decline("local_window_size 0 lets no query see any key")
+    window = fused.integer("local_window_size", -1)
+    if window == 0 or (window > 0 and not fused.integer("causal", 1)):
+        raise Decline(f"local_window_size {window} is not defined, or not without causal")
     if fused.integer("kv_cache_bit_width") != 0:
         raise Decline("a quantized cache is not decomposed; use a model with a float cache")
 
@@ -125,8 +127,11 @@ def _lengths(b: NodeBuilder, fused: FusedNode, query: ir.Value) -> _Lengths:
     keys = b.reshape(b.cast(fused.require("seqlens_k"), ir.DataType.INT64), -1, 1)
     keys = b.op("Add", keys, b.ints(1))
     total = b.reshape(b.cast(fused.require("total_sequence_length"), ir.DataType.INT64), 1)
-    cached = b.maximum(b.op("Sub", keys, b.vector(queries)), b.ints(0))
-    return _Lengths(queries, total, cached, keys)
+    new = b.vector(queries)
+    if (valid := fused.get("query_seqlens")) is not None:
+        new = b.reshape(b.cast(valid, ir.DataType.INT64), -1, 1)
+    cached = b.maximum(b.op("Sub", keys, new), b.ints(0))
+    return _Lengths(queries, total, cached, new, keys)
 
 
 def _rotated(
@@ -166,7 +171,7 @@ def _present(
         capacity = b.maximum(lengths.total, b.vector(before))
     rows = b.arange(capacity)
     behind = b.op("Sub", rows, lengths.cached)
-    used = b.op("Less", behind, b.vector(lengths.queries))
+    used = b.op("Less", behind, lengths.new)
     index = b.op("Where", b.op("Less", behind, b.ints(0)), rows, b.op("Add", behind, b.vector(before)))
     index = b.unsqueeze(b.op("Where", used, index, b.ints(0)), 1)
     # All heads of all batch entries one under the other, so that one Gather copies whole rows.
@@ -186,7 +191,9 @@ def _present(
 def _visible(b: NodeBuilder, fused: FusedNode, lengths: _Lengths) -> ir.Value:
     """The keys that a query sees: bool, (B, 1, L_q, total)."""
     last_key = b.op("Sub", lengths.keys, b.ints(1))
-    position = b.minimum(b.op("Add", lengths.cached, b.arange(lengths.queries)), last_key)
+    position = last_key
+    if fused.integer("causal", 1):
+        position = b.minimum(b.op("Add", lengths.cached, b.arange(lengths.queries)), last_key)
     distance = b.op("Sub", b.arange(lengths.total), b.unsqueeze(position, 1, 3))
     visible = b.op("Less", distance, b.ints(1))
     window = fused.integer("local_window_size", -1)
