@@ -10,13 +10,15 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import pytest
-from fused_case import Array, Case, assert_close, assert_same, random_array
+from fused_case import CURRENT_KERNELS, Array, Case, assert_close, assert_same, random_array
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
 from onnx_attnq.fused import Declined, decompose
+
+pytestmark = CURRENT_KERNELS
 
 BFLOAT16_STEP = 2.0**-8  # of numbers from 0.5 to 1
 

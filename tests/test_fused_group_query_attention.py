@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from fused_case import Array, Case, assert_close, random_array
+from fused_case import CURRENT_KERNELS, Array, Case, assert_close, random_array
 from hypothesis import given
 from hypothesis import strategies as st
+
+pytestmark = CURRENT_KERNELS
 
 
 @dataclasses.dataclass(frozen=True)

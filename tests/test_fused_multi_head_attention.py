@@ -6,9 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from fused_case import Array, Case, assert_close, assert_same, random_array
+from fused_case import CURRENT_KERNELS, Array, Case, assert_close, assert_same, random_array
 from hypothesis import given
 from hypothesis import strategies as st
+
+pytestmark = CURRENT_KERNELS
 
 FILTERS = st.sampled_from([-1.0, -50.0, float(np.finfo(np.float32).min)])
 """The default, -10000, is tested with Attention: it rounds scores to multiples of 2**-10."""
