@@ -1,9 +1,10 @@
 """com.microsoft GroupQueryAttention: causal, with a cache whose entries may differ in length.
 
 Source: the operator's text (onnxruntime, docs/ContribOperators.md) and its CPU kernel. Batch entry b has
-T = seqlens_k[b] + 1 keys, of which max(T - Q, 0) are in the cache already; Q is query_seqlens[b], or L_q.
-Query i is at the position min(that many + i, T - 1) and sees the keys up to there, or the last
-``local_window_size`` of them; with ``causal`` 0 it sees all.
+T = seqlens_k[b] + 1 keys and Q queries, query_seqlens[b] or else L_q. Query i is at the position
+min(max(T - Q, 0) + i, T - 1) and sees the keys up to there, or the last ``local_window_size`` of them; with
+``causal`` 0 it sees all. The keys before the first query are in the cache. A layer without keys of its own
+(L = 0) reads the cache of another layer, and finds all T there.
 """
 
 from __future__ import annotations
@@ -37,13 +38,15 @@ ATTRIBUTES: Final = frozenset(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Lengths:
-    """L_q and the greatest number of keys; int64 (B, 1) or one for all: keys in the cache, new keys, all keys."""
+    """L_q, L and the greatest T; per batch entry, (B, 1): T, position of the first query, cached keys, new keys."""
 
     queries: Extent
+    new_rows: Extent
     total: ir.Value
+    keys: ir.Value
+    first: ir.Value
     cached: ir.Value
     new: ir.Value
-    keys: ir.Value
 
 
 def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | None]]:
@@ -59,7 +62,7 @@ def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | N
         raise Decline(f"{heads} query heads cannot share {kv_heads} key heads evenly")
 
     query, key, value = _heads(b, fused, heads, kv_heads)
-    lengths = _lengths(b, fused, query)
+    lengths = _lengths(b, fused, query, key)
     if fused.integer("do_rotary"):
         query, key = _rotated(b, fused, lengths, query, key)
     present = _present(b, past, (key, value), kv_heads, lengths, dtype)
@@ -109,9 +112,6 @@ def _heads(b: NodeBuilder, fused: FusedNode, heads: int, kv_heads: int) -> Seque
     if pair := fused.both_or_none("key", "value"):
         for name in ("key", "value"):
             fused.rank(name, (3,))
-        lengths = [known.size(x, 1) for x in (query, *pair)]
-        if None not in lengths and len(set(lengths)) > 1:
-            raise Decline("key and value are not as long as query: the cache is that of another layer")
         return [core.split_heads(b, query, heads), *(core.split_heads(b, x, kv_heads) for x in pair)]
     packed = core.split_heads(b, query, heads + 2 * kv_heads)
     parts = b.split(packed, 1, (heads, kv_heads, kv_heads))
@@ -122,16 +122,23 @@ def _heads(b: NodeBuilder, fused: FusedNode, heads: int, kv_heads: int) -> Seque
     ]
 
 
-def _lengths(b: NodeBuilder, fused: FusedNode, query: ir.Value) -> _Lengths:
-    queries = b.extent(query, 2)
+def _lengths(b: NodeBuilder, fused: FusedNode, query: ir.Value, key: ir.Value) -> _Lengths:
+    queries, new_rows = b.extent(query, 2), b.extent(key, 2)
     keys = b.reshape(b.cast(fused.require("seqlens_k"), ir.DataType.INT64), -1, 1)
     keys = b.op("Add", keys, b.ints(1))
     total = b.reshape(b.cast(fused.require("total_sequence_length"), ir.DataType.INT64), 1)
-    new = b.vector(queries)
+
+    def before(count: ir.Value) -> ir.Value:
+        return b.maximum(b.op("Sub", keys, count), b.ints(0))
+
     if (valid := fused.get("query_seqlens")) is not None:
         new = b.reshape(b.cast(valid, ir.DataType.INT64), -1, 1)
-    cached = b.maximum(b.op("Sub", keys, new), b.ints(0))
-    return _Lengths(queries, total, cached, new, keys)
+        first = cached = before(new)
+    else:
+        new = b.vector(new_rows)
+        cached = before(new)
+        first = cached if known.same_size(query, 2, key, 2) else before(b.vector(queries))
+    return _Lengths(queries, new_rows, total, keys, first, cached, new)
 
 
 def _rotated(
@@ -141,15 +148,15 @@ def _rotated(
     if caches is None:
         raise Decline("do_rotary needs the inputs cos_cache and sin_cache")
     steps = b.arange(lengths.queries)
-    positions = b.op("Add", lengths.cached, steps)
+    positions = b.op("Add", lengths.first, steps)
     if (given := fused.get("position_ids")) is not None:
         # At the first prompt the kernel counts on from the very first position that is given.
-        first = b.slice(b.reshape(given, -1), 0, 0, 1)
+        start = b.slice(b.reshape(given, -1), 0, 0, 1)
         prompt = b.op("Equal", lengths.total, b.vector(lengths.queries))
-        positions = b.op("Where", prompt, b.op("Add", first, steps), given)
+        positions = b.op("Where", prompt, b.op("Add", start, steps), given)
         positions = b.op("Expand", positions, b.vector(b.extent(query, 0), 1))
     by = rotation(b, caches, positions, interleaved=bool(fused.integer("rotary_interleaved")))
-    return rotate(b, query, by), rotate(b, key, by)
+    return rotate(b, query, by), key if lengths.new_rows == 0 else rotate(b, key, by)
 
 
 def _present(
@@ -176,8 +183,8 @@ def _present(
     index = b.unsqueeze(b.op("Where", used, index, b.ints(0)), 1)
     # All heads of all batch entries one under the other, so that one Gather copies whole rows.
     heads = b.arange(b.op("Mul", b.vector(b.extent(new[0], 0)), b.ints(kv_heads)))
-    first = b.op("Mul", heads, b.vector(b.add(before, lengths.queries)))
-    index = b.op("Add", b.reshape(first, -1, kv_heads, 1), index)
+    top = b.op("Mul", heads, b.vector(b.add(before, lengths.new_rows)))
+    index = b.op("Add", b.reshape(top, -1, kv_heads, 1), index)
     used = b.unsqueeze(used, 1, 3)
     present = []
     for old, fresh in zip(past or (None, None), new, strict=True):
@@ -193,7 +200,7 @@ def _visible(b: NodeBuilder, fused: FusedNode, lengths: _Lengths) -> ir.Value:
     last_key = b.op("Sub", lengths.keys, b.ints(1))
     position = last_key
     if fused.integer("causal", 1):
-        position = b.minimum(b.op("Add", lengths.cached, b.arange(lengths.queries)), last_key)
+        position = b.minimum(b.op("Add", lengths.first, b.arange(lengths.queries)), last_key)
     distance = b.op("Sub", b.arange(lengths.total), b.unsqueeze(position, 1, 3))
     visible = b.op("Less", distance, b.ints(1))
     window = fused.integer("local_window_size", -1)
