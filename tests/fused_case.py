@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from hypothesis import settings
 from onnx import helper
 
 from onnx_attnq.fused import Declined, Decomposed, decompose
@@ -20,6 +21,8 @@ FLOAT32_TOLERANCE = 1e-5  # the two executions add in different order
 FLOAT16_TOLERANCE = 1e-2  # and round to float16 at different places
 
 Array = npt.NDArray[Any]
+
+UNTIMED = settings(deadline=None)  # each example makes two sessions, and the machine may be busy
 
 CURRENT_KERNELS = pytest.mark.skipif(
     tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 32),

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import pytest
-from fused_case import CURRENT_KERNELS, Array, Case, assert_close, assert_same, random_array
+from fused_case import CURRENT_KERNELS, UNTIMED, Array, Case, assert_close, assert_same, random_array
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import TensorProto
@@ -89,6 +89,7 @@ def finite(arrays: Sequence[Array]) -> list[Array]:
     return [np.maximum(array, np.finfo(array.dtype).min) for array in arrays]
 
 
+@UNTIMED
 @given(case=cases())
 def test_equals_the_kernel(case: Case) -> None:
     # The kernel lets a single query see every key once there is a past, the standard's text does not.
@@ -97,6 +98,7 @@ def test_equals_the_kernel(case: Case) -> None:
     assert_close(finite(case.decomposed()), finite(case.original()))
 
 
+@UNTIMED
 @given(case=cases())
 def test_equals_the_reference(case: Case) -> None:
     # In mode 0 the reference shows the scores after the softcap, the standard's text those before.

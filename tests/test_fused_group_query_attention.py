@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from fused_case import CURRENT_KERNELS, Array, Case, assert_close, random_array
+from fused_case import CURRENT_KERNELS, UNTIMED, Array, Case, assert_close, random_array
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,6 +109,7 @@ def defined(case: Case, arrays: list[Array]) -> list[Array]:
     return [context, key, value, *scores]
 
 
+@UNTIMED
 @given(case=cases())
 def test_equals_the_kernel(case: Case) -> None:
     assert_close(defined(case, case.decomposed()), defined(case, case.original()))
@@ -135,6 +136,7 @@ def padded_chunks(draw: st.DrawFn) -> Case:
     return Case("GroupQueryAttention", inputs, attributes, (3, 4, 4))
 
 
+@UNTIMED
 @given(case=padded_chunks())
 def test_padded_chunks_equal_the_kernel(case: Case) -> None:
     def valid(arrays: Sequence[Array]) -> list[Array]:

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from fused_case import CURRENT_KERNELS, Array, Case, assert_close, assert_same, random_array
+from fused_case import CURRENT_KERNELS, UNTIMED, Array, Case, assert_close, assert_same, random_array
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,6 +63,7 @@ def masks(draw: st.DrawFn, rng: np.random.Generator, batch: int, length: int, ke
     return None if mask is None else mask.astype(np.int32)
 
 
+@UNTIMED
 @given(case=cases())
 def test_equals_the_kernel(case: Case) -> None:
     assert_same(case)
