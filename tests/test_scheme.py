@@ -106,9 +106,7 @@ def test_boolean_has_one_bit() -> None:
 
 def test_row_log_is_the_default_and_what_the_design_says() -> None:
     assert preset() == preset("row-log")
-    assert preset() == QuantScheme(
-        Reference.ROW_MAX, Normalize.UNIT, 0.01, 3, Spacing.LOG, Rounding.NEAREST, "row-log"
-    )
+    assert preset() == QuantScheme(Reference.ROW_MAX, Normalize.UNIT, 0.01, 3, Spacing.LOG, Rounding.NEAREST, "row-log")
     assert preset().step == pytest.approx(-math.log(0.01) / 6.5, rel=1e-15)
 
 
