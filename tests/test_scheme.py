@@ -9,10 +9,10 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import schemes
 
 from onnx_attnq.errors import InvalidScheme
 from onnx_attnq.scheme import PRESETS, Normalize, QuantScheme, Reference, Rounding, Spacing, preset
-from strategies import schemes
 
 TAKES_BITS = ("row-log", "ji2021", "ji2021-log", "ji2021-linear", "ji2021-linear-pruned", "fq-log2")
 TAKES_THRESHOLD = (
