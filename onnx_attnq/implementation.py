@@ -87,7 +87,7 @@ def check_rows(
         x = numerics.relative_scores(source)
     else:
         x = numerics.relative(p, scheme)
-    expected = numerics.codes(x, scheme)
+    expected = np.where(x < _TINY, np.int16(0), numerics.codes(x, scheme))  # nothing left, even by a threshold of 0
     found, misses = _codes_of(result, p, x, expected, scheme)
 
     both_nan = (expected == numerics.NAN_CODE) & np.isnan(result)
@@ -150,9 +150,7 @@ def _read(
     with np.errstate(invalid="ignore", divide="ignore"):
         level = result / scale
         if scheme.bits is None:
-            # With threshold 0 nothing is pruned, not even what the softmax left at zero.
-            zero = (result == 0.0) & ((scheme.threshold > 0.0) | (x > _TINY))
-            found = np.where(zero, 0, 1)
+            found = np.where(level >= _TINY, 1, 0)
             wanted = np.where(found == 0, 0.0, x)
         else:
             table = np.concatenate([[0.0], numerics.levels(scheme)])

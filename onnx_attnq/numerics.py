@@ -127,16 +127,20 @@ def relative_scores(scores: npt.ArrayLike, axis: int = -1) -> FloatArray:
 
 
 def relative(probabilities: npt.ArrayLike, scheme: QuantScheme, axis: int = -1) -> FloatArray:
-    """x: the probabilities measured against the scheme's reference; a row of zeros stays zero.
+    """x: the probabilities measured against the scheme's reference.
+
+    A row of zeros stays zero, and a row with a NaN is all NaN.
 
     >>> from onnx_attnq.scheme import preset
     >>> relative([0.25, 0.5], preset("row-log")).tolist()
     [0.5, 1.0]
     """
     p = np.asarray(probabilities, dtype=np.float64)
-    if scheme.reference is Reference.ABSOLUTE or p.shape[axis] == 0:
+    if p.shape[axis] == 0:
         return p.copy()
     peak = p.max(axis=axis, keepdims=True)
+    if scheme.reference is Reference.ABSOLUTE:
+        return np.where(np.isnan(peak), np.nan, p)
     return np.asarray(p / np.where(peak == 0.0, 1.0, peak))
 
 
