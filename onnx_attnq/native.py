@@ -8,9 +8,10 @@ standard ops that they carry. docs/native.md shows how programs in Python, C, C+
 from __future__ import annotations
 
 import sys
-from importlib import resources
 from pathlib import Path
 from typing import Final
+
+import onnx_attnq
 
 _NAMES: Final = {"win32": "onnx_attnq.dll", "darwin": "libonnx_attnq.dylib"}
 
@@ -23,8 +24,9 @@ def native_library() -> Path | None:
     True
     """
     name = _NAMES.get(sys.platform, "libonnx_attnq.so")
-    with resources.as_file(resources.files("onnx_attnq") / name) as path:
-        return path.resolve() if path.is_file() else None
+    # An editable installation has two directories: the sources, and where the library was installed.
+    candidates = (Path(directory).resolve() / name for directory in onnx_attnq.__path__)
+    return next((path for path in candidates if path.is_file()), None)
 
 
 __all__ = ["native_library"]
