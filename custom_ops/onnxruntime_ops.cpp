@@ -149,6 +149,8 @@ void read_tables(Kernel& kernel, const KernelInfo* info) {
     if (quantizes(form) && !(numbers[1] > 0 && numbers[3] >= 1 && numbers[3] < Table::kSize)) {
       throw std::invalid_argument("step must be positive and levels from 1 to 255");
     }
+    // So that x = 0, as which also the kernels' padding counts, is pruned.
+    if (form.spacing == Spacing::kLinear && !(numbers[2] < 0)) throw std::invalid_argument("offset must be negative");
     kernel.tables.push_back(make_table(form, numbers[0], numbers[1], numbers[2], numbers[3]));
   }
 }

@@ -107,7 +107,7 @@ struct Simd {
   }
 
   // 16-bit products: each lane is a pair of 16-bit numbers.
-  static Int broadcast_pair(const std::int32_t* p) { return _mm256_set1_epi32(*p); }
+  static Int broadcast_pair(const std::int32_t* p) { return _mm256_castps_si256(_mm256_broadcast_ss(reinterpret_cast<const float*>(p))); }
   static Int load_pairs(const std::int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static Int pair(Int low, Int high) {
     return _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(0xffff)), _mm256_slli_epi32(high, 16));

@@ -5,6 +5,7 @@
 //   4. the row's factor, on the few numbers of the context instead of the many weights.
 #pragma once
 
+#include "phases.h"
 #include "vector_tile.h"
 
 namespace onnx_attnq {
@@ -79,8 +80,11 @@ class Block {
   }
 
   void run() {
-    copy_queries();
-    score();
+    {
+      const Timed timed(Phase::kScores);
+      copy_queries();
+      score();
+    }
     for (Index row = 0; row < rows_; row += kTileRows) finish(row, smaller(kTileRows, rows_ - row));
   }
 
@@ -328,16 +332,12 @@ class Block {
   // --- steps 2 to 4: a tile of rows from scores to context
 
   void finish(Index row, Index count) {
-    const Index padded = panel_count(a_) * kTileKeys;
     float factors[kTileRows];
-    for (Index r = 0; r < count; ++r) {
-      const float highest = Simd::largest(Simd::load(peaks(row + r)));
-      const float peak = highest > a_.row_max_floor ? highest : a_.row_max_floor;
-      const Table& table = table_[place(row + r).group * a_.table_group];
-      const KeptKeys kept = kept_keys(r);
-      factors[r] = weights_of_scores(scores(row + r), padded, peak, a_.form, table, &kept).factor;
-      for (Index d = 0; d < value_row(a_); d += kLanes) Simd::store(context(r) + d, Simd::set1(0.0f));
+    {
+      const Timed timed(Phase::kWeights);
+      weigh_rows(row, count, factors);
     }
+    const Timed timed(Phase::kContext);
     for (Index block = 0; block * kListBlock < a_.keys; ++block) {
       const Index keys = smaller(kListBlock, a_.keys - block * kListBlock);
       Index kept = 0;
@@ -350,6 +350,18 @@ class Block {
       }
     }
     for (Index r = 0; r < count; ++r) write(row + r, context(r), factors[r]);
+  }
+
+  void weigh_rows(Index row, Index count, float (&factors)[kTileRows]) {
+    const Index padded = panel_count(a_) * kTileKeys;
+    for (Index r = 0; r < count; ++r) {
+      const float highest = Simd::largest(Simd::load(peaks(row + r)));
+      const float peak = highest > a_.row_max_floor ? highest : a_.row_max_floor;
+      const Table& table = table_[place(row + r).group * a_.table_group];
+      const KeptKeys kept = kept_keys(r);
+      factors[r] = weights_of_scores(scores(row + r), padded, peak, a_.form, table, &kept).factor;
+      for (Index d = 0; d < value_row(a_); d += kLanes) Simd::store(context(r) + d, Simd::set1(0.0f));
+    }
   }
 
   float* context(Index r) { return scratch_ + layout_.context + r * value_row(a_); }
