@@ -16,8 +16,8 @@ from typing import Final
 
 import onnx_ir as ir
 
-from onnx_attnq.dataflow import dataflow, unused_constants
 from onnx_attnq.errors import InvalidModel
+from onnx_attnq.node_order import node_order, unused_constants
 from onnx_attnq.onnx_text import (
     ConstantTexts,
     attribute_text,
@@ -59,12 +59,13 @@ class CanonicalModel:
         return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def canonicalize(model: ir.Model, *, metadata: bool = False) -> CanonicalModel:
+def canonicalize(model: ir.Model, *, metadata: bool = False, constants: ConstantTexts | None = None) -> CanonicalModel:
     """The canonical form of a model.
 
     Args:
         model: Any model. External data is read in pieces, so memory does not grow with the weights.
         metadata: Keep the IR version and the metadata_props of model, graphs, functions and nodes too.
+        constants: What is known of the model's constants already; they are not read again.
 
     Raises:
         InvalidModel: A cycle, a value that nothing produces, or constants that cannot be read.
@@ -83,7 +84,8 @@ def canonicalize(model: ir.Model, *, metadata: bool = False) -> CanonicalModel:
       y = Mul (%Relu_0, x)
     }
     """
-    constants = ConstantTexts()
+    if constants is None:
+        constants = ConstantTexts()
     lines = [Line(HEADER)]
     if metadata:
         lines.append(Line(f"ir_version {model.ir_version}"))
@@ -97,17 +99,15 @@ def canonicalize(model: ir.Model, *, metadata: bool = False) -> CanonicalModel:
     return CanonicalModel(tuple(lines))
 
 
-def fingerprint(model: ir.Model) -> str:
-    """The canonical hash of a model, 64 hexadecimal digits. See `canonicalize`."""
-    return canonicalize(model).fingerprint
-
-
 def _opset_lines(opsets: Mapping[str, int], indent: str = "") -> list[Line]:
     return [Line(f"{indent}opset_import {string_text(domain)} : {opsets[domain]}") for domain in sorted(opsets)]
 
 
-def _metadata_lines(properties: Mapping[str, str], indent: str = "") -> list[Line]:
-    return [Line(f"{indent}metadata {string_text(key)} : {string_text(properties[key])}") for key in sorted(properties)]
+def _metadata_lines(properties: Mapping[str, str], indent: str = "", node: ir.Node | None = None) -> list[Line]:
+    return [
+        Line(f"{indent}metadata {string_text(key)} : {string_text(properties[key])}", node)
+        for key in sorted(properties)
+    ]
 
 
 class _Writer:
@@ -117,14 +117,14 @@ class _Writer:
         self.constants = constants
         self.metadata = metadata
         self.names: dict[ir.Value, str] = {}
-        flow = dataflow(graph, constants)
+        order = node_order(graph, constants)
         self.body: dict[tuple[ir.Node, str] | None, list[ir.Node]] = defaultdict(list)
         numbers: dict[str, int] = defaultdict(int)
         self.arguments = 0
         if isinstance(graph, ir.Function):
             self._name_arguments(graph.inputs)
-        for node in flow.nodes:
-            self.body[flow.owner.get(node)].append(node)
+        for node in order.nodes:
+            self.body[order.owner.get(node)].append(node)
             name = f"%{node.op_type}_{numbers[node.op_type]}"
             numbers[node.op_type] += 1
             for i, value in enumerate(results(node)):
@@ -177,7 +177,7 @@ class _Writer:
             for name, inner in subgraphs(node):
                 lines += self._subgraph(inner, (node, name), indent + "  ")
             if self.metadata:
-                lines += _metadata_lines(node.metadata_props, indent + "  ")
+                lines += _metadata_lines(node.metadata_props, indent + "  ", node)
         return lines + [Line(f"{indent}unused {text}") for text in unused_constants(graph, self.constants)]
 
     def _subgraph(self, graph: ir.Graph, place: tuple[ir.Node, str], indent: str) -> list[Line]:
@@ -217,4 +217,4 @@ def _no_graph(graph: ir.Graph) -> str:
     raise InvalidModel(f"graph {graph.name!r} is the default of a function's attribute")
 
 
-__all__ = ["HEADER", "CanonicalModel", "Line", "canonicalize", "fingerprint"]
+__all__ = ["HEADER", "CanonicalModel", "Line", "canonicalize"]

@@ -23,7 +23,7 @@ from onnx_attnq.onnx_text import ConstantTexts, call_text, operands, results, su
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Dataflow:
+class NodeOrder:
     """The nodes of a graph and of all graphs inside it.
 
     Attributes:
@@ -37,7 +37,7 @@ class Dataflow:
     unread: tuple[ir.Node, ...]
 
 
-def dataflow(graph: ir.Graph | ir.Function, constants: ConstantTexts) -> Dataflow:
+def node_order(graph: ir.Graph | ir.Function, constants: ConstantTexts) -> NodeOrder:
     """Order the nodes of a graph or function. Time and memory grow with the number of nodes and operands.
 
     Raises:
@@ -53,7 +53,7 @@ def dataflow(graph: ir.Graph | ir.Function, constants: ConstantTexts) -> Dataflo
         _Dead(order, constants, owner, dead, _arguments(graph, members)).order_all()
         read = {value for node in members for value in dependencies(node)}
         unread = [node for node in order.nodes[start:] if not any(value in read for value in node.outputs)]
-    return Dataflow(tuple(order.nodes), owner, tuple(unread))
+    return NodeOrder(tuple(order.nodes), owner, tuple(unread))
 
 
 def dependencies(node: ir.Node) -> list[ir.Value]:
@@ -215,4 +215,4 @@ def _hash(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-__all__ = ["Dataflow", "dataflow", "dependencies", "unused_constants"]
+__all__ = ["NodeOrder", "dependencies", "node_order", "unused_constants"]
