@@ -60,6 +60,7 @@ class Matching:
         self.found: list[Found] = []
         self.pair_a: dict[ir.Node, ir.Node] = {}
         self.pair_b: dict[ir.Node, ir.Node] = {}
+        self._between: set[ir.Node] = set()
         self._pending: list[tuple[ir.Node, ir.Node]] = []
 
     def run(self, outputs: list[tuple[str, ir.Value, ir.Value]]) -> list[Difference]:
@@ -192,11 +193,12 @@ class Matching:
                     yield node
 
     def _reaches(self, side: Expressions, root: ir.Node, wanted: Callable[[ir.Value], bool]) -> bool:
-        return any(
-            value is not None and wanted(value)
-            for node in (root, *self._fresh_cone(side, root))
-            for value in operands(node)
-        )
+        """Whether a new node, or a new one that it is computed from, reads what is wanted."""
+        cone = [root, *self._fresh_cone(side, root)]
+        if not any(value is not None and wanted(value) for node in cone for value in operands(node)):
+            return False
+        self._between.update(cone)
+        return True
 
     def _unread(self) -> None:
         """Pair the nodes that no output depends on by likeness: operator first, then what they have in common."""
@@ -224,8 +226,8 @@ class Matching:
         ):
             surplus = side.count - other.count
             surplus.subtract(side.node_hash[node] for node in paired)
-            # Of several nodes that compute the same, the last ones are taken to be the surplus.
-            for node in reversed(side.order.nodes):
+            # Of several nodes that compute the same, those that stand between others are meant.
+            for node in sorted(side.order.nodes, key=lambda node: node not in self._between):
                 computed = side.node_hash[node]
                 if surplus[computed] > 0 and node not in paired:
                     surplus[computed] -= 1
