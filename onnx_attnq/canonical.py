@@ -22,10 +22,10 @@ from onnx_attnq.onnx_text import (
     ConstantTexts,
     attribute_text,
     node_text,
+    ordered_subgraphs,
     quote,
     results,
     string_text,
-    subgraphs,
     tensor_text,
     type_text,
 )
@@ -74,7 +74,7 @@ def canonicalize(model: ir.Model, *, metadata: bool = False, constants: Constant
     ... net (float[N] x) => (float[N] y) { t = Relu (x)  y = Mul (t, x) }''')
     >>> print(canonicalize(model).text, end="")
     // onnx-attnq canonical form 1
-    opset_import "" : 21
+    opset_import ai.onnx : 21
     graph (
       float[N] x
     ) => (
@@ -99,8 +99,17 @@ def canonicalize(model: ir.Model, *, metadata: bool = False, constants: Constant
     return CanonicalModel(tuple(lines))
 
 
-def _opset_lines(opsets: Mapping[str, int], indent: str = "") -> list[Line]:
-    return [Line(f"{indent}opset_import {string_text(domain)} : {opsets[domain]}") for domain in sorted(opsets)]
+def opsets(imports: Mapping[str, int]) -> dict[str, int]:
+    """Opset versions by domain, sorted; the default domain, which has two names, is ``ai.onnx``.
+
+    >>> opsets({"": 21, "com.microsoft": 1})
+    {'ai.onnx': 21, 'com.microsoft': 1}
+    """
+    return dict(sorted((domain or "ai.onnx", version) for domain, version in imports.items()))
+
+
+def _opset_lines(imports: Mapping[str, int], indent: str = "") -> list[Line]:
+    return [Line(f"{indent}opset_import {quote(domain)} : {version}") for domain, version in opsets(imports).items()]
 
 
 def _metadata_lines(properties: Mapping[str, str], indent: str = "", node: ir.Node | None = None) -> list[Line]:
@@ -130,7 +139,7 @@ class _Writer:
             for i, value in enumerate(results(node)):
                 if value is not None:
                     self.names[value] = name if i == 0 else f"{name}.{i}"
-            for _, inner in subgraphs(node):
+            for _, inner in ordered_subgraphs(node):
                 self._name_arguments(inner.inputs)
 
     def model_graph(self, graph: ir.Graph) -> list[Line]:
@@ -174,7 +183,7 @@ class _Writer:
         lines: list[Line] = []
         for node in self.body[place]:
             lines.append(Line(indent + node_text(node, self._name, lambda _: "{...}"), node))
-            for name, inner in subgraphs(node):
+            for name, inner in ordered_subgraphs(node):
                 lines += self._subgraph(inner, (node, name), indent + "  ")
             if self.metadata:
                 lines += _metadata_lines(node.metadata_props, indent + "  ", node)
@@ -217,4 +226,4 @@ def _no_graph(graph: ir.Graph) -> str:
     raise InvalidModel(f"graph {graph.name!r} is the default of a function's attribute")
 
 
-__all__ = ["HEADER", "CanonicalModel", "Line", "canonicalize"]
+__all__ = ["HEADER", "CanonicalModel", "Line", "canonicalize", "opsets"]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from typing import Final
 
 import onnx_ir as ir
 
-from onnx_attnq.canonical import Line, canonicalize
+from onnx_attnq.canonical import Line, canonicalize, opsets
 from onnx_attnq.difference import Difference, Kind, ModelDiff, Place
 from onnx_attnq.expressions import Expressions
 from onnx_attnq.matching import Matching
 from onnx_attnq.onnx_text import ConstantTexts, attribute_text, quote, tensor_text, type_text
 from onnx_attnq.places import Places
 
-CONTEXT = 3
+CONTEXT: Final = 3
 """Lines shown before and after a node."""
 
 
@@ -89,8 +90,8 @@ def _label(identifier: tuple[str, str, str]) -> str:
 
 def _opsets(a: Mapping[str, int], b: Mapping[str, int], where: str) -> list[Difference]:
     return [
-        Difference(Kind.OPSET, f"opset {domain or 'ai.onnx'}{where}: {version} became {other}")
-        for domain, version, other in _changes(a, b)
+        Difference(Kind.OPSET, f"opset {domain}{where}: {version} became {other}")
+        for domain, version, other in _changes(opsets(a), opsets(b))
     ]
 
 

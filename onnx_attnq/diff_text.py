@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from onnx_attnq.difference import Difference, ModelDiff
 
+LIMIT: Final = 10
+"""Differences shown in full."""
 
-def format_diff(diff: ModelDiff, a: str = "A", b: str = "B", limit: int = 10) -> str:
+
+def format_diff(diff: ModelDiff, a: str = "A", b: str = "B", limit: int = LIMIT) -> str:
     """The differences, the first one along the data flow first.
 
     Args:
@@ -49,4 +54,4 @@ def _rest(count: int) -> str:
     return f", {count} not shown" if count else ""
 
 
-__all__ = ["format_diff", "format_difference"]
+__all__ = ["LIMIT", "format_diff", "format_difference"]

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnx_attnq.errors import InvalidModel
 from onnx_attnq.node_order import NodeOrder, dependencies, node_order, unused_constants
-from onnx_attnq.onnx_text import ConstantTexts, call_text, results, subgraphs, type_text
+from onnx_attnq.onnx_text import ConstantTexts, call_text, ordered_subgraphs, results, type_text
 
 
 class Expressions:
@@ -42,7 +42,7 @@ class Expressions:
         self._graphs: dict[ir.Graph, str] = {}
         for node in self.order.nodes:
             nesting = len(self.holders(node))
-            for _, inner in subgraphs(node):
+            for _, inner in ordered_subgraphs(node):
                 self._values.update((value, f"argument {nesting} {i}") for i, value in enumerate(inner.inputs))
         for node in self.order.nodes:
             self._add(node)
@@ -72,7 +72,7 @@ class Expressions:
         return found
 
     def _add(self, node: ir.Node) -> None:
-        for _, inner in subgraphs(node):
+        for _, inner in ordered_subgraphs(node):
             self._graphs[inner] = self._hash_graph(inner)
         wanted = " ".join("-" if value is None else "+" for value in results(node))
         self.node_hash[node] = _hash(call_text(node, self.value_hash, self.graph_hash), wanted)

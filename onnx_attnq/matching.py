@@ -29,8 +29,8 @@ from onnx_attnq.onnx_text import (
     attributes_text,
     op_text,
     operands,
+    ordered_subgraphs,
     results,
-    subgraphs,
     type_text,
 )
 from onnx_attnq.places import Places
@@ -98,7 +98,7 @@ class Matching:
 
     def _attributes(self, a: ir.Node, b: ir.Node) -> None:
         texts_a, texts_b = attributes_text(a, self.a.graph_hash), attributes_text(b, self.b.graph_hash)
-        graphs_a, graphs_b = dict(subgraphs(a)), dict(subgraphs(b))
+        graphs_a, graphs_b = dict(ordered_subgraphs(a)), dict(ordered_subgraphs(b))
         for name in sorted(graphs_a.keys() & graphs_b.keys()):
             self._subgraph(a, b, name, graphs_a[name], graphs_b[name])
         for name in sorted(texts_a.keys() | texts_b.keys()):

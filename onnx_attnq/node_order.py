@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from onnx_attnq.content import constant
 from onnx_attnq.errors import InvalidModel
-from onnx_attnq.onnx_text import ConstantTexts, call_text, operands, results, subgraphs
+from onnx_attnq.onnx_text import ConstantTexts, call_text, operands, ordered_subgraphs, results
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def node_order(graph: ir.Graph | ir.Function, constants: ConstantTexts) -> NodeO
 def dependencies(node: ir.Node) -> list[ir.Value]:
     """What must be there before a node can run: its operands, then the outputs of its subgraphs."""
     needed = [value for value in operands(node) if value is not None]
-    for _, graph in subgraphs(node):
+    for _, graph in ordered_subgraphs(node):
         needed.extend(graph.outputs)
     return needed
 
@@ -86,7 +86,7 @@ def _members(graph: ir.Graph | ir.Function) -> tuple[list[ir.Node], dict[ir.Node
             members.append(node)
             if holder is not None:
                 owner[node] = holder
-            pending.extend((inner, (node, name)) for name, inner in subgraphs(node))
+            pending.extend((inner, (node, name)) for name, inner in ordered_subgraphs(node))
     return members, owner
 
 
@@ -96,7 +96,7 @@ def _arguments(graph: ir.Graph | ir.Function, members: Iterable[ir.Node]) -> dic
     if isinstance(graph, ir.Function):
         arguments.update((value, f"input {i}") for i, value in enumerate(graph.inputs))
     for node in members:
-        for name, inner in subgraphs(node):
+        for name, inner in ordered_subgraphs(node):
             arguments.update((value, f"{name} {i}") for i, value in enumerate(inner.inputs))
     return arguments
 

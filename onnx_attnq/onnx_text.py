@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, Final
 
 import numpy as np
 import onnx_ir as ir
 
 from onnx_attnq.content import constant, content_hash, strings
+from onnx_attnq.dataflow import subgraphs
 
 INLINE_ELEMENTS: Final = 8
 """Constants up to this size are written out; larger ones are a hash."""
@@ -156,18 +158,9 @@ def attribute_text(attr: ir.Attr, graph_text: GraphText) -> str:
     return _scalar_text(attr.type, attr.value, graph_text)
 
 
-def subgraphs(node: ir.Node) -> list[tuple[str, ir.Graph]]:
+def ordered_subgraphs(node: ir.Node) -> list[tuple[str, ir.Graph]]:
     """The graphs in a node's attributes, by attribute name."""
-    found: list[tuple[str, ir.Graph]] = []
-    for name in sorted(node.attributes):
-        attr = node.attributes[name]
-        if attr.is_ref():
-            continue
-        if attr.type == ir.AttributeType.GRAPH:
-            found.append((name, attr.as_graph()))
-        elif attr.type == ir.AttributeType.GRAPHS:
-            found.extend((f"{name}[{i}]", graph) for i, graph in enumerate(attr.as_graphs()))
-    return found
+    return sorted(subgraphs(node), key=itemgetter(0))
 
 
 def _scalar_text(kind: ir.AttributeType, value: Any, graph_text: GraphText) -> str:
@@ -220,10 +213,10 @@ __all__ = [
     "op_text",
     "operand_text",
     "operands",
+    "ordered_subgraphs",
     "quote",
     "results",
     "string_text",
-    "subgraphs",
     "tensor_text",
     "type_text",
 ]

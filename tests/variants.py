@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 ROOT = Path(__file__).parent
@@ -77,6 +78,51 @@ def reorder(model: ir.Model, rng: random.Random) -> None:
         for node in ordered:
             scope.remove(node)
         scope.extend(ordered)
+
+
+def store_as_constant_nodes(model: ir.Model, rng: random.Random) -> None:
+    """Turn about half of the initializers into Constant nodes, one for each reader."""
+    graph = model.graph
+    for name, value in list(graph.initializers.items()):
+        if value.is_graph_input() or value.is_graph_output() or rng.random() < 0.5:
+            continue
+        readers = list(value.uses())
+        for i, (node, position) in enumerate(readers):
+            constant = ir.node("Constant", [], attributes={"value": value.const_value}, name=f"{name}_{i}")
+            constant.outputs[0].name = f"{name}_stored_{i}"
+            node.replace_input_with(position, constant.outputs[0])
+            node.graph.insert_before(node, constant)
+        if readers:
+            del graph.initializers[name]
+
+
+def store_as_initializers(model: ir.Model, rng: random.Random) -> None:
+    """Turn about half of the Constant nodes with a tensor into initializers of their graph."""
+    for scope in scopes(model):
+        if isinstance(scope, ir.Function):
+            continue
+        for node in list(scope):
+            value = node.outputs[0]
+            if node.op_type != "Constant" or "value" not in node.attributes or rng.random() < 0.5:
+                continue
+            if value.is_graph_output():
+                continue
+            stored = ir.Value(name=f"{value.name}_stored", const_value=node.attributes["value"].value)
+            scope.register_initializer(stored)
+            value.replace_all_uses_with(stored)
+            scope.remove(node)
+
+
+def store_typed(model: ir.Model) -> ir.Model:
+    """The same model with its float and int64 initializers in typed fields instead of raw_data."""
+    proto = ir.to_proto(model)
+    for tensor in proto.graph.initializer:
+        if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.INT64) and tensor.HasField("raw_data"):
+            array = onnx.numpy_helper.to_array(tensor)
+            field = tensor.float_data if tensor.data_type == onnx.TensorProto.FLOAT else tensor.int64_data
+            tensor.ClearField("raw_data")
+            field.extend(array.reshape(-1).tolist())
+    return ir.from_proto(proto)
 
 
 def _needed(node: ir.Node) -> set[ir.Node]:
@@ -263,20 +309,23 @@ def _tensor_of(value: ir.Value) -> ir.TensorProtocol:
 
 
 def _weight(model: ir.Model, rng: random.Random) -> Mutation | None:
-    value = rng.choice(_constants(model))
-    tensor = _tensor_of(value)
-    if not tensor.nbytes:
+    stored = [value for value in _constants(model) if _tensor_of(value).nbytes]
+    if not stored:
         return None
+    value = rng.choice(stored)
+    tensor = _tensor_of(value)
     _set_constant(value, _change_tensor(tensor, rng))
     return Mutation(f"one bit of {value.name}", _readers(value), "constant")
 
 
 def _dtype(model: ir.Model, rng: random.Random) -> Mutation | None:
-    value = rng.choice(_constants(model))
-    array = _tensor_of(value).numpy()
-    other = {np.float32: np.float64, np.int64: np.int32, np.uint8: np.int8}.get(array.dtype.type)
-    if other is None:
+    others = {np.float32: np.float64, np.int64: np.int32, np.uint8: np.int8}
+    stored = [value for value in _constants(model) if _tensor_of(value).numpy().dtype.type in others]
+    if not stored:
         return None
+    value = rng.choice(stored)
+    array = _tensor_of(value).numpy()
+    other = others[array.dtype.type]
     _set_constant(value, ir.tensor(array.astype(other), name=value.name))
     return Mutation(f"type of {value.name} is now {other.__name__}", _readers(value), "constant")
 
@@ -379,3 +428,46 @@ _MUTATIONS = {
     "swap": _swap,
     "weight": _weight,
 }
+
+
+def random_model(rng: random.Random) -> ir.Model:
+    """A small graph without sense: many nodes alike, some that nothing reads, subgraphs that capture values."""
+    inputs = [_value(f"in{i}") for i in range(2)]
+    graph = ir.Graph(inputs, [], nodes=[], opset_imports={"": 21}, name="random")
+    _fill(graph, list(inputs), rng, depth=0)
+    produced = [value for node in graph for value in node.outputs]
+    for i, value in enumerate(rng.sample(produced, rng.randint(1, min(2, len(produced))))):
+        value.name, value.type = f"out{i}", ir.TensorType(ir.DataType.FLOAT)
+        graph.outputs.append(value)
+    return ir.Model(graph, ir_version=10)
+
+
+def _value(name: str) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["N"]))
+
+
+def _fill(graph: ir.Graph, visible: list[ir.Value], rng: random.Random, depth: int) -> None:
+    serial = sum(1 for _ in visible) + 100 * depth
+    for i in range(rng.randint(3, 12)):
+        op = rng.choice(["Neg", "Neg", "Add", "Add", "Split", "Constant", "If"] if depth < 2 else ["Neg", "Add"])
+        count = {"Neg": 1, "Add": 2, "Split": 1, "Constant": 0, "If": 1}[op]
+        attributes = []
+        if op == "Constant":
+            attributes = [ir.AttrTensor("value", ir.tensor(np.array([rng.randrange(2)], dtype=np.float32)))]
+        if op == "If":
+            for name in ("then_branch", "else_branch"):
+                inner = ir.Graph([], [], nodes=[], name=f"{name}{serial}{i}")
+                _fill(inner, visible, rng, depth + 1)
+                inner.outputs.append(rng.choice([value for node in inner for value in node.outputs]))
+                attributes.append(ir.AttrGraph(name, inner))
+        node = ir.node(
+            op,
+            [rng.choice(visible) for _ in range(count)],
+            num_outputs=2 if op == "Split" else 1,
+            name=f"n{serial}_{i}",
+        )
+        node.attributes.update({attr.name: attr for attr in attributes})
+        for j, value in enumerate(node.outputs):
+            value.name = f"v{rng.getrandbits(64)}_{j}"
+        graph.append(node)
+        visible = [*visible, *node.outputs]
