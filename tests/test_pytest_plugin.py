@@ -109,10 +109,8 @@ def test_example_repository_catches_a_change_in_a_subgraph(pytester: pytest.Pyte
     code, output = _run_example(pytester)
     assert code == 1
     assert f"first at node {node.name!r} (Softmax)" in output
-    assert _run_example(pytester, "--update-golden")[0] == 0
-    assert _run_example(pytester)[0] == 0
 
 
-def _run_example(pytester: pytest.Pytester, *options: str) -> tuple[int, str]:
-    result = pytester.runpytest_subprocess(*PLUGIN, "example", *options)
+def _run_example(pytester: pytest.Pytester) -> tuple[int, str]:
+    result = pytester.runpytest_subprocess(*PLUGIN, "example")
     return int(result.ret), result.stdout.str()
