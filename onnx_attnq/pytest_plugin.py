@@ -29,6 +29,7 @@ from onnx_attnq.diff_text import format_diff
 from onnx_attnq.inputs import Sample, check_sample, load_samples
 from onnx_attnq.model import load
 from onnx_attnq.places import node_name
+from onnx_attnq.runtime import Session
 from onnx_attnq.signature import model_inputs
 
 Model: TypeAlias = ir.Model | str | os.PathLike[str]
@@ -107,8 +108,9 @@ def assert_close() -> AssertClose:
     """A function that runs two models in onnxruntime and fails unless their outputs are close."""
 
     def check(a: Model, b: Model, data: Data, *, rtol: float = RTOL, atol: float = ATOL) -> None:
+        session_a, session_b = Session(a), Session(b)
         for i, sample in enumerate(_samples(data, _load(a))):
-            expected, actual = _run(a, sample), _run(b, sample)
+            expected, actual = session_a.run(sample), session_b.run(sample)
             lines = [
                 line
                 for name in [*expected, *(actual.keys() - expected)]
@@ -146,17 +148,6 @@ def _samples(data: Data, model: ir.Model) -> tuple[Sample, ...]:
     if isinstance(data, Mapping):
         return (check_sample(data, model_inputs(model), "data"),)
     return load_samples(Path(data), model)
-
-
-def _run(model: Model, sample: Sample) -> dict[str, npt.NDArray[Any]]:
-    import onnxruntime  # type: ignore[import-untyped]  # a second to import, which tests that run no model need not wait for
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # warnings about unused initializers are not the test's concern
-    source = ir.to_proto(model).SerializeToString() if isinstance(model, ir.Model) else os.fspath(model)
-    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, dict(sample)), strict=True))
 
 
 def _too_far(name: str, a: npt.NDArray[Any] | None, b: npt.NDArray[Any] | None, rtol: float, atol: float) -> list[str]:
