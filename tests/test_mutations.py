@@ -13,11 +13,11 @@ from onnx_attnq.diff_text import format_diff
 MUTATIONS = {
     "bert__dynamo18-functions": 250,
     "bert__int8dyn-qattention": 200,
-    "decoder": 60,
+    "decoder": 40,
     "fused_attention23__gqa_past": 150,
     "fused_gqa__sink": 150,
-    "llama__int4-nbits": 80,
-    "odd_if__ts17-script": 250,
+    "llama__int4-nbits": 60,
+    "odd_if__ts17-script": 290,
 }
 """How many for each model, fewer for the larger ones."""
 
