@@ -7,6 +7,7 @@ differences (the model's own names), so what takes part in a comparison is decid
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from operator import itemgetter
@@ -178,14 +179,27 @@ def _scalar_text(kind: ir.AttributeType, value: Any, graph_text: GraphText) -> s
     return str(value)
 
 
-def _float_text(x: np.float32) -> str:
-    """The shortest decimal that reads back as the same float32; the bits of a NaN."""
-    return f"nan:{int(x.view(np.uint32)):08x}" if np.isnan(x) else str(x)
+def _float_text(x: Any) -> str:
+    """The shortest decimal that reads back as the same number of the same type; the bits of a NaN.
+
+    Python rounds it, not numpy, whose notation depends on its version: 2.4 writes float16 65500 as 6.55e+04.
+    """
+    exact = float(x)
+    if math.isnan(exact):
+        return f"nan:{int(x.view(np.uint32)):08x}"
+    with np.errstate(over="ignore"):  # 7e+04, one digit of float16 65504, is infinite
+        for digits in range(1, 17):
+            short = float(f"{exact:.{digits}g}")
+            if float(type(x)(short)) == exact:
+                return repr(short)
+    return repr(exact)
 
 
 def _element_text(x: Any) -> str:
-    """An element of a tensor, exactly. The small types of ml_dtypes (bfloat16, float8, int4) are exact as a double."""
-    return str(x) if isinstance(x, np.number | np.bool_) else repr(float(x))
+    """An element of a tensor, exactly. The integers of ml_dtypes (int4) are no numpy integers."""
+    if isinstance(x, np.integer | np.bool_):
+        return str(x)
+    return _float_text(x)
 
 
 def _tensor_type_text(dtype: ir.DataType, shape: ir.Shape | ir.ShapeProtocol | None) -> str:

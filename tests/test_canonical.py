@@ -19,6 +19,7 @@ from onnx_attnq.canonical import HEADER, canonicalize
 from onnx_attnq.cli.canonical import canonical
 from onnx_attnq.cli.fingerprint import fingerprint
 from onnx_attnq.errors import InvalidModel
+from onnx_attnq.onnx_text import tensor_text
 
 SEEDS = st.integers(0, 2**32 - 1).map(random.Random)
 GOLDEN = Path(__file__).parent / "golden"
@@ -120,6 +121,20 @@ def test_what_matters_changes_the_form(a: str, b: str) -> None:
 )
 def test_what_does_not_matter_leaves_the_form(a: str, b: str) -> None:
     assert text(a) == text(b)
+
+
+@given(x=st.floats(width=32, allow_nan=False), narrow=st.floats(width=16, allow_nan=False))
+def test_numbers_read_back_as_the_same_bits(x: float, narrow: float) -> None:
+    for dtype, value in ((np.float32, x), (np.float16, narrow), (np.float64, x)):
+        stored = np.array([value], dtype)
+        written = tensor_text(ir.tensor(stored)).partition("{")[2].removesuffix("}")
+        assert np.array([float(written)]).astype(dtype).tobytes() == stored.tobytes()
+
+
+def test_numbers_are_written_as_python_does() -> None:
+    """numpy's notation depends on its version: 2.4 writes the first one as 6.55e+04, 1.26 as 65500.0."""
+    assert tensor_text(ir.tensor(np.array([65504, 0.1], np.float16))) == "float16[2] {65500.0, 0.1}"
+    assert tensor_text(ir.tensor(np.array([1e16, -0.0], np.float32))) == "float[2] {1e+16, -0.0}"
 
 
 def test_the_default_domain_has_two_names() -> None:
