@@ -137,7 +137,8 @@ def _wide(block: Any) -> Any:
     """A block in a type in which differences do not wrap around: longdouble holds every int64 exactly."""
     if np.iscomplexobj(block):
         return block.astype(np.complex128)
-    return block.astype(np.longdouble if block.dtype.itemsize == 8 and block.dtype.kind in "iu" else np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return block.astype(np.longdouble if block.dtype.itemsize == 8 and block.dtype.kind in "iu" else np.float64)
 
 
 class _Sink:

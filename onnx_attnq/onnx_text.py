@@ -77,7 +77,9 @@ def tensor_text(tensor: ir.TensorProtocol) -> str:
             return f"{kind} {{{', '.join(string_text(text) for text in strings(tensor))}}}"
         array = tensor.numpy().reshape(-1)
         # A NaN has many bit patterns and a complex number no agreed notation: these keep their hash.
-        if not np.iscomplexobj(array) and not np.isnan(array.astype(np.float64)).any():
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            is_written_out = not np.iscomplexobj(array) and not np.isnan(array.astype(np.float64)).any()
+        if is_written_out:
             return f"{kind} {{{', '.join(_element_text(x) for x in array)}}}"
     return f"{kind} sha256:{content_hash(tensor)}"
 

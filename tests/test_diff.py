@@ -253,6 +253,8 @@ def test_value_difference_knows_nan_infinity_and_wide_integers() -> None:
     assert apart([0.0], [-0.0]) == (0, 0.0)
     assert apart([2**63 - 1], [2**63 - 2], np.int64) == (1, 1.0)
     assert apart([255], [0], np.uint8) == (1, 255.0)
+    signalling = np.array([0x7C01, 0x3C00], np.uint16).view(np.float16)
+    assert apart(signalling, [1.0, 1.0], np.float16) == (1, float("inf"))
     assert value_difference(ir.tensor([1.0]), ir.tensor([1])) is None
 
 
