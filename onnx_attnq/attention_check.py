@@ -78,17 +78,19 @@ class AttentionAlone:
             counted=counted(scores.shape[:-1]),
             score_error=error,
         )
-        p = probabilities.astype(np.float64)
-        expected, bound = p @ v, np.abs(p) @ np.abs(v) + self._flips(scores, p, error) @ np.abs(v) / LEVEL_TOLERANCE
-        difference = np.abs(context - expected.transpose(self._out_perm))
-        wrong = difference > LEVEL_TOLERANCE * bound.transpose(self._out_perm) + np.finfo(np.float32).tiny
+        p, magnitude = probabilities.astype(np.float64), np.abs(v)
+        # A sum over L_k keys is rounded L_k times, half an ULP each at most.
+        rounding = LEVEL_TOLERANCE + _EPS * k.shape[-1] / 2
+        flips = self._flips(scores, p, error)
+        moved = rounding + flips.sum(-1, keepdims=True)  # by normalization, a flip moves the rest of the row
+        allowed = moved * (np.abs(p) @ magnitude) + flips @ magnitude + np.finfo(np.float32).tiny
+        wrong = np.abs(context - (p @ v).transpose(self._out_perm)) > allowed.transpose(self._out_perm)
         return found.merge(CodeCheck(errors=int(wrong.sum())))
 
     def _flips(self, scores: Array, probabilities: Array, error: Array) -> Array:
         """How much each probability may change because the model multiplied in another order than the op alone did.
 
-        Next to an edge the code may be another one, which moves the value by a level, and with it, by less in all, the
-        rest of the row.
+        Next to an edge the code may be another one, which moves the value by one level.
         """
         relative = self._scheme.reference is Reference.ROW_MAX
         x = numerics.relative_scores(scores) if relative else numerics.softmax(scores)
@@ -96,7 +98,7 @@ class AttentionAlone:
         step = 0.0 if self._scheme.bits is None else self._scheme.step
         level = x * np.exp(step) if self._scheme.spacing is not Spacing.LINEAR else x + step
         scale = probabilities.max(-1, keepdims=True) / np.maximum(x.max(-1, keepdims=True), np.finfo(np.float32).tiny)
-        return np.asarray(2.0 * scale * np.where(near, level, 0.0))
+        return np.asarray(scale * np.where(near, level, 0.0))
 
     def _with_masked_rows(self, scores: Array, probabilities: Array) -> Array:
         """The probabilities, with NaN for fully masked rows that the op zeroes as the original's guard did."""
