@@ -140,6 +140,14 @@ def attribute_without_type(proto: onnx.ModelProto) -> None:
     proto.graph.node[1].attribute[0].ClearField("type")
 
 
+def attribute_without_tensor(proto: onnx.ModelProto) -> None:
+    proto.graph.node[1].attribute.add(name="value", type=onnx.AttributeProto.TENSOR)
+
+
+def attribute_without_graph(proto: onnx.ModelProto) -> None:
+    proto.graph.node[1].attribute.add(name="then_branch", type=onnx.AttributeProto.GRAPH)
+
+
 def attribute_not_text(proto: onnx.ModelProto) -> None:
     attribute = proto.graph.node[1].attribute.add(name="text", type=onnx.AttributeProto.STRINGS)
     attribute.strings.append(b"\xff\xfe")
@@ -226,6 +234,8 @@ DAMAGES = {
     no_op_type: "has no op_type",
     attribute_twice: "two attributes of one name",
     attribute_without_type: "'perm' has no type",
+    attribute_without_tensor: "'value' has no value",
+    attribute_without_graph: "'then_branch' has no value",
     attribute_not_text: "onnx_ir cannot read it: 'utf-8' codec",
     name_not_text: "the output of a NodeProto is not UTF-8: b'probabilitie\\xff'",
     sparse_attribute: "'sparse' is a sparse tensor",
