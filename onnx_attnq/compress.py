@@ -15,7 +15,8 @@ from onnx_attnq.generate import generate_samples
 from onnx_attnq.inputs import Sample
 from onnx_attnq.model import ExternalData, fingerprint, load, save
 from onnx_attnq.plan import Plan, uniform_plan
-from onnx_attnq.rewrite import Record, refuse_rewritten, rewrite
+from onnx_attnq.record import Record, refuse_rewritten
+from onnx_attnq.rewrite import rewrite
 from onnx_attnq.scheme import QuantScheme, preset
 from onnx_attnq.sites import Sites, find_sites
 from onnx_attnq.verify import Limit, Progress, Verification, verify

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnx_attnq import walk
+from onnx_attnq.attention import Attention, match_attention
 from onnx_attnq.dataflow import Dataflow
 from onnx_attnq.infer import axes_of, axis_from_end, rank_of
 from onnx_attnq.walk import Lost, Passed, Position, Product, describe
@@ -53,6 +54,7 @@ class AttentionSite:
         score_products: The products that the scores are made of; the first is Q·Kᵀ.
         value_products: The products of the probabilities with V.
         story: The steps of the walk, for ``inspect --explain``.
+        attention: The whole attention, where one op can replace it.
     """
 
     id: str
@@ -68,6 +70,7 @@ class AttentionSite:
     score_products: tuple[Product, ...] = dataclasses.field(repr=False, compare=False)
     value_products: tuple[Product, ...] = dataclasses.field(repr=False, compare=False)
     story: tuple[str, ...] = dataclasses.field(repr=False, compare=False)
+    attention: Attention | None = dataclasses.field(repr=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,24 +141,34 @@ def find_sites(model: ir.Model) -> Sites:
                     Rejection(node.name or "", node.op_type, scope, found.reason, found.story, found.lost_in)
                 )
                 continue
-            sites.append(
-                AttentionSite(
-                    id=_unique_id(root.node, scope, taken),
-                    op_type=node.op_type,
-                    node=node.name or "",
-                    scope=scope,
-                    form=root.form,
-                    heads=_heads(root.probabilities),
-                    chain=found.chain,
-                    probabilities=root.probabilities,
-                    scores=root.scores,
-                    axis=root.axis,
-                    score_products=found.score_products,
-                    value_products=found.value_products,
-                    story=found.story,
-                )
-            )
+            sites.append(_site(node, root, found, scope, taken))
     return Sites(tuple(sites), tuple(rejections))
+
+
+def _site(node: ir.Node, root: _Root, found: _Found, scope: str, taken: dict[str, int]) -> AttentionSite:
+    story, whole = found.story, None
+    if root.form is Form.SOFTMAX and root.scores is not None and root.axis == -1:
+        match = match_attention(root.scores, root.probabilities, found.score_products, found.value_products)
+        if isinstance(match, Lost):
+            story = (*story, f"softmax only: {match.reason}")
+        else:
+            whole = match
+    return AttentionSite(
+        id=_unique_id(root.node, scope, taken),
+        op_type=node.op_type,
+        node=node.name or "",
+        scope=scope,
+        form=root.form if whole is None else Form.ATTENTION,
+        heads=_heads(root.probabilities),
+        chain=found.chain,
+        probabilities=root.probabilities,
+        scores=root.scores,
+        axis=root.axis,
+        score_products=found.score_products,
+        value_products=found.value_products,
+        story=story,
+        attention=whole,
+    )
 
 
 # --- softmax-like computations
