@@ -283,7 +283,8 @@ def _data_type(number: int, name: str) -> ir.DataType:
 
 
 def _title(node: onnx.NodeProto) -> str:
-    return f"{node.op_type or 'a'} node {node.name!r}"
+    op_type = node.op_type if node.op_type.isidentifier() else repr(node.op_type)  # one line, whatever it holds
+    return f"{op_type} node {node.name!r}"
 
 
 __all__ = [

@@ -132,6 +132,11 @@ def no_op_type(proto: onnx.ModelProto) -> None:
     proto.graph.node[0].op_type = ""
 
 
+def op_type_of_two_lines(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].op_type = "Mat\n\x1b[31mMul"
+    proto.graph.node[0].input[0] = "nowhere"
+
+
 def attribute_twice(proto: onnx.ModelProto) -> None:
     proto.graph.node[1].attribute.append(proto.graph.node[1].attribute[0])
 
@@ -232,6 +237,7 @@ DAMAGES = {
     defined_twice: "'weight', which is defined already",
     cycle: "cycle",
     no_op_type: "has no op_type",
+    op_type_of_two_lines: r"'Mat\n\x1b[31mMul' node '' reads 'nowhere'",
     attribute_twice: "two attributes of one name",
     attribute_without_type: "'perm' has no type",
     attribute_without_tensor: "'value' has no value",
