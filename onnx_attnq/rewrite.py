@@ -13,6 +13,7 @@ from onnx_attnq import function
 from onnx_attnq import model as models
 from onnx_attnq.attention import Added, Attention, Bounded, Filled
 from onnx_attnq.errors import InvalidModel
+from onnx_attnq.expose import original_fingerprint
 from onnx_attnq.infer import dtype_of, rank_of
 from onnx_attnq.plan import Plan
 from onnx_attnq.record import Record, RewrittenSite, refuse_rewritten, write_record
@@ -53,7 +54,7 @@ def rewrite(
         InvalidModel: The type or rank of a site's scores cannot be told.
     """
     refuse_rewritten(model)
-    original = models.fingerprint(model)
+    original = original_fingerprint(model)
     plan.check(original, [site.id for site in sites.sites])
     names = _Names(model)
     done: list[RewrittenSite] = []
