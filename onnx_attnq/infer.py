@@ -18,63 +18,14 @@ _MOVES: Final = frozenset(
 )
 
 
-def rank_of(value: ir.Value | None, depth: int = _MOST_DEPTH) -> int | None:
+def rank_of(value: ir.Value | None) -> int | None:
     """The number of axes from the value's shape, or else from the nodes that compute it; None if unknown."""
-    if value is None or depth == 0:
-        return None
-    if value.shape is not None:
-        return len(value.shape)
-    tensor = constant(value)
-    if tensor is not None:
-        return len(tensor.shape)
-    node = value.producer()
-    if node is None:
-        return None
-    if node.op_type in _BROADCAST:
-        # One known operand is enough: the scores are never of lower rank than their mask.
-        known = [r for v in node.inputs if (r := rank_of(v, depth - 1)) is not None]
-        return max(known, default=None)
-    if node.op_type in _SAME:
-        return rank_of(node.inputs[0], depth - 1)
-    if node.op_type == "Transpose" and (perm := node.attributes.get("perm")) is not None:
-        return len(perm.as_ints())
-    if node.op_type == "Reshape":
-        return _length(node.inputs[1], depth - 1)
-    if node.op_type in ("Unsqueeze", "Squeeze"):
-        rank, axes = rank_of(node.inputs[0], depth - 1), axes_of(node)
-        if rank is None or axes is None:
-            return None
-        return rank + len(axes) if node.op_type == "Unsqueeze" else rank - len(axes)
-    return None
+    return _rank(value, _MOST_DEPTH, {})
 
 
-def dtype_of(value: ir.Value | None, depth: int = _MOST_DEPTH) -> ir.DataType | None:
+def dtype_of(value: ir.Value | None) -> ir.DataType | None:
     """The element type from the value's type, or else from the nodes that compute it; None if unknown."""
-    if value is None or depth == 0:
-        return None
-    if value.dtype is not None:
-        return value.dtype
-    tensor = constant(value)
-    if tensor is not None:
-        return tensor.dtype
-    node = value.producer()
-    if node is None or not node.inputs:
-        return None
-    if node.op_type == "Cast":
-        to = node.attributes.get("to")
-        return None if to is None else ir.DataType(to.as_int())
-    match node.op_type:
-        case "Where":
-            candidates = node.inputs[1:]
-        case "DequantizeLinear" | "CastLike":
-            candidates = node.inputs[1:2]
-        case op if op in _BROADCAST or op == "Einsum":
-            candidates = node.inputs
-        case op if op in _SAME or op in _MOVES:
-            candidates = node.inputs[:1]
-        case _:
-            return None
-    return next((d for v in candidates if (d := dtype_of(v, depth - 1)) is not None), None)
+    return _dtype(value, _MOST_DEPTH, {})
 
 
 def axes_of(node: ir.Node) -> list[int] | None:
@@ -123,3 +74,75 @@ def _length(value: ir.Value | None, depth: int) -> int | None:
     if node.op_type in ("Cast", "Identity"):
         return _length(node.inputs[0], depth - 1)
     return None
+
+
+def _rank(value: ir.Value | None, depth: int, known: dict[ir.Value, int | None]) -> int | None:
+    """`rank_of`; ``known`` keeps a graph whose branches meet again and again from being walked once for each path."""
+    if value is None or depth == 0:
+        return None
+    if value not in known:
+        known[value] = None
+        known[value] = _computed_rank(value, depth - 1, known)
+    return known[value]
+
+
+def _computed_rank(value: ir.Value, depth: int, known: dict[ir.Value, int | None]) -> int | None:
+    if value.shape is not None:
+        return len(value.shape)
+    tensor = constant(value)
+    if tensor is not None:
+        return len(tensor.shape)
+    node = value.producer()
+    if node is None:
+        return None
+    if node.op_type in _BROADCAST:
+        # One known operand is enough: the scores are never of lower rank than their mask.
+        return max((r for v in node.inputs if (r := _rank(v, depth, known)) is not None), default=None)
+    if node.op_type in _SAME:
+        return _rank(node.inputs[0], depth, known)
+    if node.op_type == "Transpose" and (perm := node.attributes.get("perm")) is not None:
+        return len(perm.as_ints())
+    if node.op_type == "Reshape":
+        return _length(node.inputs[1], depth)
+    if node.op_type in ("Unsqueeze", "Squeeze"):
+        rank, axes = _rank(node.inputs[0], depth, known), axes_of(node)
+        if rank is None or axes is None:
+            return None
+        return rank + len(axes) if node.op_type == "Unsqueeze" else rank - len(axes)
+    return None
+
+
+def _dtype(value: ir.Value | None, depth: int, known: dict[ir.Value, ir.DataType | None]) -> ir.DataType | None:
+    """`dtype_of`, with ``known`` as in `_rank`."""
+    if value is None or depth == 0:
+        return None
+    if value not in known:
+        known[value] = None
+        known[value] = _computed_dtype(value, depth - 1, known)
+    return known[value]
+
+
+def _computed_dtype(value: ir.Value, depth: int, known: dict[ir.Value, ir.DataType | None]) -> ir.DataType | None:
+    if value.dtype is not None:
+        return value.dtype
+    tensor = constant(value)
+    if tensor is not None:
+        return tensor.dtype
+    node = value.producer()
+    if node is None or not node.inputs:
+        return None
+    if node.op_type == "Cast":
+        to = node.attributes.get("to")
+        return None if to is None else ir.DataType(to.as_int())
+    match node.op_type:
+        case "Where":
+            candidates = node.inputs[1:]
+        case "DequantizeLinear" | "CastLike":
+            candidates = node.inputs[1:2]
+        case op if op in _BROADCAST or op == "Einsum":
+            candidates = node.inputs
+        case op if op in _SAME or op in _MOVES:
+            candidates = node.inputs[:1]
+        case _:
+            return None
+    return next((d for v in candidates if (d := _dtype(v, depth, known)) is not None), None)

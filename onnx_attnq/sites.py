@@ -234,7 +234,7 @@ def _decomposed(node: ir.Node) -> _Root | None:
 
 def _row_sum_axis(value: ir.Value | None, exp: ir.Value) -> int | None:
     """The axis of the ReduceSum over ``exp`` that ``value`` is, give or take an epsilon."""
-    value = _through(value, ("Cast", "Identity", "Add", "Max", "Clip", "Expand", "Unsqueeze"))
+    value = _through(value, ("Cast", "Identity", "Add", "Max", "Clip", "Expand", "Unsqueeze", "Reshape"))
     node = None if value is None else value.producer()
     if node is None or node.op_type != "ReduceSum" or _through(node.inputs[0], ("Cast", "Identity")) is not exp:
         return None
