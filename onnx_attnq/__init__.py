@@ -12,7 +12,8 @@ from onnx_attnq.generate import generate_samples
 from onnx_attnq.inputs import load_samples
 from onnx_attnq.model import fingerprint, load, save
 from onnx_attnq.plan import Plan, SitePlan, load_plan, save_plan, uniform_plan
-from onnx_attnq.rewrite import Record, read_record, rewrite
+from onnx_attnq.record import Record, read_record
+from onnx_attnq.rewrite import rewrite
 from onnx_attnq.scheme import PRESETS, QuantScheme, preset
 from onnx_attnq.sites import AttentionSite, Rejection, Sites, find_sites
 from onnx_attnq.verify import Limit, Verification, verify

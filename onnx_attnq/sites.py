@@ -12,16 +12,41 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Iterator
+from typing import Final
 
 import onnx_ir as ir
 
 from onnx_attnq import walk
+from onnx_attnq.attention import Attention, match_attention
 from onnx_attnq.dataflow import Dataflow
+from onnx_attnq.fused import is_fused_attention
 from onnx_attnq.infer import axes_of, axis_from_end, rank_of
 from onnx_attnq.walk import Lost, Passed, Position, Product, describe
 
 _MOST_STEPS = 100_000
 """A bound on one walk, so that a hostile graph cannot make it endless."""
+
+
+ORIGIN: Final = "onnx_attnq.origin"
+"""Key in the ``meta`` of a softmax that came out of a fused op: its `Origin`."""
+
+DECLINED: Final = "onnx_attnq.declined"
+"""Key in the ``meta`` of a fused op that was not decomposed: the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The fused op that a softmax was a part of.
+
+    Attributes:
+        op_type: Its op.
+        node: Its name.
+        output: Name of its first output.
+    """
+
+    op_type: str
+    node: str
+    output: str
 
 
 class Form(enum.StrEnum):
@@ -53,6 +78,7 @@ class AttentionSite:
         score_products: The products that the scores are made of; the first is Q·Kᵀ.
         value_products: The products of the probabilities with V.
         story: The steps of the walk, for ``inspect --explain``.
+        attention: The whole attention, where one op can replace it.
     """
 
     id: str
@@ -68,6 +94,7 @@ class AttentionSite:
     score_products: tuple[Product, ...] = dataclasses.field(repr=False, compare=False)
     value_products: tuple[Product, ...] = dataclasses.field(repr=False, compare=False)
     story: tuple[str, ...] = dataclasses.field(repr=False, compare=False)
+    attention: Attention | None = dataclasses.field(repr=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +153,10 @@ def find_sites(model: ir.Model) -> Sites:
     for graph in flow.graphs:
         scope = flow.scope(graph)
         for node in graph:
+            if is_fused_attention(node):
+                reason = node.meta.get(DECLINED) or "a fused op; `expose` makes its softmax visible"
+                rejections.append(Rejection(node.name or "", node.op_type, scope, reason))
+                continue
             root = _root(node, graph)
             if root is None:
                 continue
@@ -138,24 +169,35 @@ def find_sites(model: ir.Model) -> Sites:
                     Rejection(node.name or "", node.op_type, scope, found.reason, found.story, found.lost_in)
                 )
                 continue
-            sites.append(
-                AttentionSite(
-                    id=_unique_id(root.node, scope, taken),
-                    op_type=node.op_type,
-                    node=node.name or "",
-                    scope=scope,
-                    form=root.form,
-                    heads=_heads(root.probabilities),
-                    chain=found.chain,
-                    probabilities=root.probabilities,
-                    scores=root.scores,
-                    axis=root.axis,
-                    score_products=found.score_products,
-                    value_products=found.value_products,
-                    story=found.story,
-                )
-            )
+            sites.append(_site(node, root, found, scope, taken))
     return Sites(tuple(sites), tuple(rejections))
+
+
+def _site(node: ir.Node, root: _Root, found: _Found, scope: str, taken: dict[str, int]) -> AttentionSite:
+    story, whole = found.story, None
+    if root.form is Form.SOFTMAX and root.scores is not None and root.axis == -1:
+        match = match_attention(root.scores, root.probabilities, found.score_products, found.value_products)
+        if isinstance(match, Lost):
+            story = (*story, f"softmax only: {match.reason}")
+        else:
+            whole = match
+    origin = node.meta.get(ORIGIN) or Origin(node.op_type, node.name or "", node.outputs[0].name or "")
+    return AttentionSite(
+        id=_unique_id(origin.node or origin.output or origin.op_type, scope, taken),
+        op_type=origin.op_type,
+        node=origin.node,
+        scope=scope,
+        form=root.form if whole is None else Form.ATTENTION,
+        heads=_heads(root.probabilities),
+        chain=found.chain,
+        probabilities=root.probabilities,
+        scores=root.scores,
+        axis=root.axis,
+        score_products=found.score_products,
+        value_products=found.value_products,
+        story=story,
+        attention=whole,
+    )
 
 
 # --- softmax-like computations
@@ -432,8 +474,8 @@ def _leave_subgraph(position: Position, flow: Dataflow) -> Iterator[Position]:
 # --- what a site is called
 
 
-def _unique_id(node: ir.Node, scope: str, taken: dict[str, int]) -> str:
-    name = (node.name or node.outputs[0].name or node.op_type).strip("/")
+def _unique_id(name: str, scope: str, taken: dict[str, int]) -> str:
+    name = name.strip("/")
     full = name if scope == "main" else f"{scope.removeprefix('main/')}/{name}"
     count = taken.get(full, 0)
     taken[full] = count + 1

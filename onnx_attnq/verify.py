@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnx_attnq.attention_check import AttentionAlone
 from onnx_attnq.deviation import HIGHER_IS_BETTER, METRICS, Deviation, compare
 from onnx_attnq.errors import InvalidModel, InvalidScheme
 from onnx_attnq.implementation import CodeCheck, check_rows
 from onnx_attnq.inputs import Sample, attention_mask_of
 from onnx_attnq.probe import probe
-from onnx_attnq.rewrite import RewrittenSite, read_record
+from onnx_attnq.record import RewrittenSite, read_record
 from onnx_attnq.runtime import Session
 from onnx_attnq.sites import Form
 
@@ -172,13 +174,19 @@ def verify(
 
 
 def _check_site(model: ir.Model, site: RewrittenSite, samples: Sequence[Sample], threads: int | None) -> CodeCheck:
-    session = Session(probe(model, [site.source, site.result]), threads=threads)
+    session = Session(probe(model, [*site.inputs, site.output], site.scope), threads=threads)
+    alone = AttentionAlone(model, site, threads) if site.form is Form.ATTENTION else None
     total = CodeCheck()
     for sample in samples:
-        source, result = session.run(sample).values()
-        counted = _real_rows(source.shape[:-1], sample)
+        *inputs, output = session.run(sample).values()
+        if output.size == 0:  # the branch of an If that was not taken
+            continue
+        if alone is not None:
+            total = total.merge(alone.check(inputs, output, functools.partial(_real_rows, sample=sample)))
+            continue
+        counted = _real_rows(output.shape[:-1], sample)
         is_scores = site.form is Form.SOFTMAX
-        total = total.merge(check_rows(source, result, site.scheme, is_scores=is_scores, counted=counted))
+        total = total.merge(check_rows(inputs[0], output, site.scheme, is_scores=is_scores, counted=counted))
     return total
 
 

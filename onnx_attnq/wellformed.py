@@ -15,6 +15,8 @@ from typing import Final, TypeAlias
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
 from onnx_attnq.errors import InvalidModel
 
@@ -44,6 +46,7 @@ def check_model(proto: onnx.ModelProto) -> None:
     """
     if not proto.ir_version or not proto.HasField("graph"):
         raise InvalidModel("not an ONNX model: it has no ir_version or no graph")
+    _check_text(proto)
     if not proto.graph.node:
         raise InvalidModel("the graph is empty: it has no nodes")
     if not proto.graph.output:
@@ -106,6 +109,18 @@ def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
         yield node
         for graph in _subgraphs(node):
             yield from _all_nodes(graph.node)
+
+
+def _check_text(message: Message) -> None:
+    """Names and other texts must be UTF-8; protobuf checks that on writing only, and reads the rest as bytes."""
+    for field, content in message.ListFields():
+        if field.type not in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE):
+            continue
+        for item in (content,) if isinstance(content, str | bytes | Message) else content:
+            if isinstance(item, bytes):
+                raise InvalidModel(f"the {field.name} of a {message.DESCRIPTOR.name} is not UTF-8: {item[:40]!r}")
+            if isinstance(item, Message):
+                _check_text(item)
 
 
 def _check_opset(proto: onnx.ModelProto) -> None:

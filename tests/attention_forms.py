@@ -207,7 +207,7 @@ FORMS: Final[dict[str, Example]] = {
         ' y = Einsum<equation="acbe,aecd->abcd">(p, v) }'
     ),
     "Einsum with an ellipsis": Example(
-        f"({QKV}) => (float[B,2,L,4] y) {{ s = Einsum<equation=\"...qd,...kd->...qk\">(q, k) p = Softmax<axis=-1>(s)"
+        f'({QKV}) => (float[B,2,L,4] y) {{ s = Einsum<equation="...qd,...kd->...qk">(q, k) p = Softmax<axis=-1>(s)'
         ' y = Einsum<equation="...qk,...kd->...qd">(p, v) }'
     ),
     "multi-query: one head of keys and values": Example(
