@@ -13,9 +13,6 @@ _BROADCAST: Final = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Where"
 _SAME: Final = frozenset(
     {"Cast", "Identity", "Dropout", "Clip", "Tanh", "Softmax", "LogSoftmax", "Slice", "Neg", "Exp"}
 )
-_MOVES: Final = frozenset(
-    {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Slice", "Gather", "Flatten", "Concat"}
-)
 
 
 def rank_of(value: ir.Value | None) -> int | None:
@@ -26,6 +23,16 @@ def rank_of(value: ir.Value | None) -> int | None:
 def dtype_of(value: ir.Value | None) -> ir.DataType | None:
     """The element type from the value's type, or else from the nodes that compute it; None if unknown."""
     return _dtype(value, _MOST_DEPTH, {})
+
+
+def branch_outputs(value: ir.Value) -> tuple[ir.Value, ...]:
+    """What the branches of an If give for one of its outputs."""
+    node = value.producer()
+    if node is None:
+        return ()
+    index = node.outputs.index(value)
+    branches = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+    return tuple(branch.outputs[index] for branch in branches if index < len(branch.outputs))
 
 
 def axes_of(node: ir.Node) -> list[int] | None:
@@ -95,7 +102,9 @@ def _computed_rank(value: ir.Value, depth: int, known: dict[ir.Value, int | None
     node = value.producer()
     if node is None:
         return None
-    if node.op_type in _BROADCAST:
+    if node.op_type == "If":
+        return max((r for v in branch_outputs(value) if (r := _rank(v, depth, known)) is not None), default=None)
+    if node.op_type in _BROADCAST or node.op_type == "Concat":
         # One known operand is enough: the scores are never of lower rank than their mask.
         return max((r for v in node.inputs if (r := _rank(v, depth, known)) is not None), default=None)
     if node.op_type in _SAME:
@@ -135,14 +144,13 @@ def _computed_dtype(value: ir.Value, depth: int, known: dict[ir.Value, ir.DataTy
         to = node.attributes.get("to")
         return None if to is None else ir.DataType(to.as_int())
     match node.op_type:
-        case "Where":
-            candidates = node.inputs[1:]
+        case "If":
+            candidates = branch_outputs(value)
         case "DequantizeLinear" | "CastLike":
             candidates = node.inputs[1:2]
-        case op if op in _BROADCAST or op == "Einsum":
+        case "QuantizeLinear":
+            candidates = ()
+        case _:  # the rest computes in the type of its numbers; conditions, indices and codes are none
             candidates = node.inputs
-        case op if op in _SAME or op in _MOVES:
-            candidates = node.inputs[:1]
-        case _:
-            return None
-    return next((d for v in candidates if (d := _dtype(v, depth, known)) is not None), None)
+    types = (_dtype(v, depth, known) for v in candidates)
+    return next((d for d in types if d is not None and d.is_floating_point()), None)

@@ -186,6 +186,15 @@ def describe(node: ir.Node) -> str:
     return f"{node.op_type} {node.name or node.outputs[0].name!r}"
 
 
+def operands(node: ir.Node) -> tuple[ir.Value, ...]:
+    """What a product multiplies: no scales, zero points or addends; nothing for any other op."""
+    if node.op_type == "Einsum":
+        found = tuple(node.inputs)
+    else:
+        found = tuple(node.inputs[i] for i in _MATMULS.get(node.op_type, ()) if i < len(node.inputs))
+    return tuple(value for value in found if value is not None)
+
+
 def is_linear(product: Product) -> bool:
     """True for a product with a matrix on the right: a linear layer, if that matrix is a weight."""
     if product.node.op_type in ("MatMulNBits", "Conv"):

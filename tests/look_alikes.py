@@ -1,4 +1,4 @@
-"""What has a softmax and a product but is no attention, each as a small graph with the reason that a person should read."""
+"""What has a softmax and a product but is no attention: small graphs, and the reason that a person should read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ LOOK_ALIKES: Final[dict[str, tuple[str, str]]] = {
         "a weight of .* supplies",
     ),
     "mixture-of-experts router, all experts weighed": (
-        f"({X}, float[8,3] wg, float[B,L,3,8] experts) => (float[B,L,1,8] y) {{ s = MatMul(x, wg) p = Softmax<axis=-1>(s)"
+        f"({X}, float[8,3] wg, float[B,L,3,8] experts) => (float[B,L,1,8] y) {{ s = MatMul(x, wg) p ="
+        f" Softmax<axis=-1>(s)"
         " two = Constant<value_ints=[2]>() q = Unsqueeze(p, two) y = MatMul(q, experts) }",
         "a weight of .* supplies",
     ),
@@ -42,17 +43,20 @@ LOOK_ALIKES: Final[dict[str, tuple[str, str]]] = {
         "no product of query and key",
     ),
     "linear attention, one head": (
-        f"({X}, float[8,8] wq, float[8,8] wk, float[8,8] wv) => (float[B,L,8] y) {{ q = MatMul(x, wq) k = MatMul(x, wk)"
+        f"({X}, float[8,8] wq, float[8,8] wk, float[8,8] wv) => (float[B,L,8] y) {{ q = MatMul(x, wq) k ="
+        f" MatMul(x, wk)"
         " v = MatMul(x, wv) ks = Softmax<axis=1>(k) kt = Transpose<perm=[0,2,1]>(ks) c = MatMul(kt, v)"
         " qs = Softmax<axis=-1>(q) y = MatMul(qs, c) }",
-        "weight of .* supplies|is an input of the graph",
+        "weight of .* supplies|linear layer of one input",
     ),
     "linear attention, several heads": (
-        f"({X}, float[8,8] wq, float[8,8] wk, float[8,8] wv) => (float[B,2,L,4] y) {{ q = MatMul(x, wq) k = MatMul(x, wk)"
-        " v = MatMul(x, wv) n = Constant<value_ints=[0,0,2,4]>() q4 = Reshape(q, n) k4 = Reshape(k, n) v4 = Reshape(v, n)"
+        f"({X}, float[8,8] wq, float[8,8] wk, float[8,8] wv) => (float[B,2,L,4] y) {{ q = MatMul(x, wq) k ="
+        f" MatMul(x, wk)"
+        " v = MatMul(x, wv) n = Constant<value_ints=[0,0,2,4]>() q4 = Reshape(q, n) k4 = Reshape(k, n) v4 ="
+        " Reshape(v, n)"
         " qh = Transpose<perm=[0,2,1,3]>(q4) kt = Transpose<perm=[0,2,3,1]>(k4) vh = Transpose<perm=[0,2,1,3]>(v4)"
         " ks = Softmax<axis=-1>(kt) c = MatMul(ks, vh) qs = Softmax<axis=-1>(qh) y = MatMul(qs, c) }",
-        "weight of .* supplies|no product of query and key",
+        "weight of .* supplies|no product of query and key|linear layer of one input",
     ),
     "linear attention on the context of another attention": (
         f"({X}, float[8,8] wk) => (float[B,8,8] y) {{ xt = Transpose<perm=[0,2,1]>(x) s = MatMul(x, xt)"
@@ -98,7 +102,8 @@ LOOK_ALIKES: Final[dict[str, tuple[str, str]]] = {
         "no product with V",
     ),
     "contrastive logits of images and texts": (
-        "(float[N,4] image, float[M,4] text) => (float[N,M] p) { s = Gemm<transB=1>(image, text) p = Softmax<axis=-1>(s) }",
+        "(float[N,4] image, float[M,4] text) => (float[N,M] p) { s = Gemm<transB=1>(image, text) p ="
+        " Softmax<axis=-1>(s) }",
         "no product with V",
     ),
     "mixture of softmaxes": (
@@ -111,19 +116,22 @@ LOOK_ALIKES: Final[dict[str, tuple[str, str]]] = {
         "linear layer of one input",
     ),
     "slots: softmax over the queries, summed over the keys": (
-        "(float[B,3,4] slots, float[B,L,4] k, float[B,L,4] v) => (float[B,3,4] y) { st = Transpose<perm=[0,2,1]>(slots)"
+        "(float[B,3,4] slots, float[B,L,4] k, float[B,L,4] v) => (float[B,3,4] y) { st ="
+        " Transpose<perm=[0,2,1]>(slots)"
         " s = MatMul(k, st) p = Softmax<axis=-1>(s) pt = Transpose<perm=[0,2,1]>(p) y = MatMul(pt, v) }",
         "no product with V",
     ),
     "slots that a later attention attends to": (
         "(float[B,3,4] slots, float[B,L,4] k, float[B,L,4] v, float[B,M,3] r) => (float[B,M,4] y) {"
-        " st = Transpose<perm=[0,2,1]>(slots) s = MatMul(k, st) p = Softmax<axis=-1>(s) pt = Transpose<perm=[0,2,1]>(p)"
+        " st = Transpose<perm=[0,2,1]>(slots) s = MatMul(k, st) p = Softmax<axis=-1>(s) pt ="
+        " Transpose<perm=[0,2,1]>(p)"
         " c = MatMul(pt, v) y = MatMul(r, c) }",
         "no product with V",
     ),
     "late normalization: the context is divided, the probabilities never exist": (
         "(float[B,L,4] q, float[B,L,4] k, float[B,L,4] v) => (float[B,L,4] y) { kt = Transpose<perm=[0,2,1]>(k)"
-        " s = MatMul(q, kt) e = Exp(s) a = Constant<value_ints=[-1]>() z = ReduceSum<keepdims=1>(e, a) u = MatMul(e, v)"
+        " s = MatMul(q, kt) e = Exp(s) a = Constant<value_ints=[-1]>() z = ReduceSum<keepdims=1>(e, a) u ="
+        " MatMul(e, v)"
         " y = Div(u, z) }",
         "the probabilities never exist",
     ),
