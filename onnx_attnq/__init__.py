@@ -5,7 +5,10 @@
 3
 """
 
+from onnx_attnq.canonical import canonicalize
 from onnx_attnq.compress import Compression, compress
+from onnx_attnq.diff import diff_models
+from onnx_attnq.difference import Difference, ModelDiff
 from onnx_attnq.errors import AttnqError
 from onnx_attnq.expose import expose
 from onnx_attnq.generate import generate_samples
@@ -24,7 +27,9 @@ __all__ = [
     "AttentionSite",
     "AttnqError",
     "Compression",
+    "Difference",
     "Limit",
+    "ModelDiff",
     "Plan",
     "QuantScheme",
     "Record",
@@ -33,7 +38,9 @@ __all__ = [
     "Sites",
     "Verification",
     "__version__",
+    "canonicalize",
     "compress",
+    "diff_models",
     "expose",
     "find_sites",
     "fingerprint",
