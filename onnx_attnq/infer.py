@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import onnx_ir as ir
@@ -145,7 +146,7 @@ def _computed_dtype(value: ir.Value, depth: int, known: dict[ir.Value, ir.DataTy
         return None if to is None else ir.DataType(to.as_int())
     match node.op_type:
         case "If":
-            candidates = branch_outputs(value)
+            candidates: Sequence[ir.Value | None] = branch_outputs(value)
         case "DequantizeLinear" | "CastLike":
             candidates = node.inputs[1:2]
         case "QuantizeLinear":
