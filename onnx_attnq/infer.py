@@ -106,10 +106,16 @@ def _computed_rank(value: ir.Value, depth: int, known: dict[ir.Value, int | None
     if node.op_type == "If":
         return max((r for v in branch_outputs(value) if (r := _rank(v, depth, known)) is not None), default=None)
     if node.op_type in _BROADCAST or node.op_type == "Concat":
-        # One known operand is enough: the scores are never of lower rank than their mask.
-        return max((r for v in node.inputs if (r := _rank(v, depth, known)) is not None), default=None)
+        ranks = {v: _rank(v, depth, known) for v in node.inputs if v is not None}
+        if None in ranks.values():
+            # The scores are never of lower rank than their mask; a weight or a bias says nothing of what it meets.
+            ranks = {v: rank for v, rank in ranks.items() if constant(v) is None}
+        return max((rank for rank in ranks.values() if rank is not None), default=None)
     if node.op_type in _SAME:
         return _rank(node.inputs[0], depth, known)
+    if node.op_type == "Gather":
+        data, indices = (_rank(v, depth, known) for v in node.inputs[:2])
+        return None if data is None or indices is None else data + indices - 1
     if node.op_type == "Transpose" and (perm := node.attributes.get("perm")) is not None:
         return len(perm.as_ints())
     if node.op_type == "Reshape":
