@@ -296,7 +296,7 @@ def _heat(study: Study, grid: FloatArray, title: str, unit: str, source: str) ->
 def _largest(grid: FloatArray) -> float:
     """The top of a colour scale from 0."""
     positive = grid[grid > 0.0]
-    return float(positive.max()) if positive.size else 1.0
+    return max(map(float, positive), default=1.0)
 
 
 def _short(value: float) -> str:
@@ -316,7 +316,7 @@ def _label_heat(axes: Axes, grid: FloatArray) -> None:
 
 
 def _heat_height(grid: FloatArray) -> float:
-    return min(6.0, 0.9 + 0.22 * grid.shape[0])
+    return min(6.0, 0.9 + 0.22 * len(grid))
 
 
 def _grid(rows: Sequence[FloatArray]) -> FloatArray:
