@@ -6,6 +6,7 @@ either axis. Which values are masked or padding is decided here, too.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, Final
 
@@ -63,10 +64,10 @@ def fold_value(array: Array, product: Product, probabilities: Array) -> Array | 
     if array.dtype.kind == "V" or array.dtype.kind not in "f" or array.ndim < 2:
         return None
     if product.node.op_type == "Einsum":
-        turned = _turn_einsum(array, product)
-        if turned is None:
+        terms = _Einsum.of(product)
+        if terms is None:
             return None
-        array = turned
+        array = terms.turn_value(array)
     elif product.is_left == bool(_flag(product.node, "transB" if product.is_left else "transA")):
         array = np.swapaxes(array, -1, -2)  # V stands on the left, or is transposed by its product
     batch, heads, _, keys = probabilities.shape
@@ -77,8 +78,11 @@ def fold_value(array: Array, product: Product, probabilities: Array) -> Array | 
 
 def fold_context(array: Array, product: Product, batch: int, heads: int) -> Array | None:
     """The product's result as (B, H, L_q, D); None when it cannot be told how."""
-    if array.dtype.kind != "f" or array.ndim < 2 or product.node.op_type == "Einsum":
+    if array.dtype.kind != "f" or array.ndim < 2:
         return None
+    if product.node.op_type == "Einsum":
+        terms = _Einsum.of(product)
+        return None if terms is None else _outer(terms.turn_context(array), batch, heads)
     return _outer(array if product.is_left else np.swapaxes(array, -1, -2), batch, heads)
 
 
@@ -149,19 +153,41 @@ def _flag(node: ir.Node, name: str) -> int:
     return 0 if attribute is None else attribute.as_int()
 
 
-def _turn_einsum(array: Array, product: Product) -> Array | None:
-    """V of an Einsum with its axes in the order of the probabilities' batch axes, then keys, then the rest."""
-    equation = product.node.attributes["equation"].as_string().replace(" ", "").partition("->")[0]
-    terms = equation.split(",")
-    if len(terms) != 2 or "..." in equation:
-        return None
-    p_term, v_term = terms if product.is_left else terms[::-1]
-    key = p_term[product.with_axis.axis]
-    batch = [letter for letter in p_term if letter != key and letter in v_term]
-    rest = [letter for letter in v_term if letter not in p_term]
-    if len(rest) != 1 or sorted([*batch, key, *rest]) != sorted(v_term):
-        return None
-    return np.transpose(array, [v_term.index(letter) for letter in (*batch, key, *rest)])
+@dataclasses.dataclass(frozen=True)
+class _Einsum:
+    """The letters of a product P·V, and where its operands have them."""
+
+    value: str
+    context: str
+    outer: str
+    query: str
+    key: str
+    feature: str
+
+    @classmethod
+    def of(cls, product: Product) -> _Einsum | None:
+        """None for an equation that is no such product."""
+        equation = product.node.attributes["equation"].as_string().replace(" ", "")
+        operands, _, context = equation.partition("->")
+        terms = operands.split(",")
+        if len(terms) != 2 or "." in equation:
+            return None
+        p, value = terms if product.is_left else terms[::-1]
+        key = p[product.with_axis.axis]
+        *outer, query = list(p.replace(key, ""))  # the probabilities are (..., L_q, L_k) once their keys are last
+        feature = "".join(letter for letter in value if letter not in p)
+        found = cls(value, context, "".join(outer), query, key, feature)
+        fits = len(feature) == 1 and query not in value and sorted(found.outer + query + feature) == sorted(context)
+        return found if fits else None
+
+    def turn_value(self, array: Array) -> Array:
+        """V as (outer axes that it has, L_k, D)."""
+        outer = "".join(letter for letter in self.outer if letter in self.value)
+        return np.transpose(array, [self.value.index(letter) for letter in outer + self.key + self.feature])
+
+    def turn_context(self, array: Array) -> Array:
+        """The context as (outer axes, L_q, D)."""
+        return np.transpose(array, [self.context.index(letter) for letter in self.outer + self.query + self.feature])
 
 
 __all__ = [
