@@ -17,7 +17,9 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from onnx_attnq.atomic import replacing
 from onnx_attnq.errors import CannotWrite
@@ -55,6 +57,7 @@ _STYLE: Final[dict[Any, Any]] = {
     "lines.linewidth": 1.0,
     "legend.frameon": False,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a token may be a dollar sign; formulas are slow, too
     "svg.hashsalt": "onnx-attnq",
 }
 
@@ -91,6 +94,13 @@ def new_figure(title: str, source: str, *, panels: int = 1, height: float = 3.2)
     figure.supxlabel("\n".join(foot), x=0.01, ha="left", fontsize=6.0, color="#555555")
     axes = figure.subplots(panels, 1, sharex=True, squeeze=False)
     return figure, list(axes[:, 0])
+
+
+def log_scale(axis: Axis) -> None:
+    """A log scale whose labels read 1e-4, as thresholds are written."""
+    (axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale)("log")
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-").replace("1e+00", "1")))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def provenance(study: Study, *schemes: QuantScheme) -> str:
@@ -144,6 +154,7 @@ __all__ = [
     "SEQUENTIAL",
     "WIDTH",
     "legend_above",
+    "log_scale",
     "new_figure",
     "provenance",
     "save_figure",

@@ -32,8 +32,8 @@ MEMORY: Final = 128 * 2**20
 EXAMPLE_TOKENS: Final = 40
 """Tokens of the example: as many as can be read as labels of an attention map."""
 
-Progress = Callable[[int, int], None]
-"""Told how much is done, of how much, in units of one site on one sample."""
+Progress = Callable[[str, int, int], None]
+"""Called with what is being observed, how many steps are done, and how many there are: a step is a site on a sample."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ def observe(
         labels: Tokens by id, for the example.
         threads: Threads of onnxruntime; None leaves it to onnxruntime.
         memory: Bytes that a run may return.
-        progress: Is told the progress.
+        progress: Called after each run.
 
     Raises:
         NothingToRewrite: No sites.
@@ -106,7 +106,8 @@ def observe(
             for tap in chosen:
                 run.add(tap, arrays, index)
             if progress is not None:
-                progress(done * len(samples) + (index + 1) * len(chosen), len(taps) * len(samples))
+                step = done * len(samples) + (index + 1) * len(chosen)
+                progress(chosen[0].site.id, step, len(taps) * len(samples))
         done += len(chosen)
         group = max(1, memory * len(chosen) // max(1, largest))
     return run.study(source, taps)

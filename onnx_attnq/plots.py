@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from onnx_attnq import numerics
-from onnx_attnq.figure import LINES, SEQUENTIAL, legend_above, new_figure, provenance, styled
+from onnx_attnq.figure import LINES, SEQUENTIAL, legend_above, log_scale, new_figure, provenance, styled
 from onnx_attnq.metrics import CONTEXT_ERROR, DIVERGENCE, Metric, SchemeMetric
 from onnx_attnq.scheme import QuantScheme, Reference
 from onnx_attnq.statistics import EDGES, MAJORITIES, FloatArray
@@ -55,7 +55,7 @@ def distribution(study: Study, layer: int, *, relative: bool = False) -> Figure:
     above.set_ylabel("share of the values\nper tenth of a decade")
     below.set_ylabel(f"share of the values\nwith {what} below x")
     below.set_xlabel(f"{what} (log scale)")
-    below.set_xscale("log")
+    log_scale(below.xaxis)
     below.set_xlim(EDGES[0], EDGES[-1])
     below.set_ylim(0.0, 1.0)
     for axes in (above, below):
@@ -86,7 +86,7 @@ def sparsity(study: Study, *, relative: bool = False) -> Figure:
     above.set_ylabel("values pruned")
     below.set_ylabel("row mass lost")
     below.set_xlabel(f"threshold on {what} (log scale)")
-    below.set_xscale("log")
+    log_scale(below.xaxis)
     below.set_xlim(EDGES[lowest], 1.0)
     _colour_bar(figure, [above, below], len(study.sites), "layer", first=1)
     return figure
@@ -121,7 +121,8 @@ def safe_heads(study: Study, scheme: QuantScheme, limit: float) -> Figure:
         for (layer, head), value in np.ndenumerate(grid):
             if not np.isnan(value):
                 weight = "normal" if value <= limit else "bold"
-                axes.text(head, layer, f"{value:.2f}", ha="center", va="center", fontsize=5.5, fontweight=weight)
+                cell = axes.text(head, layer, f"{value:.2f}", ha="center", va="center", fontsize=5.5, fontweight=weight)
+                cell.set_in_layout(False)
     bar = figure.colorbar(image, ax=axes, ticks=[0, 1], location="top", shrink=0.6, aspect=40)
     bar.ax.set_xticklabels([f"error > {limit:g} (bold)", f"safe: error ≤ {limit:g}"])
     return figure
@@ -237,8 +238,8 @@ def transfer(schemes: Sequence[QuantScheme]) -> Figure:
             label=f"{scheme_label(scheme)} (x = {reference})",
         )
         axes.plot(scheme.threshold, x[0], marker="|", markersize=9, color=LINES[index % len(LINES)], clip_on=False)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    log_scale(axes.xaxis)
+    log_scale(axes.yaxis)
     axes.set_xlim(x[0], 1.0)
     axes.set_ylim(x[0], 1.2)
     axes.set_xlabel("x before (log scale); ticks on the axis: below them x becomes 0")
@@ -289,7 +290,8 @@ def _heat(study: Study, grid: FloatArray, title: str, unit: str, source: str) ->
         for (layer, head), value in np.ndenumerate(grid):
             if not np.isnan(value):
                 colour = "black" if value > 0.55 * float(norm.vmax or 1.0) else "white"
-                axes.text(head, layer, _short(value), ha="center", va="center", color=colour, fontsize=5.5)
+                cell = axes.text(head, layer, _short(value), ha="center", va="center", color=colour, fontsize=5.5)
+                cell.set_in_layout(False)  # it is inside of the axes; measuring a hundred texts is slow
     return figure
 
 
@@ -365,12 +367,10 @@ def _label_tokens(axes: Axes, study: Study, shape: tuple[int, ...]) -> None:
     if len(labels) > _MOST_LABELLED:
         return
     size = min(6.0, 240.0 / max(1, len(labels)))
-    # A dollar sign would start a formula.
-    plain = [label.replace("$", r"\$") for label in labels]
     if shape[1] == len(labels):
-        axes.set_xticks(range(len(labels)), plain, rotation=90, fontsize=size)
+        axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=size)
     if shape[0] == len(labels):
-        axes.set_yticks(range(len(labels)), plain, fontsize=size)
+        axes.set_yticks(range(len(labels)), labels, fontsize=size)
 
 
 __all__ = [

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from onnx_attnq.html_table import html_table
 from onnx_attnq.scheme import QuantScheme
 
 FloatArray = npt.NDArray[np.float64]
@@ -298,6 +299,23 @@ class SiteStats:
         arrays["maximum"] = np.maximum(self.maximum, other.maximum)
         schemes = tuple(a.merge(b) for a, b in zip(self.schemes, other.schemes, strict=True))
         return SiteStats(self.site, **arrays, schemes=schemes)
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: a line per head."""
+        below = self.share_below()[:, int(np.searchsorted(EDGES, 1e-3))]
+        rows = [
+            [
+                str(head),
+                f"{self.mean_entropy[head]:.2f}",
+                f"{below[head]:.1%}",
+                *(f"{count:.1f}" for count in self.tokens_to_majority[head, :2]),
+                f"{self.attention_to_first[head]:.2f}",
+            ]
+            for head in range(self.heads)
+        ]
+        majorities = (f"tokens to {share:.0%}" for share in MAJORITIES[:2])
+        header = ["head", "entropy (bits)", "p < 1e-3", *majorities, "to the first token"]
+        return html_table(self.site, header, rows)
 
     @classmethod
     def empty(cls, site: str, heads: int, schemes: tuple[QuantScheme, ...] = ()) -> SiteStats:

@@ -7,7 +7,6 @@ and what they describe as JSON. There is nothing pickled in it.
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 import os
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from onnx_attnq.atomic import replacing
 from onnx_attnq.errors import InvalidData
+from onnx_attnq.html_table import html_table
 from onnx_attnq.scheme import QuantScheme
 from onnx_attnq.statistics import FloatArray, SchemeStats, SiteStats, array_fields
 
@@ -173,20 +173,13 @@ class Study:
 
     def _repr_html_(self) -> str:
         """A table for notebooks: a line per site."""
-        head = ["layer", "site", "entropy (bits)", *(f"pruned by {scheme_label(s)}" for s in self.schemes)]
-        body = [
-            [
-                str(number),
-                html.escape(site.site),
-                f"{np.nanmean(site.mean_entropy):.2f}",
-                *(f"{np.nanmean(stats.pruned_share):.1%}" for stats in site.schemes),
-            ]
+        rows = [
+            [str(number), site.site, f"{np.mean(site.mean_entropy):.2f}"]
+            + [f"{np.mean(stats.pruned_share):.1%}" for stats in site.schemes]
             for number, site in enumerate(self.sites, start=1)
         ]
-        title = f"{self.model}: {self.samples} samples, {self.tokens} tokens of {self.data}"
-        cells = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body)
-        header = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-        return f"<table><caption>{html.escape(title)}</caption><tr>{header}</tr>{cells}</table>"
+        header = ["layer", "site", "entropy (bits)", *(f"pruned by {scheme_label(s)}" for s in self.schemes)]
+        return html_table(f"{self.model}: {self.samples} samples, {self.tokens} tokens of {self.data}", header, rows)
 
 
 def scheme_label(scheme: QuantScheme) -> str:

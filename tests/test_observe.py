@@ -111,7 +111,7 @@ def test_a_sharp_head_keeps_the_values_that_underflow():
 def test_the_memory_budget_does_not_change_the_result(memory):
     model, samples = encoder(layers=4), [tokens([6, 8]), tokens([3])]
     steps = []
-    study = study_of(model, samples, memory=memory, progress=lambda done, total: steps.append((done, total)))
+    study = study_of(model, samples, memory=memory, progress=lambda _, *step: steps.append(step))
     whole = study_of(model, samples)
     for a, b in zip(study.sites, whole.sites, strict=True):
         assert_close(a, b)

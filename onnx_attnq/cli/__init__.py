@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from onnx_attnq.cli.analyze import analyze
 from onnx_attnq.cli.compress import compress
 from onnx_attnq.cli.inspect import inspect
 from onnx_attnq.errors import AttnqError
@@ -38,6 +39,7 @@ def cli() -> None:
     """
 
 
+cli.add_command(analyze)
 cli.add_command(compress)
 cli.add_command(inspect)
 
