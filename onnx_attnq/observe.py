@@ -26,7 +26,7 @@ from onnx_attnq.sites import AttentionSite
 from onnx_attnq.statistics import SiteStats
 from onnx_attnq.study import Example, Study
 
-MEMORY: Final = 128 * 2**20
+MEMORY: Final = 64 * 2**20
 """Bytes of probabilities, values and contexts that a run may return; a single site may be larger."""
 
 EXAMPLE_TOKENS: Final = 40
@@ -95,19 +95,12 @@ def observe(
     done = 0
     while done < len(taps):
         chosen = taps[done : done + group]
-        names = list(dict.fromkeys(name for tap in chosen for name in tap.names))
-        session = Session(probe(model, names), threads=threads)
-        largest = 0
-        for index, sample in enumerate(samples):
-            values = session.run(sample)
-            # A value of a subgraph comes out under another name, but in its place.
-            arrays = dict(zip(names, (values[name] for name in session.outputs), strict=True))
-            largest = max(largest, sum(array.nbytes for array in arrays.values()))
-            for tap in chosen:
-                run.add(tap, arrays, index)
+
+        def advance(sample: int, first: int = done, chosen: Sequence[_Tap] = chosen) -> None:
             if progress is not None:
-                step = done * len(samples) + (index + 1) * len(chosen)
-                progress(chosen[0].site.id, step, len(taps) * len(samples))
+                progress(chosen[0].site.id, first * len(samples) + sample * len(chosen), len(taps) * len(samples))
+
+        largest = run.add_group(model, chosen, threads, advance)
         done += len(chosen)
         group = max(1, memory * len(chosen) // max(1, largest))
     return run.study(source, taps)
@@ -166,6 +159,26 @@ class _Run:
         self.failed: dict[str, str] = {}
         self.maps: dict[str, npt.NDArray[np.float64]] = {}
         self.tokens: tuple[str, ...] = ()
+
+    def add_group(
+        self, model: ir.Model, taps: Sequence[_Tap], threads: int | None, advance: Callable[[int], None]
+    ) -> int:
+        """Measure some sites on every sample; returns the bytes of the largest run.
+
+        A method of its own, so that session and arrays are gone before the next group has its own.
+        """
+        names = list(dict.fromkeys(name for tap in taps for name in tap.names))
+        session = Session(probe(model, names), threads=threads)
+        largest = 0
+        for index, sample in enumerate(self.samples):
+            values = session.run(sample)
+            # A value of a subgraph comes out under another name, but in its place.
+            arrays = dict(zip(names, (values[name] for name in session.outputs), strict=True))
+            largest = max(largest, sum(array.nbytes for array in arrays.values()))
+            for tap in taps:
+                self.add(tap, arrays, index)
+            advance(index + 1)
+        return largest
 
     def add(self, tap: _Tap, arrays: Mapping[str, npt.NDArray[Any]], index: int) -> None:
         """Measure one site on one sample."""

@@ -6,33 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from studies import SCHEMES, make_study
 
-from onnx_attnq import numerics
 from onnx_attnq.errors import CannotWrite, InvalidData
-from onnx_attnq.measure import measure
-from onnx_attnq.scheme import preset
 from onnx_attnq.statistics import array_fields
-from onnx_attnq.study import Example, Study
-
-SCHEMES = (preset(), preset("ji2021", bits=2), preset("prune-only"))
-
-
-def make_study(seed=0, schemes=SCHEMES):
-    rng = np.random.default_rng(seed)
-    sites, maps = [], {}
-    for site in ("layer.0", "layer.1"):
-        p = numerics.softmax(rng.normal(scale=3.0, size=(2, 3, 4, 4)))
-        sites.append(measure(site, p, np.tri(4, dtype=bool), schemes, value=rng.normal(size=(2, 3, 4, 5))))
-        maps[site] = p[0].astype(np.float32).astype(np.float64)
-    return Study(
-        model="tiny.onnx",
-        sha256="ab" * 32,
-        data=f"random {seed}",
-        samples=2,
-        sites=tuple(sites),
-        unobserved={"layer.2": "inside a Loop"},
-        example=Example(("a", "<b>", "c", "d"), maps),
-    )
+from onnx_attnq.study import Study
 
 
 def assert_equal(a: Study, b: Study):
