@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -327,3 +328,11 @@ def test_twelve_layers_at_512_tokens_stay_under_a_gigabyte(tmp_path):
     child.returncode = os.waitstatus_to_exitcode(status)
     assert child.returncode == 0
     assert usage.ru_maxrss * 1024 < 1e9
+
+
+def test_the_documentation_names_every_number():
+    page = (Path(__file__).parent.parent / "docs" / "analyze.md").read_text(encoding="utf-8")
+    for metric in (*METRICS, *SCHEME_METRICS):
+        family = re.sub(r"^relative_", "", metric.key)
+        family = re.sub(r"_(1e-\d|1e0)$", "_1e-6", re.sub(r"_\d\d$", "_50", family))
+        assert f"`{family}`" in page, metric.key
