@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from onnx_attnq.cli.canonical import canonical
+from onnx_attnq.cli.analyze import analyze
 from onnx_attnq.cli.compress import compress
 from onnx_attnq.cli.diff import diff
 from onnx_attnq.cli.fingerprint import fingerprint
@@ -41,7 +42,7 @@ def cli() -> None:
     """
 
 
-for command in (compress, inspect, diff, canonical, fingerprint):
+for command in (compress, inspect, analyze, diff, canonical, fingerprint):
     cli.add_command(command)
 
 
