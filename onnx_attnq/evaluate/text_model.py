@@ -1,0 +1,130 @@
+"""A text model as the tasks see it: a tokenizer, and an ONNX model that takes what the tokenizer gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_attnq.errors import InvalidData, InvalidModel
+from onnx_attnq.extras import require
+
+Array = npt.NDArray[Any]
+
+MAX_LENGTH: Final = 320
+"""Tokens of one window; what Ji et al. 2021 used for SQuAD (section 3)."""
+
+
+class Session(Protocol):
+    """A model that is ready to run: an onnxruntime session, or anything that computes."""
+
+    @property
+    def inputs(self) -> Mapping[str, tuple[np.dtype[Any], tuple[int | str | None, ...]]]:
+        """dtype and shape of each input by name; an axis without a fixed length is a name or None."""
+
+    def run(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Every output by name."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TextModel:
+    """An ONNX model and the tokenizer that belongs to it.
+
+    Attributes:
+        session: Runs the model.
+        tokenizer: A tokenizer of ``transformers``.
+    """
+
+    session: Session
+    tokenizer: Any
+
+    def run(self, tokens: Mapping[str, Any]) -> Mapping[str, Array]:
+        """Run one batch of texts that have the same number of tokens, so that no padding is needed.
+
+        Args:
+            tokens: ``input_ids`` (B, L), and what else the tokenizer gives. Inputs that follow from it are made up:
+                a mask of ones, positions 0 … L - 1, token types of zero, and a past of length 0.
+
+        Raises:
+            InvalidModel: The model has an input that does not follow from the tokens.
+            InvalidData: The model has fixed shapes that the tokens do not have.
+        """
+        ids = np.asarray(tokens["input_ids"])
+        feeds = {}
+        for name, (dtype, shape) in self.session.inputs.items():
+            feeds[name] = _feed(name, shape, ids, tokens).astype(dtype)
+            fixed = [(axis, have) for axis, have in zip(shape, feeds[name].shape, strict=False) if isinstance(axis, int)]
+            if any(axis != have for axis, have in fixed):
+                raise InvalidData(
+                    f"input {name!r} has the fixed shape {list(shape)}, the tokens need {list(feeds[name].shape)}; "
+                    "export the model with dynamic axes"
+                )
+        return self.session.run(feeds)
+
+    def logits(self, tokens: Mapping[str, Any], last_axis: int | None = None) -> Array:
+        """The output ``logits`` of `run`, or the only output.
+
+        Raises:
+            InvalidModel: There is no such output, or its last axis is not ``last_axis`` long.
+        """
+        outputs = self.run(tokens)
+        logits = outputs.get("logits", next(iter(outputs.values())) if len(outputs) == 1 else None)
+        if logits is None:
+            raise InvalidModel(f"no output 'logits'; the outputs are {', '.join(outputs)}")
+        if last_axis is not None and logits.shape[-1] != last_axis:
+            raise InvalidModel(f"the logits are {list(logits.shape)}, but the tokenizer has {last_axis} tokens")
+        return logits
+
+
+def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
+    """The tokenizer that was saved in ``folder``, by ``transformers``.
+
+    Raises:
+        MissingExtra: ``transformers`` is not installed.
+        InvalidData: The folder has no tokenizer.
+    """
+    require("evaluate")
+    from transformers import AutoTokenizer
+
+    if not Path(folder).is_dir():
+        raise InvalidData(f"{folder}: no such folder; give the folder that has the tokenizer's files")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InvalidData(f"{folder}: no tokenizer there ({str(error).splitlines()[0]})") from error
+
+
+def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Consecutive pieces of ``items``, the last one possibly shorter.
+
+    >>> list(chunks([1, 2, 3], 2))
+    [[1, 2], [3]]
+    """
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _feed(name: str, shape: tuple[int | str | None, ...], ids: Array, tokens: Mapping[str, Any]) -> Array:
+    if name in tokens:
+        return np.asarray(tokens[name])
+    batch, length = ids.shape
+    match name:
+        case "attention_mask":
+            return np.ones_like(ids)
+        case "position_ids":
+            return np.broadcast_to(np.arange(length), ids.shape)
+        case "token_type_ids":
+            return np.zeros_like(ids)
+        case "use_cache_branch":  # a merged decoder of optimum: False is the branch without a past
+            return np.array([False])
+    if name.startswith("past_key_values") and len(shape) == 4:
+        # (batch, heads, past, head size); the axes that have no fixed length are the batch and the past
+        return np.zeros([axis if isinstance(axis, int) else batch * (i == 0) for i, axis in enumerate(shape)])
+    raise InvalidModel(f"input {name!r} is not known for a text model")
+
+
+__all__ = ["MAX_LENGTH", "Array", "Session", "TextModel", "chunks", "load_tokenizer"]
