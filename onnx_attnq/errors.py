@@ -21,6 +21,10 @@ class InvalidData(AttnqError):
     """Sample inputs that do not fit the model's inputs."""
 
 
+class CannotWrite(AttnqError):
+    """An output that cannot be written where it was asked for."""
+
+
 class InvalidPlan(AttnqError):
     """A plan that does not belong to the model or does not cover its sites."""
 

@@ -137,7 +137,8 @@ def quantize_probabilities(probabilities: npt.ArrayLike, scheme: QuantScheme, ax
     """Prune and quantize probabilities that exist already: op ``QuantizeProbabilities``.
 
     Args:
-        probabilities: Non-negative, any shape; rows along ``axis`` need not sum to 1.
+        probabilities: Non-negative, any shape. Rows along ``axis`` need not sum to 1; ``unit`` keeps
+            the sum that they have, so that attention sinks and head masks keep their meaning.
         scheme: Any scheme.
         axis: The axis of the keys.
 
@@ -156,9 +157,8 @@ def quantize_probabilities(probabilities: npt.ArrayLike, scheme: QuantScheme, ax
             return np.asarray(quantized * p.max(axis=axis, keepdims=True))
         return quantized
     total = quantized.sum(axis=axis, keepdims=True)
-    target: FloatArray | float = 1.0
-    if scheme.normalize is Normalize.MASS:
-        target = np.where(codes(x, scheme) == 0, 0.0, p).sum(axis=axis, keepdims=True)
+    kept = p if scheme.normalize is Normalize.UNIT else np.where(codes(x, scheme) == 0, 0.0, p)
+    target = kept.sum(axis=axis, keepdims=True)
     return np.asarray(quantized * (target / np.where(total == 0.0, 1.0, total)))
 
 

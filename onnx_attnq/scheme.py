@@ -53,9 +53,13 @@ class Normalize(enum.StrEnum):
     NONE = "none"
     """Whatever comes out (the paper). With ``row-max`` the level is multiplied by the row's maximum."""
     UNIT = "unit"
-    """1, unless every value was pruned."""
+    """What the softmax summed to, which is 1; zero when every value was pruned."""
     MASS = "mass"
     """What the probabilities that were kept summed to before."""
+
+
+_SMALLEST_STEP: Final = 1e-3
+"""Narrower bins would be no wider than a few float32 roundings of a score."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -115,6 +119,8 @@ class QuantScheme:
             raise InvalidScheme("a scheme with bits needs spacing and rounding")
         if not 0.0 < self.threshold < 1.0:
             raise InvalidScheme(f"threshold must be in (0, 1), not {self.threshold!r}")
+        if self.step < _SMALLEST_STEP:
+            raise InvalidScheme(f"threshold {self.threshold!r} leaves {self.levels} levels no room below 1")
 
     @property
     def levels(self) -> int:
@@ -142,7 +148,7 @@ class QuantScheme:
     @property
     def is_identity(self) -> bool:
         """True when the scheme changes no value."""
-        return self.bits is None and self.threshold == 0.0 and self.normalize is not Normalize.UNIT
+        return self.bits is None and self.threshold == 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values; enum members become their strings."""

@@ -1,0 +1,45 @@
+"""Files that appear whole or not at all: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from onnx_attnq.errors import CannotWrite
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A binary file that takes the name ``path`` when the block ends, and vanishes when the block fails.
+
+    The temporary file lies in the same folder, because a rename is only atomic within one file
+    system. What ``path`` was before, also a symbolic link, is replaced and never written through.
+
+    Raises:
+        CannotWrite: The folder does not exist or is not writable, the disk is full, or ``path`` is a folder.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with replacing(f"{folder}/a.txt") as file:
+    ...         _ = file.write(b"whole")
+    ...     os.listdir(folder)
+    ['a.txt']
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        # Not tempfile: its files are private (0600), and a model is as readable as the umask says.
+        with open(temporary, "xb") as file:
+            yield file
+        os.replace(temporary, target)
+    except OSError as error:
+        raise CannotWrite(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+__all__ = ["replacing"]

@@ -1,0 +1,93 @@
+"""How many axes a value has, for exports that carry no shapes (TorchScript before opset 13)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import onnx_ir as ir
+
+_MOST_DEPTH: Final = 64
+"""How far upstream to look; a chain from scores to the nearest Reshape or Transpose is much shorter."""
+
+_BROADCAST: Final = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Where", "MatMul", "Pow", "FusedMatMul"})
+_SAME: Final = frozenset(
+    {"Cast", "Identity", "Dropout", "Clip", "Tanh", "Softmax", "LogSoftmax", "Slice", "Neg", "Exp"}
+)
+
+
+def rank_of(value: ir.Value | None, depth: int = _MOST_DEPTH) -> int | None:
+    """The number of axes from the value's shape, or else from the nodes that compute it; None if unknown."""
+    if value is None or depth == 0:
+        return None
+    if value.shape is not None:
+        return len(value.shape)
+    tensor = constant(value)
+    if tensor is not None:
+        return len(tensor.shape)
+    node = value.producer()
+    if node is None:
+        return None
+    if node.op_type in _BROADCAST:
+        # One known operand is enough: the scores are never of lower rank than their mask.
+        known = [r for v in node.inputs if (r := rank_of(v, depth - 1)) is not None]
+        return max(known, default=None)
+    if node.op_type in _SAME:
+        return rank_of(node.inputs[0], depth - 1)
+    if node.op_type == "Transpose" and (perm := node.attributes.get("perm")) is not None:
+        return len(perm.as_ints())
+    if node.op_type == "Reshape":
+        return _length(node.inputs[1], depth - 1)
+    if node.op_type in ("Unsqueeze", "Squeeze"):
+        rank, axes = rank_of(node.inputs[0], depth - 1), axes_of(node)
+        if rank is None or axes is None:
+            return None
+        return rank + len(axes) if node.op_type == "Unsqueeze" else rank - len(axes)
+    return None
+
+
+def axes_of(node: ir.Node) -> list[int] | None:
+    """The axes of a Reduce, Squeeze or Unsqueeze, an attribute or an input by opset; None if not constant."""
+    attribute = node.attributes.get("axes")
+    if attribute is not None:
+        return [int(i) for i in attribute.as_ints()]
+    tensor = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    return None if tensor is None else [int(i) for i in tensor.numpy().ravel()]
+
+
+def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of an initializer or Constant node, else None."""
+    if value is None:
+        return None
+    try:
+        return ir.convenience.get_const_tensor(value)
+    except ValueError:  # a Constant node that is not well formed
+        return None
+
+
+def axis_from_end(axis: int, rank: int | None) -> int | None:
+    """A possibly non-negative axis counted from the end; None when that needs an unknown rank."""
+    if axis < 0:
+        return axis
+    return None if rank is None else axis - rank
+
+
+def _length(value: ir.Value | None, depth: int) -> int | None:
+    """The number of elements of a one-dimensional value."""
+    if value is None or depth <= 0:
+        return None
+    tensor = constant(value)
+    if tensor is not None:
+        return int(tensor.size)
+    if value.shape is not None and len(value.shape) == 1 and isinstance(value.shape[0], int):
+        return value.shape[0]
+    node = value.producer()
+    if node is None:
+        return None
+    if node.op_type == "Concat":
+        parts = [_length(v, depth - 1) for v in node.inputs]
+        return None if any(p is None for p in parts) else sum(p for p in parts if p is not None)
+    if node.op_type == "Unsqueeze":
+        return 1  # a scalar made a part of a shape
+    if node.op_type in ("Cast", "Identity"):
+        return _length(node.inputs[0], depth - 1)
+    return None

@@ -1,0 +1,428 @@
+"""Find every attention of a model: each softmax ends up as a site, or as a rejection with a reason.
+
+A softmax is an attention when, along its axis, its input comes from a product whose operand on that
+axis depends on run-time data (the keys), and its output is contracted with an operand that does too
+(the values). That one rule admits any chain of scales, masks, casts and layout changes between the three
+nodes, and declines routers and classifier heads (the axis comes from a weight), codebooks (the values
+are a weight), additive pooling and linear attention (no product of two run-time operands).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from onnx_attnq import walk
+from onnx_attnq.dataflow import Dataflow
+from onnx_attnq.rank import axes_of, axis_from_end, rank_of
+from onnx_attnq.walk import Lost, Passed, Position, Product, describe
+
+_MOST_STEPS = 100_000
+"""A bound on one walk, so that a hostile graph cannot make it endless."""
+
+
+class Form(enum.StrEnum):
+    """What the rewriter replaces at a site."""
+
+    SOFTMAX = "softmax"
+    """The softmax itself: scores in, quantized probabilities out."""
+    PROBABILITIES = "probabilities"
+    """Nothing: probabilities are quantized where they leave the softmax."""
+    ATTENTION = "attention"
+    """The products with Q, K and V too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionSite:
+    """One softmax that is an attention.
+
+    Attributes:
+        id: Stable name, unique in the model: the node's name, or its output's.
+        op_type: Op of the node in the file, such as ``Softmax`` or ``MultiHeadAttention``.
+        node: Name of that node.
+        scope: ``main``, or the path of the subgraph it is in.
+        form: What the rewriter replaces.
+        heads: Number of heads where the shapes tell, else None.
+        chain: Op types from the scores' product to the product with V.
+        probabilities: The softmax's result, over ``axis``, in the model's own type.
+        scores: The softmax's input, or None where only the probabilities can be taken.
+        axis: The axis of the keys in both, counted from the end.
+        score_products: The products that the scores are made of; the first is Q·Kᵀ.
+        value_products: The products of the probabilities with V.
+    """
+
+    id: str
+    op_type: str
+    node: str
+    scope: str
+    form: Form
+    heads: int | None
+    chain: tuple[str, ...]
+    probabilities: ir.Value = dataclasses.field(repr=False, compare=False)
+    scores: ir.Value | None = dataclasses.field(repr=False, compare=False)
+    axis: int = dataclasses.field(repr=False, compare=False)
+    score_products: tuple[Product, ...] = dataclasses.field(repr=False, compare=False)
+    value_products: tuple[Product, ...] = dataclasses.field(repr=False, compare=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejection:
+    """A softmax or fused attention that is left alone.
+
+    Attributes:
+        node: Name of the node.
+        op_type: Its op.
+        scope: ``main``, or the path of the subgraph it is in.
+        reason: One sentence that a person can act on.
+        story: The steps of the walk, for ``inspect --explain``.
+    """
+
+    node: str
+    op_type: str
+    scope: str
+    reason: str
+    story: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sites:
+    """Everything that looked like attention, in the order of the graph."""
+
+    sites: tuple[AttentionSite, ...]
+    rejections: tuple[Rejection, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Root:
+    """A softmax-like computation: where its scores enter and its probabilities leave."""
+
+    node: ir.Node
+    scores: ir.Value | None
+    probabilities: ir.Value
+    axis: int
+    form: Form
+
+
+def find_sites(model: ir.Model) -> Sites:
+    """Every attention whose softmax is visible in the main graph or a subgraph.
+
+    Args:
+        model: Not changed.
+
+    Returns:
+        Sites and rejections. Every softmax-like computation is in exactly one of the two.
+    """
+    flow = Dataflow(model)
+    sites: list[AttentionSite] = []
+    rejections: list[Rejection] = []
+    taken: dict[str, int] = {}
+    for graph in flow.graphs:
+        scope = flow.scope(graph)
+        for node in graph:
+            root = _root(node, graph)
+            if root is None:
+                continue
+            if isinstance(root, Lost):
+                rejections.append(Rejection(node.name or "", node.op_type, scope, root.reason))
+                continue
+            found = _judge(root, flow)
+            if isinstance(found, _Refusal):
+                rejections.append(Rejection(node.name or "", node.op_type, scope, found.reason, found.story))
+                continue
+            sites.append(
+                AttentionSite(
+                    id=_unique_id(root.node, scope, taken),
+                    op_type=node.op_type,
+                    node=node.name or "",
+                    scope=scope,
+                    form=root.form,
+                    heads=_heads(root.probabilities),
+                    chain=found.chain,
+                    probabilities=root.probabilities,
+                    scores=root.scores,
+                    axis=root.axis,
+                    score_products=found.score_products,
+                    value_products=found.value_products,
+                )
+            )
+    return Sites(tuple(sites), tuple(rejections))
+
+
+# --- softmax-like computations
+
+
+def _root(node: ir.Node, graph: ir.Graph) -> _Root | Lost | None:
+    """The softmax that ``node`` computes; None when it computes none, Lost when it cannot be used."""
+    match node.op_type:
+        case "Softmax" | "QLinearSoftmax":
+            axis = _softmax_axis(node, graph)
+            if isinstance(axis, Lost):
+                return axis
+            plain = node.op_type == "Softmax"
+            scores = node.inputs[0] if plain else None
+            return _Root(node, scores, node.outputs[0], axis, Form.SOFTMAX if plain else Form.PROBABILITIES)
+        case "Exp":
+            inner = _through(node.inputs[0], ("Cast", "Identity"))
+            log = None if inner is None else inner.producer()
+            if log is None or log.op_type != "LogSoftmax":
+                return _exp_without_division(node)
+            axis = _softmax_axis(log, graph)
+            return axis if isinstance(axis, Lost) else _Root(node, log.inputs[0], node.outputs[0], axis, Form.SOFTMAX)
+        case "Div" | "Mul":
+            return _decomposed(node)
+    return None
+
+
+def _softmax_axis(node: ir.Node, graph: ir.Graph) -> int | Lost:
+    value = node.inputs[0]
+    attribute = node.attributes.get("axis")
+    opset = _softmax_opset(node, graph)
+    raw = attribute.as_int() if attribute is not None else (-1 if opset >= 13 else 1)
+    axis = axis_from_end(raw, rank_of(value))
+    if axis is None:
+        return Lost(f"axis {raw} of a tensor of unknown rank; run onnx shape inference on the model first")
+    if opset < 13 and axis != -1:
+        return Lost(
+            f"before opset 13, Softmax with axis {raw} runs over several axes at once, which is no attention row"
+        )
+    return axis
+
+
+def _softmax_opset(node: ir.Node, graph: ir.Graph) -> int:
+    if node.op_type == "QLinearSoftmax":
+        attribute = node.attributes.get("opset")
+        return 13 if attribute is None else attribute.as_int()
+    version = node.version or graph.opset_imports.get(node.domain)
+    return 13 if version is None else version
+
+
+def _decomposed(node: ir.Node) -> _Root | None:
+    """Exp(s) / ReduceSum(Exp(s)), or Exp(s) * Reciprocal(ReduceSum(Exp(s)))."""
+    for numerator, denominator in ((0, 1), (1, 0)):
+        if node.op_type == "Div" and numerator == 1:
+            break
+        exp = _through(node.inputs[numerator], ("Cast", "Identity"))
+        exp_node = None if exp is None else exp.producer()
+        if exp is None or exp_node is None or exp_node.op_type != "Exp":
+            continue
+        below = node.inputs[denominator]
+        if node.op_type == "Mul":
+            reciprocal = None if below is None else below.producer()
+            if reciprocal is None or reciprocal.op_type != "Reciprocal":
+                continue
+            below = reciprocal.inputs[0]
+        axis = _row_sum_axis(below, exp)
+        if axis is not None:
+            return _Root(node, exp_node.inputs[0], node.outputs[0], axis, Form.PROBABILITIES)
+    return None
+
+
+def _row_sum_axis(value: ir.Value | None, exp: ir.Value) -> int | None:
+    """The axis of the ReduceSum over ``exp`` that ``value`` is, give or take an epsilon."""
+    value = _through(value, ("Cast", "Identity", "Add", "Max", "Clip", "Expand", "Unsqueeze"))
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != "ReduceSum" or _through(node.inputs[0], ("Cast", "Identity")) is not exp:
+        return None
+    axes = axes_of(node)
+    if axes is None or len(axes) != 1:
+        return None
+    return axis_from_end(axes[0], rank_of(exp))
+
+
+def _exp_without_division(node: ir.Node) -> Lost | None:
+    """Late normalization: Exp is summed and multiplied with V, and the context is divided."""
+    consumers = {use.op_type for use in (u.node for u in node.outputs[0].uses())}
+    if "ReduceSum" in consumers and "MatMul" in consumers:
+        return Lost(
+            "the row sum divides the context, so the probabilities never exist; export without late normalization"
+        )
+    return None
+
+
+def _through(value: ir.Value | None, ops: tuple[str, ...]) -> ir.Value | None:
+    """The first value upstream, along first inputs, that none of ``ops`` computes."""
+    for _ in range(_MOST_STEPS):
+        node = None if value is None else value.producer()
+        if node is None or node.op_type not in ops or not node.inputs:
+            break
+        value = node.inputs[0]
+    return value
+
+
+# --- is it attention?
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    score_products: tuple[Product, ...]
+    value_products: tuple[Product, ...]
+    chain: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Refusal:
+    reason: str
+    story: tuple[str, ...]
+
+
+def _judge(root: _Root, flow: Dataflow) -> _Found | _Refusal:
+    story: list[str] = []
+    start = root.scores if root.scores is not None else root.node.inputs[0]
+    before = _walk_back(start, root.axis, flow, story)
+    after = _walk_on(root.probabilities, root.axis, flow, story)
+    if not before.products:
+        return _Refusal(before.reason or "no product of query and key leads to it", tuple(story))
+    if not after.products:
+        return _Refusal(after.reason or "no product with V follows it", tuple(story))
+    chain = (*before.chain, f"[{root.node.op_type}]", *after.chain)
+    return _Found(before.products, after.products, chain)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Walked:
+    products: tuple[Product, ...]
+    reason: str
+    chain: tuple[str, ...]
+
+
+def _walk_back(start: ir.Value | None, axis: int, flow: Dataflow, story: list[str]) -> _Walked:
+    """From the scores to the products of query and key that they are made of."""
+    if start is None:
+        return _Walked((), "its input is missing", ())
+    products: list[Product] = []
+    chains: list[tuple[str, ...]] = []
+    reason = ""
+    seen: set[tuple[ir.Value, int]] = set()
+    pending: list[tuple[Position, bool, tuple[str, ...]]] = [(Position(start, axis), False, ())]
+    for _ in range(_MOST_STEPS):
+        if not pending:
+            break
+        position, mixed, chain = pending.pop()
+        if (position.value, position.axis) in seen:
+            continue
+        seen.add((position.value, position.axis))
+        step = _enter_if(position, flow) or walk.backward(position.value, position.axis)
+        node = position.value.producer()
+        op = () if node is None else (node.op_type,)
+        match step:
+            case Passed(positions):
+                pending.extend((p, mixed, (*op, *chain)) for p in reversed(positions) if flow.depends_on_data(p.value))
+            case Product():
+                verdict = _is_score(step, flow, mixed)
+                if verdict is None:
+                    products.append(step)
+                    chains.append((*op, *chain))
+                    story.append(f"scores: {describe(step.node)} multiplies query and key")
+                elif isinstance(verdict, Position):
+                    pending.append((verdict, True, (*op, *chain)))
+                else:
+                    story.append(f"scores: {verdict}")
+                    reason = reason or verdict
+            case Lost(text):
+                story.append(f"scores: {text}")
+    if not products and not reason:
+        reason = f"no product of query and key leads to it: {story[0].removeprefix('scores: ')}" if story else ""
+    return _Walked(tuple(products), reason, chains[0] if chains else ())
+
+
+def _enter_if(position: Position, flow: Dataflow) -> Passed | None:
+    """The outputs of both branches, for a value that an If computes."""
+    node = position.value.producer()
+    if node is None or node.op_type != "If":
+        return None
+    index = node.outputs.index(position.value)
+    branches = [g for g in flow.graphs if flow.owner(g) is node]
+    return Passed(tuple(Position(g.outputs[index], position.axis) for g in branches if index < len(g.outputs)))
+
+
+def _is_score(product: Product, flow: Dataflow, mixed: bool) -> str | Position | None:
+    """None for a product of query and key, a reason against it, or where to walk on."""
+    name = describe(product.node)
+    if not flow.depends_on_data(product.with_axis.value):
+        return f"the softmax runs over an axis that a weight of {name} supplies, as in a router or classifier"
+    if not flow.depends_on_data(product.other) and walk.is_linear(product):
+        # Talking heads mix the scores of the heads with one square matrix before the softmax.
+        if not mixed and walk.is_square(product):
+            return product.with_axis
+        return f"{name} is a linear layer of one input, as in additive pooling: there is no query"
+    if _is_probabilities(product.with_axis.value) or _is_probabilities(product.other):
+        return f"{name} is the context of another softmax, not a product of query and key"
+    return None
+
+
+def _is_probabilities(value: ir.Value) -> bool:
+    source = _through(value, ("Cast", "Identity", "Transpose", "Reshape", "Dropout", "Unsqueeze", "Squeeze"))
+    node = None if source is None else source.producer()
+    return node is not None and node.op_type == "Softmax"
+
+
+def _walk_on(start: ir.Value, axis: int, flow: Dataflow, story: list[str]) -> _Walked:
+    """From the probabilities to their products with V."""
+    products: list[Product] = []
+    chains: list[tuple[str, ...]] = []
+    reason = ""
+    seen: set[tuple[ir.Value, int]] = set()
+    pending: list[tuple[Position, tuple[str, ...]]] = [(Position(start, axis), ())]
+    for _ in range(_MOST_STEPS):
+        if not pending:
+            break
+        position, chain = pending.pop()
+        if (position.value, position.axis) in seen:
+            continue
+        seen.add((position.value, position.axis))
+        for use in position.value.uses():
+            step = walk.forward(use.node, use.idx, position.axis)
+            op = use.node.op_type
+            match step:
+                case Passed(positions):
+                    pending.extend((p, (*chain, op)) for p in positions)
+                case Product() if flow.depends_on_data(step.other):
+                    products.append(step)
+                    chains.append((*chain, op))
+                    story.append(f"context: {describe(step.node)} multiplies with V")
+                case Product():
+                    text = f"the values that {describe(step.node)} weighs are constant, as in a codebook"
+                    story.append(f"context: {text}")
+                    reason = reason or text
+                case Lost(text):
+                    story.append(f"context: {text}")
+        pending.extend((p, chain) for p in _leave_subgraph(position, flow))
+    if not products and not reason:
+        lost = [s.removeprefix("context: ") for s in story if s.startswith("context: ")]
+        reason = f"no product with V follows it: {lost[0]}" if lost else ""
+    return _Walked(tuple(products), reason, chains[0] if chains else ())
+
+
+def _leave_subgraph(position: Position, flow: Dataflow) -> Iterator[Position]:
+    """The output of the If that a value leaves its branch by."""
+    graph = position.value.graph
+    if graph is None or not position.value.is_graph_output() or not isinstance(graph, ir.Graph):
+        return
+    owner = flow.owner(graph)
+    if owner is None or owner.op_type != "If":
+        return
+    for index, output in enumerate(graph.outputs):
+        if output is position.value:
+            yield Position(owner.outputs[index], position.axis)
+
+
+# --- what a site is called
+
+
+def _unique_id(node: ir.Node, scope: str, taken: dict[str, int]) -> str:
+    name = (node.name or node.outputs[0].name or node.op_type).strip("/")
+    full = name if scope == "main" else f"{scope.removeprefix('main/')}/{name}"
+    count = taken.get(full, 0)
+    taken[full] = count + 1
+    return full if count == 0 else f"{full}#{count + 1}"
+
+
+def _heads(probabilities: ir.Value) -> int | None:
+    shape = probabilities.shape
+    if shape is None or len(shape) < 4:
+        return None
+    heads = shape[-3]
+    return heads if isinstance(heads, int) else None
