@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onnx_attnq import walk
 from onnx_attnq.dataflow import Dataflow
-from onnx_attnq.rank import axes_of, axis_from_end, rank_of
+from onnx_attnq.infer import axes_of, axis_from_end, rank_of
 from onnx_attnq.walk import Lost, Passed, Position, Product, describe
 
 _MOST_STEPS = 100_000
@@ -78,6 +78,7 @@ class Rejection:
         scope: ``main``, or the path of the subgraph it is in.
         reason: One sentence that a person can act on.
         story: The steps of the walk, for ``inspect --explain``.
+        lost_in: The ops that the walk could not follow.
     """
 
     node: str
@@ -85,6 +86,7 @@ class Rejection:
     scope: str
     reason: str
     story: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
+    lost_in: frozenset[ir.OperatorIdentifier] = dataclasses.field(default=frozenset(), repr=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +132,9 @@ def find_sites(model: ir.Model) -> Sites:
                 continue
             found = _judge(root, flow)
             if isinstance(found, _Refusal):
-                rejections.append(Rejection(node.name or "", node.op_type, scope, found.reason, found.story))
+                rejections.append(
+                    Rejection(node.name or "", node.op_type, scope, found.reason, found.story, found.lost_in)
+                )
                 continue
             sites.append(
                 AttentionSite(
@@ -152,6 +156,11 @@ def find_sites(model: ir.Model) -> Sites:
 
 
 # --- softmax-like computations
+
+
+def is_softmax(node: ir.Node) -> bool:
+    """True for a node that computes a softmax by itself."""
+    return node.op_type in ("Softmax", "LogSoftmax", "QLinearSoftmax")
 
 
 def _root(node: ir.Node, graph: ir.Graph) -> _Root | Lost | None:
@@ -266,6 +275,7 @@ class _Found:
 class _Refusal:
     reason: str
     story: tuple[str, ...]
+    lost_in: frozenset[ir.OperatorIdentifier]
 
 
 def _judge(root: _Root, flow: Dataflow) -> _Found | _Refusal:
@@ -273,10 +283,11 @@ def _judge(root: _Root, flow: Dataflow) -> _Found | _Refusal:
     start = root.scores if root.scores is not None else root.node.inputs[0]
     before = _walk_back(start, root.axis, flow, story)
     after = _walk_on(root.probabilities, root.axis, flow, story)
+    lost_in = before.lost_in | after.lost_in
     if not before.products:
-        return _Refusal(before.reason or "no product of query and key leads to it", tuple(story))
+        return _Refusal(before.reason or "no product of query and key leads to it", tuple(story), lost_in)
     if not after.products:
-        return _Refusal(after.reason or "no product with V follows it", tuple(story))
+        return _Refusal(after.reason or "no product with V follows it", tuple(story), lost_in)
     chain = (*before.chain, f"[{root.node.op_type}]", *after.chain)
     return _Found(before.products, after.products, chain)
 
@@ -286,6 +297,7 @@ class _Walked:
     products: tuple[Product, ...]
     reason: str
     chain: tuple[str, ...]
+    lost_in: frozenset[ir.OperatorIdentifier] = frozenset()
 
 
 def _walk_back(start: ir.Value | None, axis: int, flow: Dataflow, story: list[str]) -> _Walked:
@@ -295,6 +307,7 @@ def _walk_back(start: ir.Value | None, axis: int, flow: Dataflow, story: list[st
     products: list[Product] = []
     chains: list[tuple[str, ...]] = []
     reason = ""
+    lost_in: set[ir.OperatorIdentifier] = set()
     seen: set[tuple[ir.Value, int]] = set()
     pending: list[tuple[Position, bool, tuple[str, ...]]] = [(Position(start, axis), False, ())]
     for _ in range(_MOST_STEPS):
@@ -321,11 +334,12 @@ def _walk_back(start: ir.Value | None, axis: int, flow: Dataflow, story: list[st
                 else:
                     story.append(f"scores: {verdict}")
                     reason = reason or verdict
-            case Lost(text):
+            case Lost(text, op_id):
                 story.append(f"scores: {text}")
+                lost_in.update(() if op_id is None else (op_id,))
     if not products and not reason:
         reason = f"no product of query and key leads to it: {story[0].removeprefix('scores: ')}" if story else ""
-    return _Walked(tuple(products), reason, chains[0] if chains else ())
+    return _Walked(tuple(products), reason, chains[0] if chains else (), frozenset(lost_in))
 
 
 def _enter_if(position: Position, flow: Dataflow) -> Passed | None:
@@ -364,6 +378,7 @@ def _walk_on(start: ir.Value, axis: int, flow: Dataflow, story: list[str]) -> _W
     products: list[Product] = []
     chains: list[tuple[str, ...]] = []
     reason = ""
+    lost_in: set[ir.OperatorIdentifier] = set()
     seen: set[tuple[ir.Value, int]] = set()
     pending: list[tuple[Position, tuple[str, ...]]] = [(Position(start, axis), ())]
     for _ in range(_MOST_STEPS):
@@ -387,13 +402,14 @@ def _walk_on(start: ir.Value, axis: int, flow: Dataflow, story: list[str]) -> _W
                     text = f"the values that {describe(step.node)} weighs are constant, as in a codebook"
                     story.append(f"context: {text}")
                     reason = reason or text
-                case Lost(text):
+                case Lost(text, op_id):
                     story.append(f"context: {text}")
+                    lost_in.update(() if op_id is None else (op_id,))
         pending.extend((p, chain) for p in _leave_subgraph(position, flow))
     if not products and not reason:
         lost = [s.removeprefix("context: ") for s in story if s.startswith("context: ")]
         reason = f"no product with V follows it: {lost[0]}" if lost else ""
-    return _Walked(tuple(products), reason, chains[0] if chains else ())
+    return _Walked(tuple(products), reason, chains[0] if chains else (), frozenset(lost_in))
 
 
 def _leave_subgraph(position: Position, flow: Dataflow) -> Iterator[Position]:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from onnx_attnq.rank import axes_of, axis_from_end, rank_of
+from onnx_attnq.infer import axes_of, axis_from_end, rank_of
 
 # The axis stays where it is, counted from the end. Values are the operands that carry numbers on: a
 # condition, a scale or a zero point does not.
@@ -80,9 +80,15 @@ class Product:
 
 @dataclasses.dataclass(frozen=True)
 class Lost:
-    """The walk cannot go on, or should not."""
+    """The walk cannot go on, or should not.
+
+    Attributes:
+        reason: Why, for people.
+        op: The op that could not be followed, if that was it: perhaps a function that can be inlined.
+    """
 
     reason: str
+    op: ir.OperatorIdentifier | None = None
 
 
 Step: TypeAlias = Passed | Product | Lost
@@ -126,7 +132,7 @@ def forward(node: ir.Node, index: int, axis: int) -> Step:
     if op == "BatchNormalization" and index == 0:
         return _passed(output, axis)
     if index != 0:
-        return Lost(f"{describe(node)} takes it as a parameter")
+        return Lost(f"{describe(node)} takes it as a parameter", node.op_identifier())
     moved = _layout(node, axis, to_output=True)
     return moved if isinstance(moved, Lost) else _passed(output, moved)
 
@@ -230,7 +236,7 @@ def _layout(node: ir.Node, axis: int, *, to_output: bool) -> int | Lost:
         return _squeeze(node, axis, inserts=(op == "Unsqueeze") == to_output)
     if op in ("Reshape", "Flatten"):
         return _reshape(node, axis, source if to_output else target, target if to_output else source)
-    return Lost(f"{describe(node)} is not part of an attention")
+    return Lost(f"{describe(node)} is not part of an attention", node.op_identifier())
 
 
 def _squeeze(node: ir.Node, axis: int, *, inserts: bool) -> int | Lost:

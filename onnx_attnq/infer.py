@@ -1,4 +1,4 @@
-"""How many axes a value has, for exports that carry no shapes (TorchScript before opset 13)."""
+"""Rank and dtype of values in exports that carry no shapes and types, as TorchScript's often do not."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ _MOST_DEPTH: Final = 64
 _BROADCAST: Final = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Where", "MatMul", "Pow", "FusedMatMul"})
 _SAME: Final = frozenset(
     {"Cast", "Identity", "Dropout", "Clip", "Tanh", "Softmax", "LogSoftmax", "Slice", "Neg", "Exp"}
+)
+_MOVES: Final = frozenset(
+    {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Slice", "Gather", "Flatten", "Concat"}
 )
 
 
@@ -43,6 +46,35 @@ def rank_of(value: ir.Value | None, depth: int = _MOST_DEPTH) -> int | None:
             return None
         return rank + len(axes) if node.op_type == "Unsqueeze" else rank - len(axes)
     return None
+
+
+def dtype_of(value: ir.Value | None, depth: int = _MOST_DEPTH) -> ir.DataType | None:
+    """The element type from the value's type, or else from the nodes that compute it; None if unknown."""
+    if value is None or depth == 0:
+        return None
+    if value.dtype is not None:
+        return value.dtype
+    tensor = constant(value)
+    if tensor is not None:
+        return tensor.dtype
+    node = value.producer()
+    if node is None or not node.inputs:
+        return None
+    if node.op_type == "Cast":
+        to = node.attributes.get("to")
+        return None if to is None else ir.DataType(to.as_int())
+    match node.op_type:
+        case "Where":
+            candidates = node.inputs[1:]
+        case "DequantizeLinear" | "CastLike":
+            candidates = node.inputs[1:2]
+        case op if op in _BROADCAST or op == "Einsum":
+            candidates = node.inputs
+        case op if op in _SAME or op in _MOVES:
+            candidates = node.inputs[:1]
+        case _:
+            return None
+    return next((d for v in candidates if (d := dtype_of(v, depth - 1)) is not None), None)
 
 
 def axes_of(node: ir.Node) -> list[int] | None:
