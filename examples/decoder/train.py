@@ -85,10 +85,11 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--vocabulary", type=int, default=1024)
+    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
 
     torch.manual_seed(SEED)
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     text = training_text()
     tokenizer = byte_level_bpe(text, options.vocabulary)
     tokens = torch.tensor(tokenizer(text, verbose=False).input_ids)

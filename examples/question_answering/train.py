@@ -88,12 +88,13 @@ def train(model: Any, tokenizer: Any, examples: list[dict[str, Any]], epochs: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
 
     torch.manual_seed(SEED)
     random.seed(SEED)
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     tokenizer = AutoTokenizer.from_pretrained(MINILM)
     model = AutoModelForQuestionAnswering.from_pretrained(MINILM)
     linear = ["query", "key", "value", "dense"]

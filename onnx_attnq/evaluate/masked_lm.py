@@ -8,6 +8,7 @@ from typing import ClassVar, Final
 import numpy as np
 
 from onnx_attnq.errors import InvalidData
+from onnx_attnq.evaluate.data import read_texts, texts_from_rows
 from onnx_attnq.evaluate.records import FloatArray, Metric, Progress, exp_ratio_of, no_progress, ratio_of
 from onnx_attnq.evaluate.text_model import MAX_LENGTH, TextModel, chunks
 from onnx_attnq.extras import require
@@ -28,6 +29,9 @@ class MaskedLanguageModelling:
 
     name: ClassVar = "fill-mask"
     unit: ClassVar = "texts"
+    format: ClassVar = "plain text, one example a line"
+    read: ClassVar = staticmethod(read_texts)
+    from_rows: ClassVar = staticmethod(texts_from_rows)
     metrics: ClassVar = (
         Metric("pseudo-perplexity", exp_ratio_of(0, 2), higher_is_better=False),
         Metric("accuracy", ratio_of(1, 2)),

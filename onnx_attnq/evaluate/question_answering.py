@@ -8,7 +8,7 @@ from typing import ClassVar, Final
 import numpy as np
 
 from onnx_attnq.errors import InvalidModel
-from onnx_attnq.evaluate.data import Question
+from onnx_attnq.evaluate.data import Question, questions_from_rows, read_questions
 from onnx_attnq.evaluate.records import FloatArray, Metric, Progress, mean_of, no_progress
 from onnx_attnq.evaluate.text_model import MAX_LENGTH, Array, TextModel
 from onnx_attnq.extras import require
@@ -33,6 +33,9 @@ class QuestionAnswering:
 
     name: ClassVar = "question-answering"
     unit: ClassVar = "questions"
+    format: ClassVar = "SQuAD v1.1 JSON"
+    read: ClassVar = staticmethod(read_questions)
+    from_rows: ClassVar = staticmethod(questions_from_rows)
     metrics: ClassVar = (Metric("EM", mean_of(0)), Metric("F1", mean_of(1)))
 
     def records(self, model: TextModel, progress: Progress = no_progress) -> FloatArray:
@@ -63,7 +66,7 @@ def answer(model: TextModel, question: str, context: str, max_length: int = MAX_
     )
     best, text = -np.inf, ""
     for window in range(len(tokens["input_ids"])):
-        outputs = model.run({name: [tokens[name][window]] for name in tokens if name in model.session.inputs})
+        outputs = model.run({name: [tokens[name][window]] for name in model.tokenizer.model_input_names})
         if not {"start_logits", "end_logits"} <= outputs.keys():
             raise InvalidModel(f"no outputs 'start_logits' and 'end_logits'; the outputs are {', '.join(outputs)}")
         in_context = np.array([part == 1 for part in tokens.sequence_ids(window)])

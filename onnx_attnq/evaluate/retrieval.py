@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnx_attnq.evaluate.data import Question
+from onnx_attnq.evaluate.data import Question, questions_from_rows, read_questions
 from onnx_attnq.evaluate.embedding import embed
 from onnx_attnq.evaluate.records import FloatArray, Metric, Progress, mean_of, no_progress
 from onnx_attnq.evaluate.text_model import MAX_LENGTH, TextModel
@@ -26,6 +26,9 @@ class Retrieval:
 
     name: ClassVar = "retrieval"
     unit: ClassVar = "questions"
+    format: ClassVar = "SQuAD v1.1 JSON"
+    read: ClassVar = staticmethod(read_questions)
+    from_rows: ClassVar = staticmethod(questions_from_rows)
     metrics: ClassVar = (Metric("accuracy@1", mean_of(0)), Metric("MRR", mean_of(1)))
 
     def records(self, model: TextModel, progress: Progress = no_progress) -> FloatArray:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnx_attnq.evaluate.data import Pair
+from onnx_attnq.evaluate.data import Pair, pairs_from_rows, read_pairs
 from onnx_attnq.evaluate.embedding import embed
 from onnx_attnq.evaluate.records import FloatArray, Metric, Progress, no_progress
 from onnx_attnq.evaluate.text_model import MAX_LENGTH, TextModel
@@ -38,6 +38,9 @@ class SentenceSimilarity:
 
     name: ClassVar = "sentence-similarity"
     unit: ClassVar = "pairs"
+    format: ClassVar = "STS-B: CSV of sentence, sentence, score"
+    read: ClassVar = staticmethod(read_pairs)
+    from_rows: ClassVar = staticmethod(pairs_from_rows)
     metrics: ClassVar = (Metric("Spearman", spearman),)
 
     def records(self, model: TextModel, progress: Progress = no_progress) -> FloatArray:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnx_attnq.errors import InvalidData
-from onnx_attnq.evaluate.data import LabelledText
+from onnx_attnq.evaluate.data import LabelledText, labelled_texts_from_rows, read_labelled_texts
 from onnx_attnq.evaluate.records import FloatArray, Metric, Progress, mean_of, no_progress
 from onnx_attnq.evaluate.text_model import MAX_LENGTH, TextModel
 from onnx_attnq.extras import require
@@ -28,6 +28,9 @@ class TextClassification:
 
     name: ClassVar = "text-classification"
     unit: ClassVar = "texts"
+    format: ClassVar = "SST-2: tab-separated, a header with sentence and label"
+    read: ClassVar = staticmethod(read_labelled_texts)
+    from_rows: ClassVar = staticmethod(labelled_texts_from_rows)
     metrics: ClassVar = (Metric("accuracy", mean_of(0)), Metric("NLL", mean_of(1), higher_is_better=False))
 
     def records(self, model: TextModel, progress: Progress = no_progress) -> FloatArray:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from onnx_attnq.errors import InvalidData, InvalidModel
 from onnx_attnq.extras import require
+from onnx_attnq.signature import ModelInput
 
 Array = npt.NDArray[Any]
 
@@ -24,8 +25,8 @@ class Session(Protocol):
     """A model that is ready to run: an onnxruntime session, or anything that computes."""
 
     @property
-    def inputs(self) -> Mapping[str, tuple[np.dtype[Any], tuple[int | str | None, ...]]]:
-        """dtype and shape of each input by name; an axis without a fixed length is a name or None."""
+    def inputs(self) -> tuple[ModelInput, ...]:
+        """What the model must be fed."""
 
     def run(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         """Every output by name."""
@@ -56,14 +57,14 @@ class TextModel:
         """
         ids = np.asarray(tokens["input_ids"])
         feeds = {}
-        for name, (dtype, shape) in self.session.inputs.items():
-            feeds[name] = _feed(name, shape, ids, tokens).astype(dtype)
-            fixed = [(axis, have) for axis, have in zip(shape, feeds[name].shape, strict=False) if isinstance(axis, int)]
-            if any(axis != have for axis, have in fixed):
+        for item in self.session.inputs:
+            feed = _feed(item, ids, tokens).astype(item.dtype)
+            axes = zip(item.shape or (), feed.shape, strict=False)
+            if any(isinstance(axis, int) and axis != size for axis, size in axes):
                 raise InvalidData(
-                    f"input {name!r} has the fixed shape {list(shape)}, the tokens need {list(feeds[name].shape)}; "
-                    "export the model with dynamic axes"
+                    f"input {item.name!r} is {item}, the tokens need {list(feed.shape)}; export with dynamic axes"
                 )
+            feeds[item.name] = feed
         return self.session.run(feeds)
 
     def logits(self, tokens: Mapping[str, Any], last_axis: int | None = None) -> Array:
@@ -108,11 +109,11 @@ def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _feed(name: str, shape: tuple[int | str | None, ...], ids: Array, tokens: Mapping[str, Any]) -> Array:
-    if name in tokens:
-        return np.asarray(tokens[name])
+def _feed(item: ModelInput, ids: Array, tokens: Mapping[str, Any]) -> Array:
+    if item.name in tokens:
+        return np.asarray(tokens[item.name])
     batch, length = ids.shape
-    match name:
+    match item.name:
         case "attention_mask":
             return np.ones_like(ids)
         case "position_ids":
@@ -121,10 +122,10 @@ def _feed(name: str, shape: tuple[int | str | None, ...], ids: Array, tokens: Ma
             return np.zeros_like(ids)
         case "use_cache_branch":  # a merged decoder of optimum: False is the branch without a past
             return np.array([False])
-    if name.startswith("past_key_values") and len(shape) == 4:
-        # (batch, heads, past, head size); the axes that have no fixed length are the batch and the past
-        return np.zeros([axis if isinstance(axis, int) else batch * (i == 0) for i, axis in enumerate(shape)])
-    raise InvalidModel(f"input {name!r} is not known for a text model")
+    if item.name.startswith("past_key_values") and item.shape is not None and len(item.shape) == 4:
+        # (batch, heads, past, head size): the axes that have no fixed length are the batch and the past
+        return np.zeros([axis if isinstance(axis, int) else batch * (i == 0) for i, axis in enumerate(item.shape)])
+    raise InvalidModel(f"input {item.name!r} is not known for a text model")
 
 
 __all__ = ["MAX_LENGTH", "Array", "Session", "TextModel", "chunks", "load_tokenizer"]
