@@ -52,6 +52,7 @@ class AttentionSite:
         axis: The axis of the keys in both, counted from the end.
         score_products: The products that the scores are made of; the first is Q·Kᵀ.
         value_products: The products of the probabilities with V.
+        story: The steps of the walk, for ``inspect --explain``.
     """
 
     id: str
@@ -66,6 +67,7 @@ class AttentionSite:
     axis: int = dataclasses.field(repr=False, compare=False)
     score_products: tuple[Product, ...] = dataclasses.field(repr=False, compare=False)
     value_products: tuple[Product, ...] = dataclasses.field(repr=False, compare=False)
+    story: tuple[str, ...] = dataclasses.field(repr=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +152,7 @@ def find_sites(model: ir.Model) -> Sites:
                     axis=root.axis,
                     score_products=found.score_products,
                     value_products=found.value_products,
+                    story=found.story,
                 )
             )
     return Sites(tuple(sites), tuple(rejections))
@@ -269,6 +272,7 @@ class _Found:
     score_products: tuple[Product, ...]
     value_products: tuple[Product, ...]
     chain: tuple[str, ...]
+    story: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,7 +293,7 @@ def _judge(root: _Root, flow: Dataflow) -> _Found | _Refusal:
     if not after.products:
         return _Refusal(after.reason or "no product with V follows it", tuple(story), lost_in)
     chain = (*before.chain, f"[{root.node.op_type}]", *after.chain)
-    return _Found(before.products, after.products, chain)
+    return _Found(before.products, after.products, chain, tuple(story))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,161 @@
+"""`onnx-attnq MODEL`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from onnx_attnq.cli.output import console, file_size, in_megabytes, json_option, plain_table, progress_bar, write_json
+from onnx_attnq.compress import Compression
+from onnx_attnq.compress import compress as run
+from onnx_attnq.errors import InvalidPlan
+from onnx_attnq.inputs import load_samples
+from onnx_attnq.model import load
+from onnx_attnq.plan import load_plan, save_plan
+from onnx_attnq.report import compression_json
+from onnx_attnq.scheme import PRESETS, preset
+from onnx_attnq.verify import Limit, Verification
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write.  [default: MODEL.attnq.onnx]")
+@click.option("--scheme", type=click.Choice(PRESETS), default=PRESETS[0], show_default=True, help="What a site gets.")
+@click.option("--bits", type=int, help="Bits for each probability, 1 to 8.  [default: the scheme's, 3]")
+@click.option("--threshold", type=float, help="Below this, values are pruned.  [default: the scheme's]")
+@click.option("--include", multiple=True, metavar="GLOB", help="Rewrite only sites whose id matches; may be repeated.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave sites whose id matches; may be repeated.")
+@click.option("--plan", "plan_path", type=click.Path(path_type=Path), help="A scheme for each site, from a file.")
+@click.option("--write-plan", type=click.Path(path_type=Path), help="Save the plan that was used.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Samples: .npz, .npy, a folder of them, or test_data_set_*."
+)
+@click.option(
+    "--samples", type=click.IntRange(1), default=4, show_default=True, help="Samples to make up without --data."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the made-up samples.")
+@click.option(
+    "--max-deviation",
+    multiple=True,
+    metavar="METRIC=VALUE",
+    help="Fail when an output deviates more: max_abs, mean_abs, kl, or less: cosine, top1_agreement.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Threads inside an op.  [default: all cores]")
+@click.option("--inline", is_flag=True, help="Plain ops, for runtimes without model-local functions (OpenVINO).")
+@click.option("--quantize-outputs", is_flag=True, help="Also quantize probabilities that are outputs of the model.")
+@click.option(
+    "--external-data",
+    type=click.Choice(["copy", "keep"]),
+    default="copy",
+    show_default=True,
+    help="Copy external data, or refer to it.",
+)
+@click.option("--dry-run", is_flag=True, help="Find and plan, but write no model.")
+@click.option("--no-verify", is_flag=True, help="Do not run the models.")
+@json_option
+def compress(
+    model: Path,
+    output: Path | None,
+    scheme: str,
+    bits: int | None,
+    threshold: float | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    plan_path: Path | None,
+    write_plan: Path | None,
+    data: Path | None,
+    samples: int,
+    seed: int,
+    max_deviation: tuple[str, ...],
+    threads: int | None,
+    inline: bool,
+    quantize_outputs: bool,
+    external_data: Any,
+    dry_run: bool,
+    no_verify: bool,
+    json_path: str | None,
+) -> int:
+    """Rewrite the attention of MODEL and verify the result."""
+    original = load(model)
+    if plan_path is not None and (include or exclude):
+        raise InvalidPlan("--plan says what every site gets; it does not go with --include or --exclude")
+    with progress_bar("Verifying") as progress:
+        result = run(
+            model,
+            output,
+            scheme=preset(scheme, bits=bits, threshold=threshold),
+            plan=None if plan_path is None else load_plan(plan_path),
+            include=include,
+            exclude=exclude,
+            samples=None if data is None else load_samples(data, original),
+            limits=[Limit.parse(text) for text in max_deviation],
+            inline=inline,
+            quantize_outputs=quantize_outputs,
+            external_data=external_data,
+            dry_run=dry_run,
+            verification=not no_verify,
+            sample_count=samples,
+            seed=seed,
+            threads=threads,
+            progress=progress,
+        )
+    if write_plan is not None:
+        save_plan(result.plan, write_plan)
+    if json_path is not None:
+        write_json(compression_json(result, original), json_path)
+    if json_path != "-":
+        _show(result, console(), real_data=data is not None)
+    return 0 if result.verification is None or result.verification.passed else 1
+
+
+def _show(result: Compression, out: Console, *, real_data: bool) -> None:
+    rewritten = [entry for entry in result.plan.sites if entry.scheme is not None]
+    schemes = sorted({_describe(entry.scheme) for entry in rewritten})
+    out.print(
+        f"[bold]{result.source}[/bold]: {len(rewritten)} of {len(result.sites.sites)} sites, {', '.join(schemes)}"
+    )
+    for rejection in result.sites.rejections:
+        out.print(f"  left: {rejection.op_type} {rejection.node!r}: {rejection.reason}")
+    for entry in result.plan.sites:
+        if entry.scheme is None:
+            out.print(f"  left: {entry.site}: {entry.reason}")
+    if result.output is None:
+        out.print("Nothing was written (--dry-run).")
+        return
+    table = plain_table("", "before", "after")
+    table.add_row("nodes", *(str(count) for count in result.nodes))
+    table.add_row("size", in_megabytes(file_size(result.source)), in_megabytes(file_size(result.output)))
+    out.print(table)
+    if result.verification is not None:
+        _show_verification(result.verification, out, real_data=real_data)
+    out.print(f"Wrote [bold]{result.output}[/bold]")
+
+
+def _show_verification(verification: Verification, out: Console, *, real_data: bool) -> None:
+    table = plain_table("site", "codes", "rounded otherwise", "wrong", "pruned")
+    for name, check in verification.sites.items():
+        share = verification.pruned[name]
+        table.add_row(name, f"{check.codes:,}", f"{check.disagreements:,}", f"{check.errors:,}", f"{share:.1%}")
+    out.print()
+    out.print(table)
+    outputs = plain_table("output", "max abs", "mean abs", "cosine", "top-1", "KL")
+    for name, d in verification.deviation.items():
+        top1 = "-" if d.top1_agreement is None else f"{d.top1_agreement:.2%}"
+        kl = "-" if d.kl is None else f"{d.kl:.2e}"
+        outputs.add_row(name, f"{d.max_abs:.2e}", f"{d.mean_abs:.2e}", f"{d.cosine:.5f}", top1, kl)
+    out.print()
+    out.print(outputs)
+    out.print()
+    kind = "samples" if real_data else "made-up samples; give real ones with --data"
+    out.print(f"{verification.pruned_share:.1%} of the attention values pruned ({verification.samples} {kind})")
+    for failure in verification.failures:
+        out.print(f"[red]failed:[/red] {failure}")
+    out.print("[green]Verified[/green]" if verification.passed else "[red]Not verified[/red]")
+
+
+def _describe(scheme: Any) -> str:
+    bits = "" if scheme.bits is None else f"{scheme.bits} bits, "
+    return f"{scheme.name} ({bits}threshold {scheme.threshold:g})"

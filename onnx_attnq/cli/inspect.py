@@ -1,0 +1,57 @@
+"""`onnx-attnq inspect MODEL`: what attention there is, or what was done to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnx_attnq.cli.output import console, json_option, plain_table, write_json
+from onnx_attnq.errors import InvalidModel
+from onnx_attnq.expose import expose
+from onnx_attnq.model import load
+from onnx_attnq.report import inspection_json
+from onnx_attnq.rewrite import read_record
+from onnx_attnq.sites import find_sites
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--explain", metavar="NODE", help="Tell how one softmax was judged, by the name of its node.")
+@json_option
+def inspect(model: Path, explain: str | None, json_path: str | None) -> None:
+    """List the attention sites of MODEL, and every softmax that is none, with the reason."""
+    loaded = load(model)
+    record = read_record(loaded)
+    expose(loaded)
+    found = find_sites(loaded)
+    out = console()
+    if explain is not None:
+        story = {site.node: site.story for site in found.sites} | {r.node: r.story for r in found.rejections}
+        if explain not in story:
+            raise InvalidModel(f"{model}: no softmax node is named {explain!r}; `onnx-attnq inspect` lists them")
+        for line in story[explain]:
+            out.print(line)
+        return
+    if json_path is not None:
+        write_json(inspection_json(model, loaded, found, record), json_path)
+    if json_path == "-":
+        return
+    if record is not None:
+        table = plain_table("site", "form", "scheme", "bits", "threshold")
+        for done in record.sites:
+            s = done.scheme
+            table.add_row(done.id, str(done.form), s.name, "-" if s.bits is None else str(s.bits), f"{s.threshold:g}")
+        out.print(f"{model}: rewritten by onnx-attnq {record.version}")
+        out.print(table)
+    if found.sites:
+        table = plain_table("site", "form", "scope", "heads", "from scores to context")
+        for site in found.sites:
+            heads = "-" if site.heads is None else str(site.heads)
+            table.add_row(site.id, str(site.form), site.scope, heads, " > ".join(site.chain))
+        out.print(f"{model}: {len(found.sites)} attention sites")
+        out.print(table)
+    elif record is None:
+        out.print(f"{model}: no attention found")
+    for rejection in found.rejections:
+        out.print(f"declined: {rejection.op_type} {rejection.node!r} in {rejection.scope}: {rejection.reason}")

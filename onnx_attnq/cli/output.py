@@ -1,0 +1,81 @@
+"""What commands share: progress bars, tables, and JSON to a file or standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from onnx_attnq.atomic import replacing
+from onnx_attnq.verify import Progress as Callback
+
+json_option = click.option(
+    "--json",
+    "json_path",
+    metavar="PATH|-",
+    help="Write the result as JSON; - for standard output.",
+)
+
+
+def console() -> Console:
+    """For people, on standard output; wide enough for a table where there is no terminal."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Callback | None]:
+    """A callback that draws a bar on standard error; None where that is not a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+def write_json(data: Mapping[str, Any], path: str) -> None:
+    """Write JSON to a file, or to standard output for ``-``."""
+    text = json.dumps(data, indent=2) + "\n"
+    if path == "-":
+        click.echo(text, nl=False)
+        return
+    with replacing(Path(path)) as file:
+        file.write(text.encode())
+
+
+def plain_table(*headers: str) -> Table:
+    """A table without a frame, the first column on the left and the rest on the right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, header in enumerate(headers):
+        table.add_column(header, justify="left" if index == 0 else "right", overflow="fold")
+    return table
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a model file and the data file beside it."""
+    data = path.with_name(path.name + ".data")
+    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+
+
+def in_megabytes(size: int) -> str:
+    """Such as 22.9 MB.
+
+    >>> in_megabytes(22_850_000)
+    '22.9 MB'
+    """
+    return f"{size / 1e6:.1f} MB"
