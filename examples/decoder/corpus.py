@@ -52,9 +52,9 @@ def _docstrings() -> Iterator[str]:
         except (SyntaxError, UnicodeDecodeError):  # the library ships files that are wrong on purpose
             continue
         for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                if docstring := ast.get_docstring(node):
-                    yield docstring
+            documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            if documented and (docstring := ast.get_docstring(node)):
+                yield docstring
 
 
 def _uniform(text: str) -> float:

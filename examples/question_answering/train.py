@@ -34,7 +34,8 @@ LEARNING_RATE = 1e-3
 
 
 def split() -> tuple[list[Any], list[Any]]:
-    articles = json.loads(lzma.open(XQUAD).read())["data"]
+    with lzma.open(XQUAD) as file:
+        articles = json.load(file)["data"]
     held_out = articles[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
     return [article for article in articles if article not in held_out], held_out
 
@@ -88,7 +89,7 @@ def train(model: Any, tokenizer: Any, examples: list[dict[str, Any]], epochs: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
 

@@ -11,6 +11,8 @@ from typing import Any
 import click
 
 from onnx_attnq.cli.compress import compress
+from onnx_attnq.cli.evaluate import evaluate
+from onnx_attnq.cli.export import export
 from onnx_attnq.cli.inspect import inspect
 from onnx_attnq.errors import AttnqError
 from onnx_attnq.version import __version__
@@ -39,6 +41,8 @@ def cli() -> None:
 
 
 cli.add_command(compress)
+cli.add_command(evaluate)
+cli.add_command(export)
 cli.add_command(inspect)
 
 

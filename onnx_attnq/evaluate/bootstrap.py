@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -75,7 +76,7 @@ def compare(
         InvalidData: Fewer than two examples, or the records are not of the same examples.
 
     >>> from onnx_attnq.evaluate.records import mean_of
-    >>> right = np.array([[1.0], [1.0], [0.0], [1.0]])
+    >>> right = np.array([[1.0], [1.0], [0.0], [1.0]] * 5)
     >>> result = compare(right, right, Metric("accuracy", mean_of(0)))
     >>> result.original.estimate, result.relative_loss
     (0.75, Interval(estimate=0.0, low=0.0, high=0.0))
@@ -120,7 +121,7 @@ def interval(
     if count < 2:
         raise InvalidData(f"{count} example(s): an interval needs two or more")
     rows = np.arange(count)
-    with np.errstate(invalid="ignore", divide="ignore"):  # a resample in which the metric is undefined
+    with warnings.catch_warnings(action="ignore", category=stats.DegenerateDataWarning):  # NaN says it already
         result = stats.bootstrap(
             (rows,),
             statistic,

@@ -109,7 +109,8 @@ def read_pairs(path: str | os.PathLike[str]) -> tuple[Pair, ...]:
 def pairs_from_rows(rows: Rows) -> tuple[Pair, ...]:
     """Columns ``sentence1``, ``sentence2`` and ``label`` (or ``score``), as ``nyu-mll/glue`` (stsb) has them."""
     return tuple(
-        Pair(row["sentence1"], row["sentence2"], float(row["label"] if "label" in row else row["score"])) for row in rows
+        Pair(row["sentence1"], row["sentence2"], float(row["label"] if "label" in row else row["score"]))
+        for row in rows
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from onnx_attnq.errors import InvalidData
 from onnx_attnq.evaluate.data import read_texts, texts_from_rows
 from onnx_attnq.evaluate.records import FloatArray, Metric, Progress, exp_ratio_of, no_progress, ratio_of
-from onnx_attnq.evaluate.text_model import MAX_LENGTH, TextModel, chunks
+from onnx_attnq.evaluate.text_model import MAX_LENGTH, TextModel
 from onnx_attnq.extras import require
 
 BATCH: Final = 16
@@ -57,7 +57,8 @@ class MaskedLanguageModelling:
             ids = np.array(tokens["input_ids"][0])
             positions = np.flatnonzero(np.array(tokens.pop("special_tokens_mask")[0]) == 0)
             nll, right = 0.0, 0
-            for chosen in chunks(positions, BATCH):
+            for first in range(0, len(positions), BATCH):
+                chosen = positions[first : first + BATCH]
                 copies = np.tile(ids, (len(chosen), 1))
                 copies[np.arange(len(chosen)), chosen] = mask
                 repeated = {name: np.repeat(np.array(tokens[name]), len(chosen), axis=0) for name in tokens}

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_attnq.errors import InvalidData, InvalidModel
 from onnx_attnq.extras import require
-from onnx_attnq.signature import ModelInput
+from onnx_attnq.inputs import Sample
+from onnx_attnq.model import load
+from onnx_attnq.runtime import Session
+from onnx_attnq.signature import ModelInput, model_inputs
 
 Array = npt.NDArray[Any]
 
@@ -21,31 +24,36 @@ MAX_LENGTH: Final = 320
 """Tokens of one window; what Ji et al. 2021 used for SQuAD (section 3)."""
 
 
-class Session(Protocol):
-    """A model that is ready to run: an onnxruntime session, or anything that computes."""
-
-    @property
-    def inputs(self) -> tuple[ModelInput, ...]:
-        """What the model must be fed."""
-
-    def run(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Every output by name."""
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class TextModel:
     """An ONNX model and the tokenizer that belongs to it.
 
     Attributes:
-        session: Runs the model.
+        session: Runs one sample, an array for each input by name, and returns every output by name.
+        inputs: What it must be fed.
         tokenizer: A tokenizer of ``transformers``.
     """
 
-    session: Session
+    session: Callable[[Sample], Mapping[str, Array]]
+    inputs: tuple[ModelInput, ...]
     tokenizer: Any
 
-    def run(self, tokens: Mapping[str, Any]) -> Mapping[str, Array]:
-        """Run one batch of texts that have the same number of tokens, so that no padding is needed.
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], tokenizer: Any, *, threads: int | None = None) -> TextModel:
+        """A model that onnxruntime runs.
+
+        Args:
+            path: The ONNX file.
+            tokenizer: As `load_tokenizer` gives it.
+            threads: Threads inside an op; None leaves it to onnxruntime.
+
+        Raises:
+            InvalidModel: Not a model, or none that onnxruntime takes.
+        """
+        return cls(Session(path, threads=threads).run, model_inputs(load(path)), tokenizer)
+
+    def sample(self, tokens: Mapping[str, Any]) -> Sample:
+        """What the model is fed for one batch of texts with the same number of tokens, so that nothing is padded.
 
         Args:
             tokens: ``input_ids`` (B, L), and what else the tokenizer gives. Inputs that follow from it are made up:
@@ -57,7 +65,7 @@ class TextModel:
         """
         ids = np.asarray(tokens["input_ids"])
         feeds = {}
-        for item in self.session.inputs:
+        for item in self.inputs:
             feed = _feed(item, ids, tokens).astype(item.dtype)
             axes = zip(item.shape or (), feed.shape, strict=False)
             if any(isinstance(axis, int) and axis != size for axis, size in axes):
@@ -65,7 +73,11 @@ class TextModel:
                     f"input {item.name!r} is {item}, the tokens need {list(feed.shape)}; export with dynamic axes"
                 )
             feeds[item.name] = feed
-        return self.session.run(feeds)
+        return feeds
+
+    def run(self, tokens: Mapping[str, Any]) -> Mapping[str, Array]:
+        """Every output for one batch of tokens; see `sample`."""
+        return self.session(self.sample(tokens))
 
     def logits(self, tokens: Mapping[str, Any], last_axis: int | None = None) -> Array:
         """The output ``logits`` of `run`, or the only output.
@@ -100,15 +112,6 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
         raise InvalidData(f"{folder}: no tokenizer there ({str(error).splitlines()[0]})") from error
 
 
-def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Consecutive pieces of ``items``, the last one possibly shorter.
-
-    >>> list(chunks([1, 2, 3], 2))
-    [[1, 2], [3]]
-    """
-    return (items[start : start + size] for start in range(0, len(items), size))
-
-
 def _feed(item: ModelInput, ids: Array, tokens: Mapping[str, Any]) -> Array:
     if item.name in tokens:
         return np.asarray(tokens[item.name])
@@ -128,4 +131,4 @@ def _feed(item: ModelInput, ids: Array, tokens: Mapping[str, Any]) -> Array:
     raise InvalidModel(f"input {item.name!r} is not known for a text model")
 
 
-__all__ = ["MAX_LENGTH", "Array", "Session", "TextModel", "chunks", "load_tokenizer"]
+__all__ = ["MAX_LENGTH", "Array", "TextModel", "load_tokenizer"]

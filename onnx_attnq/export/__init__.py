@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import tempfile
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from onnx_attnq.errors import ExportFailed, InvalidModel
@@ -50,24 +54,42 @@ def export(
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=local_only or Path(source).is_dir())
     except (OSError, ValueError) as error:
-        raise InvalidModel(f"{source}: not a model folder, and not reached on the hub ({_first_line(error)})") from error
+        raise InvalidModel(
+            f"{source}: not a model folder, and not reached on the hub ({_first_line(error)})"
+        ) from error
     task = task or infer_task(config)
 
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
         made = Path(temporary) / "export"
         made.mkdir()
-        if supports(config.model_type, task):
-            exporter = Exporter.OPTIMUM
-            task = export_by_optimum(str(source), made, task, opset, attention, local_only)
-        else:
-            exporter = Exporter.TORCH
-            export_by_torch(str(source), made, task, opset, attention, local_only)
+        with _quiet():
+            if supports(config.model_type, task):
+                exporter = Exporter.OPTIMUM
+                task = export_by_optimum(str(source), made, task, opset, attention, local_only)
+            else:
+                exporter = Exporter.TORCH
+                export_by_torch(str(source), made, task, opset, attention, local_only)
         files = tuple(sorted(path.name for path in made.glob("*.onnx")))
         if output.is_dir():
             output.rmdir()
         made.rename(output)
     return Exported(output, files, task, exporter)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what the exporters say about their own internals from the user; deviations are raised, not logged."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "transformers")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def _first_line(error: Exception) -> str:

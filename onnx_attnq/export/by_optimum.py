@@ -62,7 +62,7 @@ def export_by_optimum(
             source,
             framework="pt",
             library_name="transformers",
-            torch_dtype=torch.float32,
+            dtype=torch.float32,
             attn_implementation=attention and str(attention),
             local_files_only=local_only or Path(source).is_dir(),
         )

@@ -10,6 +10,7 @@ import numpy as np
 
 from onnx_attnq.errors import ExportFailed
 from onnx_attnq.export.result import ATOL, Attention
+from onnx_attnq.runtime import Session
 
 OPSET: Final = 18
 """The opset that torch.onnx writes without a conversion."""
@@ -39,7 +40,7 @@ def export_by_torch(
             source,
             framework="pt",
             library_name="transformers",
-            torch_dtype=torch.float32,
+            dtype=torch.float32,
             attn_implementation=attention and str(attention),
             local_files_only=local_only or Path(source).is_dir(),
         ).eval()
@@ -74,7 +75,7 @@ def _named_outputs(model: Any) -> Any:
     with torch.no_grad():
         outputs = model(**inputs)
 
-    class NamedOutputs(torch.nn.Module):
+    class NamedOutputs(torch.nn.Module):  # type: ignore[misc]  # torch is skipped, hence Any
         def __init__(self) -> None:
             super().__init__()
             self.model = model
@@ -102,15 +103,15 @@ def _inputs(model: Any, shape: tuple[int, int]) -> dict[str, Any]:
 def _check(wrapped: Any, inputs: dict[str, Any], path: Path) -> None:
     import torch
 
-    from onnx_attnq.runtime import run
-
     with torch.no_grad():
         expected = wrapped(*inputs.values())
-    found = run(path, {name: value.numpy() for name, value in inputs.items()})
+    found = Session(path).run({name: value.numpy() for name, value in inputs.items()})
     for name, value in zip(wrapped.names, expected, strict=True):
         deviation = float(np.abs(found[name] - value.numpy()).max())
         if not deviation <= ATOL:
-            raise ExportFailed(f"{path.name}: output {name!r} deviates from PyTorch's by {deviation:.2g}, over {ATOL:g}")
+            raise ExportFailed(
+                f"{path.name}: output {name!r} deviates from PyTorch's by {deviation:.2g}, over {ATOL:g}"
+            )
 
 
 def _first_line(error: Exception) -> str:
