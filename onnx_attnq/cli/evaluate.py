@@ -11,7 +11,7 @@ from rich.console import Console
 from onnx_attnq.cli.output import console, json_option, plain_table, progress_bar, write_json
 from onnx_attnq.compress import compress
 from onnx_attnq.errors import InvalidData
-from onnx_attnq.evaluate import TASKS, Comparison, Evaluation, Interval, load_task, load_tokenizer, task_from_hub
+from onnx_attnq.evaluate import TASKS, Evaluation, Interval, load_task, load_tokenizer, task_from_hub
 from onnx_attnq.evaluate import evaluate as run
 from onnx_attnq.evaluate.bootstrap import RESAMPLES, SEED
 from onnx_attnq.evaluate.text_model import MAX_LENGTH
@@ -103,29 +103,21 @@ def evaluate(
 
 
 def _show(found: Evaluation, out: Console) -> None:
-    out.print(f"{found.task}, {found.count} {found.unit}, 95 % intervals")
-    table = plain_table("model", *found.metrics, *(f"loss of {name}" for name in found.metrics), "pruned", "row mass")
-    blank = [""] * (len(found.metrics) + 2)
-    table.add_row(found.original.name, *(_interval(value) for value in found.metrics.values()), *blank)
+    out.print(f"{found.task}, {found.count} {found.unit}, 95 % intervals; a loss is relative, negative for a gain")
+    table = plain_table("model", "metric", "value", "loss", "pruned", "row mass")
+    for name, value in found.metrics.items():
+        table.add_row(found.original.name, name, _interval(value), "", "", "")
     for model in found.compressed:
-        table.add_row(
-            model.path.name,
-            *(_interval(comparison.compressed) for comparison in model.comparisons),
-            *(_loss(comparison) for comparison in model.comparisons),
-            f"{model.attention.pruned:.1%}",
-            f"{model.attention.row_mass:.3f}",
-        )
+        kept = (f"{model.attention.pruned:.1%}", f"{model.attention.row_mass:.3f}")
+        for comparison in model.comparisons:
+            loss = comparison.relative_loss
+            spread = f"{loss.estimate:+.2%} ({loss.low:+.2%} to {loss.high:+.2%})"
+            table.add_row(model.path.name, comparison.metric, _interval(comparison.compressed), spread, *kept)
     out.print(table)
-    out.print("A loss is relative to the original, and negative where the compressed model is better.")
 
 
 def _interval(value: Interval) -> str:
     return f"{value.estimate:.4g} ({value.low:.4g}-{value.high:.4g})"
-
-
-def _loss(comparison: Comparison) -> str:
-    loss = comparison.relative_loss
-    return f"{loss.estimate:+.2%} ({loss.low:+.2%} to {loss.high:+.2%})"
 
 
 def _label(name: str, bits: int | None, threshold: float | None) -> str:

@@ -105,7 +105,7 @@ def relative_loss(original: float, compressed: float, higher_is_better: bool) ->
     if original == 0.0:
         return math.nan
     change = (compressed - original) / original
-    return round(-change if higher_is_better else change, 12)  # .8 - .6 is not .2: keep noise of float64 out of reports
+    return round(-change if higher_is_better else change, 12) + 0.0  # no float64 noise and no -0.0 in reports
 
 
 def interval(
