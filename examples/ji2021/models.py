@@ -27,7 +27,7 @@ def rxnmapper(folder: Path) -> None:
 
 
 def smiles_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
-    """rxnmapper's SmilesTokenizer as a fast tokenizer: the same vocabulary and regular expression."""
+    """The SmilesTokenizer of rxnmapper as a fast tokenizer: the same vocabulary and regular expression."""
     pattern = importlib.import_module("rxnmapper.tokenization_smiles").SMI_REGEX_PATTERN
     index = {token: i for i, token in enumerate(vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(index, unk_token="[UNK]"))

@@ -9,12 +9,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import gzip
+import io
 import json
 import lzma
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, cast
 
 from onnx_attnq.errors import InvalidData
 from onnx_attnq.extras import require
@@ -150,18 +152,19 @@ def hub_rows(name: str, split: str) -> Sequence[Mapping[str, Any]]:
         raise InvalidData(f"data set {name!r}, split {split!r}: {_reason(error)}") from error
 
 
-def _open(path: str | os.PathLike[str]) -> TextIO:
+def _open(path: str | os.PathLike[str]) -> io.StringIO:
+    """The whole text, so that a damaged archive fails here and not in the midst of a reader."""
     path = Path(path)
     try:
-        match path.suffix:
-            case ".xz":
-                return lzma.open(path, "rt", encoding="utf-8", newline="")
-            case ".gz":
-                return gzip.open(path, "rt", encoding="utf-8", newline="")
-            case _:
-                return path.open(encoding="utf-8", newline="")
-    except OSError as error:
-        raise InvalidData(f"{path}: {error.strerror}") from error
+        data = path.read_bytes()
+        if path.suffix == ".xz":
+            data = lzma.decompress(data)
+        elif path.suffix == ".gz":
+            data = gzip.decompress(data)
+        return io.StringIO(data.decode("utf-8"), newline="")
+    except (OSError, lzma.LZMAError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InvalidData(f"{path}: {reason}") from error
 
 
 def _number(kind: type[int] | type[float], text: str | None, path: str | os.PathLike[str], line: int) -> Any:
