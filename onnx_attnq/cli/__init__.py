@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from onnx_attnq.cli.analyze import analyze
+from onnx_attnq.cli.bench import bench
 from onnx_attnq.cli.canonical import canonical
 from onnx_attnq.cli.compress import compress
 from onnx_attnq.cli.diff import diff
@@ -44,7 +45,7 @@ def cli() -> None:
     """
 
 
-for command in (compress, inspect, analyze, evaluate, export, diff, canonical, fingerprint):
+for command in (compress, inspect, bench, analyze, evaluate, export, diff, canonical, fingerprint):
     cli.add_command(command)
 
 
