@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ class Limit:
             number = float(value)
         except ValueError:
             equals = ""
-        if not equals or metric not in METRICS:
+        if not equals or metric not in METRICS or math.isnan(number):
             raise InvalidScheme(f"{text!r} is no limit; write METRIC=VALUE with METRIC one of {', '.join(METRICS)}")
         return cls(metric, number)
 
