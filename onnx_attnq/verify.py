@@ -175,19 +175,16 @@ def _check_site(model: ir.Model, site: RewrittenSite, samples: Sequence[Sample],
     site_rows = SiteRows(model, site, threads)
     total = CodeCheck()
     for sample in samples:
-        rows = site_rows.run(sample)
-        if rows is None:
-            continue
-        counted = _real_rows(rows.result.shape[:-1], sample)
-        found = check_rows(
-            rows.source,
-            rows.result,
-            site.scheme,
-            is_scores=rows.is_scores,
-            counted=counted,
-            score_error=rows.score_error,
-        )
-        total = total.merge(found).merge(CodeCheck(errors=rows.wrong))
+        for rows in site_rows.run(sample):
+            found = check_rows(
+                rows.source,
+                rows.result,
+                site.scheme,
+                is_scores=rows.is_scores,
+                counted=_real_rows(rows.result.shape[:-1], sample),
+                score_error=rows.score_error,
+            )
+            total = total.merge(found).merge(CodeCheck(errors=rows.wrong))
     return total
 
 
