@@ -170,7 +170,7 @@ def bench(
 
 
 def _length(sample: Sample) -> int:
-    return max(array.shape[1] for array in sample.values() if array.ndim >= 2)
+    return max(int(array.shape[1]) for array in sample.values() if array.ndim >= 2)
 
 
 def _timed(run: Callable[[], object]) -> tuple[float, float]:
