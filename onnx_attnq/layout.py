@@ -86,13 +86,16 @@ def fold_context(array: Array, product: Product, batch: int, heads: int) -> Arra
     return _outer(array if product.is_left else np.swapaxes(array, -1, -2), batch, heads)
 
 
-def agrees(probabilities: Array, value: Array, context: Array) -> bool:
-    """Whether P·V is the context that the model computed, so that nothing lies between them but layout."""
-    p, v = np.nan_to_num(probabilities.astype(np.float32)), value.astype(np.float32)
-    expected = p @ np.broadcast_to(v, (*p.shape[:2], *v.shape[-2:]))
-    context = np.nan_to_num(context.astype(np.float32))
+def agrees(probabilities: Array, value: Array, context: Array, valid: BoolArray) -> bool:
+    """Whether P·V is the context that the model computed, so that nothing lies between them but layout.
+
+    Only rows with valid positions count: some models set the rows of padding to 0 after the softmax.
+    """
+    p = np.where(valid, np.nan_to_num(probabilities.astype(np.float32)), np.float32(0.0))
+    expected = p @ np.broadcast_to(value.astype(np.float32), (*p.shape[:2], *value.shape[-2:]))
     if expected.shape != context.shape:
         return False
+    context = np.nan_to_num(context.astype(np.float32)) * valid.any(axis=-1, keepdims=True)
     distance = float(np.linalg.norm(expected - context))
     return distance <= CONTEXT_TOLERANCE * float(np.linalg.norm(context))
 

@@ -32,6 +32,8 @@ MEMORY: Final = 64 * 2**20
 EXAMPLE_TOKENS: Final = 40
 """Tokens of the example: as many as can be read as labels of an attention map."""
 
+_FLOAT_PRODUCTS: Final = frozenset({"MatMul", "Einsum", "Gemm", "FusedMatMul", "TransposeMatMul"})
+
 Progress = Callable[[str, int, int], None]
 """Called with what is being observed, how many steps are done, and how many there are: a step is a site on a sample."""
 
@@ -89,8 +91,9 @@ def observe(
         raise NothingToRewrite(f"{source.model} has no attention to analyze")
     if not samples:
         raise InvalidData("there are no samples to analyze with")
-    taps = [_Tap.of(site) for site in sites]
     run = _Run(samples, tuple(schemes), separator_ids, labels or {})
+    run.failed = {site.id: "its probabilities are 8-bit integers" for site in sites if site.op_type == "QLinearSoftmax"}
+    taps = [_Tap.of(site) for site in sites if site.id not in run.failed]
     group = 1  # how large the arrays are is not known before the first run
     done = 0
     while done < len(taps):
@@ -111,34 +114,34 @@ class _Tap:
     """The values to look at for one site, by name.
 
     ``probabilities`` are the scores instead where the model computes in 16 bits, in which small
-    probabilities are 0 as if they had been masked.
+    probabilities are 0 as if they had been masked. ``value`` and ``context`` are None for integer products.
     """
 
     site: AttentionSite
     probabilities: str
     are_scores: bool
     rank: int | None
-    value: str
-    context: str
+    value: str | None
+    context: str | None
 
     @classmethod
     def of(cls, site: AttentionSite) -> _Tap:
         narrow = dtype_of(site.probabilities) in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
         first = site.scores if narrow and site.scores is not None else site.probabilities
         product = site.value_products[0]
-        context = product.node.outputs[0]
+        is_float = product.node.op_type in _FLOAT_PRODUCTS
         return cls(
             site,
             str(first.name),
             first is site.scores,
             rank_of(first),
-            str(product.other.name),
-            str(context.name),
+            product.other.name if is_float else None,
+            product.node.outputs[0].name if is_float else None,
         )
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (self.probabilities, self.value, self.context)
+        return tuple(name for name in (self.probabilities, self.value, self.context) if name is not None)
 
 
 class _Run:
@@ -195,7 +198,7 @@ class _Run:
             p,
             valid,
             self.schemes,
-            value=self._value(tap, arrays, p),
+            value=self._value(tap, arrays, p, valid),
             separators=self._separators(sample, p.shape),
         )
         before = self.stats.get(site.id)
@@ -225,12 +228,16 @@ class _Run:
             example=Example(self.tokens, self.maps) if self.maps else None,
         )
 
-    def _value(self, tap: _Tap, arrays: Mapping[str, npt.NDArray[Any]], p: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+    def _value(
+        self, tap: _Tap, arrays: Mapping[str, npt.NDArray[Any]], p: npt.NDArray[Any], valid: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[Any] | None:
         """V, if the probabilities times V are what the model computed."""
         product = tap.site.value_products[0]
+        if tap.value is None or tap.context is None:
+            return None
         value = layout.fold_value(arrays[tap.value], product, p)
         context = layout.fold_context(arrays[tap.context], product, p.shape[0], p.shape[1])
-        if value is None or context is None or not layout.agrees(p, value, context):
+        if value is None or context is None or not layout.agrees(p, value, context, valid):
             return None
         return value
 
