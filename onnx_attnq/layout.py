@@ -53,6 +53,19 @@ def fold_probabilities(array: Array, axis: int, batch: int) -> Array:
     return p.reshape(first, rows // first, queries, keys)
 
 
+def heads_first(probabilities: Array, sample: Sample) -> Array:
+    """(B, H, L_q, L_k) also where a multi-query export has (B, L_q, H, L_k).
+
+    Only the inputs tell: their second axis is the number of tokens.
+
+    >>> heads_first(np.zeros((2, 5, 3, 5)), {"input_ids": np.zeros((2, 5))}).shape
+    (2, 3, 5, 5)
+    """
+    lengths = {array.shape[1] for array in sample.values() if array.ndim == 2}
+    turned = probabilities.shape[1] in lengths and probabilities.shape[2] not in lengths
+    return np.swapaxes(probabilities, 1, 2) if turned else probabilities
+
+
 def fold_value(array: Array, product: Product, probabilities: Array) -> Array | None:
     """V as (B, H, L_k, D), to go with folded probabilities; None when it cannot be told how.
 
@@ -200,6 +213,7 @@ __all__ = [
     "fold_context",
     "fold_probabilities",
     "fold_value",
+    "heads_first",
     "query_masks",
     "valid_positions",
 ]

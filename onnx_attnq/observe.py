@@ -15,8 +15,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_attnq import layout, numerics
+from onnx_attnq.dataflow import Dataflow
 from onnx_attnq.errors import InvalidData, NothingToRewrite
-from onnx_attnq.infer import dtype_of, rank_of
+from onnx_attnq.infer import dtype_of
 from onnx_attnq.inputs import Sample
 from onnx_attnq.measure import measure
 from onnx_attnq.probe import probe
@@ -93,7 +94,8 @@ def observe(
         raise InvalidData("there are no samples to analyze with")
     run = _Run(samples, tuple(schemes), separator_ids, labels or {})
     run.failed = {site.id: "its probabilities are 8-bit integers" for site in sites if site.op_type == "QLinearSoftmax"}
-    taps = [_Tap.of(site) for site in sites if site.id not in run.failed]
+    flow = Dataflow(model)
+    taps = [_Tap.of(site, flow) for site in sites if site.id not in run.failed]
     group = 1  # how large the arrays are is not known before the first run
     done = 0
     while done < len(taps):
@@ -114,18 +116,19 @@ class _Tap:
     """The values to look at for one site, by name.
 
     ``probabilities`` are the scores instead where the model computes in 16 bits, in which small
-    probabilities are 0 as if they had been masked. ``value`` and ``context`` are None for integer products.
+    probabilities are 0 as if they had been masked. ``loops`` is the number of loops around it: each adds an axis.
+    ``value`` and ``context`` are None for integer products.
     """
 
     site: AttentionSite
     probabilities: str
     are_scores: bool
-    rank: int | None
+    loops: int
     value: str | None
     context: str | None
 
     @classmethod
-    def of(cls, site: AttentionSite) -> _Tap:
+    def of(cls, site: AttentionSite, flow: Dataflow) -> _Tap:
         narrow = dtype_of(site.probabilities) in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
         first = site.scores if narrow and site.scores is not None else site.probabilities
         product = site.value_products[0]
@@ -134,7 +137,7 @@ class _Tap:
             site,
             str(first.name),
             first is site.scores,
-            rank_of(first),
+            _loops_around(first, flow),
             product.other.name if is_float else None,
             product.node.outputs[0].name if is_float else None,
         )
@@ -186,12 +189,12 @@ class _Run:
     def add(self, tap: _Tap, arrays: Mapping[str, npt.NDArray[Any]], index: int) -> None:
         """Measure one site on one sample."""
         site, sample = tap.site, self.samples[index]
-        array = _unstacked(arrays[tap.probabilities], tap.rank)
+        array = _unstacked(arrays[tap.probabilities], tap.loops)
         if array.size == 0 or site.id in self.failed:
             return  # a branch that was not taken, or a past of length 0
         if tap.are_scores:
             array = numerics.softmax(array, site.axis)
-        p = layout.fold_probabilities(array, site.axis, layout.batch_of(sample))
+        p = layout.heads_first(layout.fold_probabilities(array, site.axis, layout.batch_of(sample)), sample)
         valid = layout.valid_positions(p, sample)
         stats = measure(
             site.id,
@@ -261,10 +264,19 @@ class _Run:
             self.tokens = tuple(str(key) for key in keys)
 
 
-def _unstacked(array: npt.NDArray[Any], rank: int | None) -> npt.NDArray[Any]:
-    """The iterations of a loop, which come first, taken together with the batch."""
-    extra = 0 if rank is None or array.size == 0 else array.ndim - rank
-    return array.reshape(-1, *array.shape[extra + 1 :]) if extra > 0 else array
+def _loops_around(value: ir.Value, flow: Dataflow) -> int:
+    """How many Loop and Scan nodes a value is inside of."""
+    count = 0
+    graph = value.graph
+    while isinstance(graph, ir.Graph) and (owner := flow.owner(graph)) is not None:
+        count += owner.op_type in ("Loop", "Scan")
+        graph = owner.graph
+    return count
+
+
+def _unstacked(array: npt.NDArray[Any], loops: int) -> npt.NDArray[Any]:
+    """The iterations of loops, which come first, taken together with the batch."""
+    return array.reshape(-1, *array.shape[loops + 1 :]) if loops and array.size else array
 
 
 __all__ = ["EXAMPLE_TOKENS", "MEMORY", "Progress", "Source", "observe"]
