@@ -16,7 +16,7 @@ from onnx_attnq.expose import expose
 from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load, sha256, tensors
 from onnx_attnq.observe import MEMORY, Progress, Source, observe
-from onnx_attnq.rewrite import refuse_rewritten
+from onnx_attnq.record import refuse_rewritten
 from onnx_attnq.scheme import QuantScheme, preset
 from onnx_attnq.sites import AttentionSite, find_sites
 from onnx_attnq.study import Study

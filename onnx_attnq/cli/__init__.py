@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from onnx_attnq.cli.canonical import canonical
 from onnx_attnq.cli.analyze import analyze
+from onnx_attnq.cli.canonical import canonical
 from onnx_attnq.cli.compress import compress
 from onnx_attnq.cli.diff import diff
 from onnx_attnq.cli.fingerprint import fingerprint
