@@ -37,6 +37,10 @@ class MissingExtra(AttnqError):
     """An optional package that is needed here is not installed, or in a version that does not fit."""
 
 
+class ExportFailed(AttnqError):
+    """A model could not be exported to ONNX, or its export computes something else than PyTorch."""
+
+
 class NothingToRewrite(AttnqError):
     """No attention was found, or every site was excluded."""
 

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_attnq.attention_check import AttentionAlone
-from onnx_attnq.dataflow import Dataflow
 from onnx_attnq.deviation import HIGHER_IS_BETTER, METRICS, Deviation, compare
 from onnx_attnq.errors import InvalidModel, InvalidScheme
 from onnx_attnq.implementation import CodeCheck, check_rows
 from onnx_attnq.inputs import Sample, attention_mask_of
-from onnx_attnq.probe import probe
 from onnx_attnq.record import RewrittenSite, read_record
 from onnx_attnq.runtime import Session
-from onnx_attnq.sites import Form
+from onnx_attnq.site_rows import SiteRows
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many steps are done, and how many there are."""
@@ -175,38 +171,23 @@ def verify(
 
 
 def _check_site(model: ir.Model, site: RewrittenSite, samples: Sequence[Sample], threads: int | None) -> CodeCheck:
-    names = list(dict.fromkeys((*site.inputs, site.output)))  # key and value may be one
-    flow = Dataflow(model)
-    values = flow.values_in(site.scope)
-    session = Session(probe(model, names, site.scope), threads=threads)
-    alone = AttentionAlone(model, site, threads) if site.form is Form.ATTENTION else None
+    site_rows = SiteRows(model, site, threads)
     total = CodeCheck()
     for sample in samples:
-        arrays = dict(zip(names, session.run(sample).values(), strict=True))
-        depths = {name: flow.loops_around(values[name]) for name in names}
-        for step in _each_iteration(arrays, depths):
-            inputs, output = [step[name] for name in site.inputs], step[site.output]
-            if output.size == 0:  # the branch of an If that was not taken
-                continue
-            if alone is not None:
-                total = total.merge(alone.check(inputs, output, functools.partial(_real_rows, sample=sample)))
-                continue
-            counted = _real_rows(output.shape[:-1], sample)
-            is_scores = site.form is Form.SOFTMAX
-            total = total.merge(check_rows(inputs[0], output, site.scheme, is_scores=is_scores, counted=counted))
+        rows = site_rows.run(sample)
+        if rows is None:
+            continue
+        counted = _real_rows(rows.result.shape[:-1], sample)
+        found = check_rows(
+            rows.source,
+            rows.result,
+            site.scheme,
+            is_scores=rows.is_scores,
+            counted=counted,
+            score_error=rows.score_error,
+        )
+        total = total.merge(found).merge(CodeCheck(errors=rows.wrong))
     return total
-
-
-def _each_iteration(arrays: Mapping[str, npt.NDArray[Any]], depths: Mapping[str, int]) -> Iterator[dict[str, Any]]:
-    """The values of each iteration, where values inside of loops have an axis of iterations for each loop."""
-    deepest = max(depths.values())
-    if deepest == 0:
-        yield dict(arrays)
-        return
-    inside = [name for name, depth in depths.items() if depth == deepest]
-    outside = {name: depth - (depth == deepest) for name, depth in depths.items()}
-    for index in range(len(arrays[inside[0]])):
-        yield from _each_iteration({**arrays, **{name: arrays[name][index] for name in inside}}, outside)
 
 
 def _deviations(

@@ -17,7 +17,9 @@ def run() -> None:
     output = Path(".demo")
     output.mkdir(exist_ok=True)
     model = str(Path(package.origin).parent / "model.onnx")
-    main([model, "-o", str(output / "minilm.attnq.onnx"), "--data", str(HERE / "data"), "--max-deviation", "cosine=0.98"])
+    main(
+        [model, "-o", str(output / "minilm.attnq.onnx"), "--data", str(HERE / "data"), "--max-deviation", "cosine=0.98"]
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from onnx_attnq.cli.analyze import analyze
 from onnx_attnq.cli.canonical import canonical
 from onnx_attnq.cli.compress import compress
 from onnx_attnq.cli.diff import diff
+from onnx_attnq.cli.evaluate import evaluate
+from onnx_attnq.cli.export import export
 from onnx_attnq.cli.fingerprint import fingerprint
 from onnx_attnq.cli.inspect import inspect
 from onnx_attnq.errors import AttnqError
@@ -42,7 +44,7 @@ def cli() -> None:
     """
 
 
-for command in (compress, inspect, analyze, diff, canonical, fingerprint):
+for command in (compress, inspect, analyze, evaluate, export, diff, canonical, fingerprint):
     cli.add_command(command)
 
 
