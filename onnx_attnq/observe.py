@@ -7,6 +7,7 @@ into a memory budget, and nothing is kept of a run but its statistics.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
@@ -99,7 +100,7 @@ def observe(
     group = 1  # how large the arrays are is not known before the first run
     done = 0
     while done < len(taps):
-        chosen = taps[done : done + group]
+        chosen = _of_one_scope(taps[done : done + group])
 
         def advance(sample: int, first: int = done, chosen: Sequence[_Tap] = chosen) -> None:
             if progress is not None:
@@ -132,7 +133,8 @@ class _Tap:
         narrow = dtype_of(site.probabilities) in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
         first = site.scores if narrow and site.scores is not None else site.probabilities
         product = site.value_products[0]
-        is_float = product.node.op_type in _FLOAT_PRODUCTS
+        together = product.node.graph is first.graph  # not where probabilities leave a branch before their product
+        is_float = together and product.node.op_type in _FLOAT_PRODUCTS
         return cls(
             site,
             str(first.name),
@@ -145,6 +147,12 @@ class _Tap:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(name for name in (self.probabilities, self.value, self.context) if name is not None)
+
+
+def _of_one_scope(taps: Sequence[_Tap]) -> list[_Tap]:
+    """The first of them, and those after it that are in the same graph: one run looks into one graph."""
+    scope = taps[0].site.scope
+    return list(itertools.takewhile(lambda tap: tap.site.scope == scope, taps))
 
 
 class _Run:
@@ -169,12 +177,12 @@ class _Run:
     def add_group(
         self, model: ir.Model, taps: Sequence[_Tap], threads: int | None, advance: Callable[[int], None]
     ) -> int:
-        """Measure some sites on every sample; returns the bytes of the largest run.
+        """Measure some sites of one scope on every sample; returns the bytes of the largest run.
 
         A method of its own, so that session and arrays are gone before the next group has its own.
         """
         names = list(dict.fromkeys(name for tap in taps for name in tap.names))
-        session = Session(probe(model, names), threads=threads)
+        session = Session(probe(model, names, taps[0].site.scope), threads=threads)
         largest = 0
         for index, sample in enumerate(self.samples):
             values = session.run(sample)
