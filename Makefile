@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow check native native-sanitize native-aarch64 clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,26 @@ test: $(VENV)/.test-installed
 
 test-slow: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m slow
+
+# The native library, in place: onnx_attnq/libonnx_attnq.so. Needs CMake and a C++17 compiler.
+native:
+	cmake -S custom_ops -B build/native
+	cmake --build build/native --parallel 2
+	cmake --install build/native --prefix .
+
+# The kernels' own test under each sanitizer, and under an emulator on another architecture.
+native-sanitize:
+	for sanitizer in address undefined thread; do \
+	  cmake -S custom_ops -B build/$$sanitizer -DONNX_ATTNQ_PROGRAMS=ON -DONNX_ATTNQ_SANITIZE=$$sanitizer && \
+	  cmake --build build/$$sanitizer --parallel 2 --target self_test && \
+	  for isa in scalar avx2; do ONNX_ATTNQ_ISA=$$isa build/$$sanitizer/self_test || exit 1; done; \
+	done
+
+native-aarch64:
+	cmake -S custom_ops -B build/aarch64 -DONNX_ATTNQ_PROGRAMS=ON -DCMAKE_SYSTEM_NAME=Linux \
+	  -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+	cmake --build build/aarch64 --parallel 2
+	for isa in scalar neon; do ONNX_ATTNQ_ISA=$$isa qemu-aarch64-static -L /usr/aarch64-linux-gnu build/aarch64/self_test || exit 1; done
 
 # What CI runs beside the tests.
 check: $(VENV)/.test-installed

@@ -5,14 +5,18 @@
 3
 """
 
+from onnx_attnq.canonical import canonicalize
 from onnx_attnq.compress import Compression, compress
+from onnx_attnq.diff import diff_models
+from onnx_attnq.difference import Difference, ModelDiff
 from onnx_attnq.errors import AttnqError
 from onnx_attnq.expose import expose
 from onnx_attnq.generate import generate_samples
 from onnx_attnq.inputs import load_samples
 from onnx_attnq.model import fingerprint, load, save
 from onnx_attnq.plan import Plan, SitePlan, load_plan, save_plan, uniform_plan
-from onnx_attnq.rewrite import Record, read_record, rewrite
+from onnx_attnq.record import Record, read_record
+from onnx_attnq.rewrite import rewrite
 from onnx_attnq.scheme import PRESETS, QuantScheme, preset
 from onnx_attnq.sites import AttentionSite, Rejection, Sites, find_sites
 from onnx_attnq.verify import Limit, Verification, verify
@@ -23,7 +27,9 @@ __all__ = [
     "AttentionSite",
     "AttnqError",
     "Compression",
+    "Difference",
     "Limit",
+    "ModelDiff",
     "Plan",
     "QuantScheme",
     "Record",
@@ -32,7 +38,9 @@ __all__ = [
     "Sites",
     "Verification",
     "__version__",
+    "canonicalize",
     "compress",
+    "diff_models",
     "expose",
     "find_sites",
     "fingerprint",

@@ -33,13 +33,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         # Not tempfile: its files are private (0600), and a model is as readable as the umask says.
-        with open(temporary, "xb") as file:
+        file = open(temporary, "xb")  # noqa: SIM115 -- closed below, where errors mean something else
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise CannotWrite(f"cannot write {target}: {getattr(error, 'strerror', error)}") from error
+    try:
+        with file:
             yield file
         os.replace(temporary, target)
     except OSError as error:
         raise CannotWrite(f"cannot write {target}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # when it was renamed
+            temporary.unlink()
 
 
 __all__ = ["replacing"]

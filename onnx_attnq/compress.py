@@ -15,7 +15,8 @@ from onnx_attnq.generate import generate_samples
 from onnx_attnq.inputs import Sample
 from onnx_attnq.model import ExternalData, fingerprint, load, save
 from onnx_attnq.plan import Plan, uniform_plan
-from onnx_attnq.rewrite import Record, refuse_rewritten, rewrite
+from onnx_attnq.record import Record, refuse_rewritten
+from onnx_attnq.rewrite import rewrite
 from onnx_attnq.scheme import QuantScheme, preset
 from onnx_attnq.sites import Sites, find_sites
 from onnx_attnq.verify import Limit, Progress, Verification, verify
@@ -56,6 +57,7 @@ def compress(
     limits: Sequence[Limit] = (),
     inline: bool = False,
     quantize_outputs: bool = False,
+    keep_fused: bool = False,
     external_data: ExternalData = "copy",
     dry_run: bool = False,
     verification: bool = True,
@@ -77,6 +79,7 @@ def compress(
         limits: Bounds on the deviation of every output.
         inline: Plain ops instead of ops with a function.
         quantize_outputs: Where probabilities are an output of the model, quantize that output too.
+        keep_fused: Leave fused attention ops as they are.
         external_data: Whether external data is copied or referred to.
         dry_run: Only find and plan.
         verification: False to skip it.
@@ -95,20 +98,29 @@ def compress(
     except AttnqError as error:
         raise type(error)(f"{source}: {error}") from None
     work = original.clone()
-    expose(work)
+    expose(work, keep=lambda node: keep_fused)
     sites = find_sites(work)
+    ids = [site.id for site in sites.sites]
     if plan is None:
-        ids = [site.id for site in sites.sites]
-        plan = uniform_plan(fingerprint(work), ids, scheme or preset(), include, exclude)
+        plan = uniform_plan(fingerprint(original), ids, scheme or preset(), include, exclude)
     else:
-        plan.check(fingerprint(work), [site.id for site in sites.sites])
+        plan.check(fingerprint(original), ids)
     if not any(entry.scheme for entry in plan.sites):
         raise NothingToRewrite(f"{source}: {_why_nothing(sites)}")
     before = count_nodes(original)
     if dry_run:
         return Compression(source, None, sites, plan, None, None, (before, before))
 
-    record = rewrite(work, sites, plan, inline=inline, quantize_outputs=quantize_outputs)
+    left = {site.node for site in sites.sites if plan.scheme_of(site.id) is None}
+    chosen, part = sites, plan
+    if left:
+        # What is left as it is stays fused, too.
+        work = original.clone()
+        expose(work, keep=lambda node: keep_fused or node.name in left)
+        chosen = find_sites(work)
+        present = {site.id for site in chosen.sites}
+        part = Plan(plan.model, tuple(entry for entry in plan.sites if entry.site in present))
+    record = rewrite(work, chosen, part, inline=inline, quantize_outputs=quantize_outputs)
     target = source.with_name(f"{source.stem}.attnq.onnx") if output is None else Path(output)
     save(work, target, external_data)
     after = count_nodes(work)

@@ -31,7 +31,7 @@ class Dataflow:
             for node in graph:
                 for name, subgraph in subgraphs(node):
                     self._owner[subgraph] = node
-                    inner.append((subgraph, f"{scope}/{node.name or node.op_type}.{name}"))
+                    inner.append((subgraph, f"{scope}/{node.name or node.outputs[0].name}.{name}"))
             pending.extend(reversed(inner))
 
     @property
@@ -46,6 +46,26 @@ class Dataflow:
     def scope(self, graph: ir.Graph) -> str:
         """``main``, or ``main/NODE.then_branch`` and so on for a subgraph."""
         return self._scope[graph]
+
+    def values_in(self, scope: str) -> dict[str, ir.Value]:
+        """The values that a node in ``scope`` can use, by name; sibling subgraphs may use the same names."""
+        graph = next((g for g in self._graphs if self._scope[g] == scope), None)
+        values: dict[str, ir.Value] = {}
+        while graph is not None:
+            local = [*graph.inputs, *graph.initializers.values(), *(o for node in graph for o in node.outputs)]
+            values = {value.name: value for value in local if value.name} | values
+            owner = self.owner(graph)
+            outer = None if owner is None else owner.graph
+            graph = outer if isinstance(outer, ir.Graph) else None
+        return values
+
+    def loops_around(self, value: ir.Value) -> int:
+        """How many Loop and Scan nodes a value is inside of."""
+        count, graph = 0, value.graph
+        while isinstance(graph, ir.Graph) and (owner := self.owner(graph)) is not None:
+            count += owner.op_type != "If"
+            graph = owner.graph
+        return count
 
     def depends_on_data(self, value: ir.Value | None) -> bool:
         """False for initializers, constants, shapes, and whatever is computed from these alone."""

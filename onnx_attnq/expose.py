@@ -1,35 +1,66 @@
-"""Bring attention into the open: inline the model-local functions that hide a part of one."""
+"""Bring attention into the open: inline the functions that hide a part of one, decompose fused ops."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from onnx_attnq.sites import find_sites, is_softmax
+from onnx_attnq.fused import Declined, decompose, is_fused_attention
+from onnx_attnq.model import fingerprint
+from onnx_attnq.sites import DECLINED, ORIGIN, Origin, find_sites, is_softmax
+
+_ORIGINAL = "onnx_attnq.original"
 
 
-def expose(model: ir.Model) -> None:
-    """Inline, in place, functions that contain a softmax or stand between a softmax and its products.
+def expose(model: ir.Model, keep: Callable[[ir.Node], bool] = lambda node: False) -> None:
+    """Make every attention of a model visible to `find_sites`, in place.
 
-    Other functions stay functions. A model without functions is not touched.
+    1. Functions that contain a softmax or a fused attention, or stand between a softmax and its products,
+       are inlined. Other functions stay functions.
+    2. Fused attention ops become standard ops of the model's own opset, as far as that is known to compute
+       the same; the rest stay, and `find_sites` gives the reason.
+
+    Args:
+        model: Changed, unless there is nothing to expose.
+        keep: Tells which fused ops to leave as they are.
     """
-    if not model.functions:
-        return
-    hidden = _with_softmax(model.functions.values())
-    if hidden:
+    model.meta[_ORIGINAL] = original_fingerprint(model)
+    if model.functions:
+        hidden = _hiding(model.functions.values())
         InlinePass(lambda f: f.identifier() in hidden)(model)
     if model.functions and any(r.lost_in & set(model.functions) for r in find_sites(model).rejections):
         InlinePass()(model)
+    for node in [n for n in model.graph.all_nodes() if is_fused_attention(n)]:
+        if keep(node):
+            node.meta[DECLINED] = "left fused, as it was asked for"
+            continue
+        origin = Origin(node.op_type, node.name or "", node.outputs[0].name or "")
+        outcome = decompose(model, node)
+        if isinstance(outcome, Declined):
+            node.meta[DECLINED] = outcome.reason
+        else:
+            outcome.softmax.meta[ORIGIN] = origin
 
 
-def _with_softmax(functions: Iterable[ir.Function]) -> set[ir.OperatorIdentifier]:
-    """The functions that contain a softmax, directly or in a function that they call."""
-    calls = {f.identifier(): {node.op_identifier() for node in f.all_nodes()} for f in functions}
-    hidden = {f.identifier() for f in functions if any(is_softmax(node) for node in f.all_nodes())}
+def original_fingerprint(model: ir.Model) -> str:
+    """The fingerprint that a model had before it was exposed, which is the one that plans refer to."""
+    known: str | None = model.meta.get(_ORIGINAL)
+    return fingerprint(model) if known is None else known
+
+
+def _hiding(functions: Iterable[ir.Function]) -> set[ir.OperatorIdentifier]:
+    """The functions that contain an attention or a part of one, directly or in a function that they call."""
+    nodes = {function.identifier(): list(function.all_nodes()) for function in functions}
+    hidden = {
+        name
+        for name, inside in nodes.items()
+        if any(is_softmax(node) or is_fused_attention(node) for node in inside)
+        or {"Exp", "ReduceSum"} <= {node.op_type for node in inside}
+    }
     while True:
-        more = {name for name, called in calls.items() if called & hidden} - hidden
+        more = {n for n, inside in nodes.items() if hidden & {node.op_identifier() for node in inside}} - hidden
         if not more:
             return hidden
         hidden |= more

@@ -13,7 +13,8 @@ what was not pruned yet, times zero, is therefore part of every row's factor: Na
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -84,7 +85,6 @@ def softmax_function(scheme: QuantScheme, opset: int) -> ir.Function:
         distance = body.op("Sub", scores, body.row("ReduceMax", scores))
         rows = _Rows(
             x=lambda: body.op("Exp", distance),
-            # A shift of row_max would save a pass, but is lost in rounding when the scores are large.
             steps=lambda step, shift: body.affine(distance, step, shift),
             probabilities=lambda: body.op("Softmax", scores, axis=-1),
             total=lambda: body.number(1.0),
@@ -112,6 +112,61 @@ def probabilities_function(scheme: QuantScheme, opset: int) -> ir.Function:
     )
     weights, factor = _quantized(body, rows, scheme)
     return body.function(probabilities_op(scheme), body.op("Mul", weights, factor), scheme_attributes(scheme))
+
+
+def attention_function(scheme: QuantScheme, opset: int) -> ir.Function:
+    """The body of `attention_op`: query, key, value and mask to the context."""
+    body = _Body(opset)
+    query, key, value, mask = (body.input(name) for name in ("query", "key", "value", "mask"))
+    scaled = body.op("Mul", body.transpose(query, "q_perm"), body.constant_of("scale"))
+    scores = body.op("Add", body.op("MatMul", scaled, body.transpose(key, "k_perm")), mask)
+    row_max = body.op("Max", body.row("ReduceMax", scores), body.constant_of("row_max_floor"))
+    distance = functools.cache(lambda: body.op("Sub", scores, row_max))
+    exp = functools.cache(lambda: body.op("Exp", distance()))
+    total = functools.cache(lambda: body.op("Max", body.row("ReduceSum", exp()), body.number(_TINY)))
+    probabilities = functools.cache(lambda: body.op("Div", exp(), total()))
+
+    def steps(step: ir.Value, shift: ir.Value) -> ir.Value:
+        if scheme.reference is Reference.ABSOLUTE:
+            return body.affine(body.op("Sub", distance(), body.op("Log", total())), step, shift)
+        if scheme.normalize is Normalize.NONE:
+            return body.affine(distance(), step, shift)
+        # Shifting the row's maximum saves a pass; the products have rounded the scores as much already.
+        shifted = body.op("Sub", row_max, body.op("Mul", shift, step))
+        return body.op("Mul", body.op("Sub", scores, shifted), body.op("Reciprocal", step))
+
+    absolute = scheme.reference is Reference.ABSOLUTE
+    rows = _Rows(
+        x=probabilities if absolute else exp,
+        steps=steps,
+        probabilities=probabilities,
+        total=lambda: body.number(1.0),
+        peak=lambda: body.number(1.0) if absolute else body.op("Reciprocal", total()),
+    )
+    weights, factor = _quantized(body, rows, scheme)
+    context = body.op("Mul", body.op("MatMul", weights, body.transpose(value, "v_perm")), factor)
+    result = body.transpose(context, "out_perm")
+    layout = attention_attributes(1.0, (), (), (), (), zeroes_masked_rows=False)
+    return body.function(attention_op(scheme), result, [*scheme_attributes(scheme), *layout])
+
+
+def attention_attributes(
+    scale: float,
+    q_perm: Sequence[int],
+    k_perm: Sequence[int],
+    v_perm: Sequence[int],
+    out_perm: Sequence[int],
+    *,
+    zeroes_masked_rows: bool,
+) -> list[ir.Attr]:
+    """The attributes of an attention node beside those of its scheme."""
+    floor = float(np.finfo(np.float32).min) if zeroes_masked_rows else -np.inf
+    numbers = {"scale": scale, "row_max_floor": floor}
+    perms = {"q_perm": q_perm, "k_perm": k_perm, "v_perm": v_perm, "out_perm": out_perm}
+    return [
+        *(ir.AttrTensor(name, ir.tensor(np.array([value], np.float32), name=name)) for name, value in numbers.items()),
+        *(ir.AttrInt64s(name, tuple(perm)) for name, perm in perms.items()),
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +268,10 @@ class _Body:
     def affine(self, value: ir.Value, step: ir.Value, shift: ir.Value) -> ir.Value:
         """The quotient value / step, plus shift, without a division for each element."""
         return self.op("Add", self.op("Mul", value, self.op("Reciprocal", step)), shift)
+
+    def transpose(self, value: ir.Value, parameter: str) -> ir.Value:
+        """The value with its axes permuted by an attribute of the function."""
+        return self.op("Transpose", value, perm=ir.RefAttr("perm", parameter, ir.AttributeType.INTS))
 
     def row(self, reduction: str, value: ir.Value) -> ir.Value:
         """ReduceMax or ReduceSum over the last axis, which stays with size 1."""

@@ -62,6 +62,7 @@ def check_rows(
     *,
     is_scores: bool,
     counted: npt.NDArray[np.bool_] | None = None,
+    score_error: npt.ArrayLike = 0.0,
 ) -> CodeCheck:
     """Compare what entered and what left a quantized op, the keys on the last axis.
 
@@ -71,6 +72,7 @@ def check_rows(
         scheme: What the op was told to do.
         is_scores: Whether ``source`` are scores.
         counted: Rows (shape without the last axis) that count as real tokens for the share of pruned values.
+        score_error: How far the scores that the op saw may be from ``source``.
 
     >>> from onnx_attnq.scheme import preset
     >>> scores = np.array([[0.0, -1.0, -9.0]])
@@ -85,12 +87,12 @@ def check_rows(
         x = numerics.relative_scores(source)
     else:
         x = numerics.relative(p, scheme)
-    expected = numerics.codes(x, scheme)
+    expected = np.where(x < _TINY, np.int16(0), numerics.codes(x, scheme))  # nothing left, even by a threshold of 0
     found, misses = _codes_of(result, p, x, expected, scheme)
 
     both_nan = (expected == numerics.NAN_CODE) & np.isnan(result)
     differ = (found != expected) & ~both_nan
-    excused = differ & numerics.near_edge(x, scheme) & (np.abs(found - expected) == 1)
+    excused = differ & numerics.near_edge(x, scheme, score_error) & (np.abs(found - expected) == 1)
     errors = (differ & ~excused) | (misses & ~both_nan)
 
     # float32 has no probability below this: the position was masked.
@@ -124,7 +126,10 @@ def _codes_of(
     top = np.argmax(result, axis=-1)[..., None]
     largest, code = np.take_along_axis(result, top, -1), np.take_along_axis(expected, top, -1).astype(np.int64)
     best: tuple[numerics.CodeArray, npt.NDArray[np.bool_]] | None = None
-    for shift in (0,) if scheme.reference is Reference.ROW_MAX else (0, -1, 1):
+    shifts: tuple[int, ...] = (0, -1, 1)
+    if scheme.reference is Reference.ROW_MAX:  # the row's maximum is x = 1, in the top bin
+        code, shifts = np.full_like(code, scheme.levels), (0,)
+    for shift in shifts:
         scale = largest / table[np.clip(code + shift, 1, scheme.levels) - 1]
         found, misses = _read(result, scale, x, scheme)
         total = np.where(found > 0, table[np.maximum(found, 1) - 1], 0.0).sum(axis=-1, keepdims=True)
@@ -145,7 +150,7 @@ def _read(
     with np.errstate(invalid="ignore", divide="ignore"):
         level = result / scale
         if scheme.bits is None:
-            found = np.where(result == 0.0, 0, 1)
+            found = np.where(level >= _TINY, 1, 0)
             wanted = np.where(found == 0, 0.0, x)
         else:
             table = np.concatenate([[0.0], numerics.levels(scheme)])

@@ -1,12 +1,12 @@
-"""Sample inputs from files, checked against the model's signature."""
+"""Sample inputs: read from files and checked against the model's signature, or made up (`generate`)."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,9 @@ import onnx
 import onnx_ir as ir
 
 from onnx_attnq.errors import InvalidData, InvalidModel
-from onnx_attnq.signature import ModelInput, evaluate_dim, model_inputs
+from onnx_attnq.generate import generate_samples
+from onnx_attnq.signature import ModelInput, Sample, evaluate_dim, model_inputs
 from onnx_attnq.wellformed import check_tensor
-
-Sample: TypeAlias = Mapping[str, npt.NDArray[Any]]
-"""What one run of a model is fed: an array for each input."""
 
 MASK_NAMES: Final = ("attention_mask", "input_mask", "padding_mask", "mask", "encoder_attention_mask")
 """Names that exporters give to the input which is 1 for tokens and 0 for padding, the best first."""
@@ -134,11 +132,9 @@ def _read(file: Path, reader: Callable[[Path], Any]) -> Any:
 
 
 def _read_numpy(file: Path) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]]:
-    loaded = np.load(file, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return loaded
-    with loaded:
-        return {name: loaded[name] for name in loaded.files}
+    with open(file, "rb") as opened:  # np.load would leave a damaged file open
+        loaded = np.load(opened, allow_pickle=False)
+        return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
 
 
 def _read_tensor(file: Path) -> tuple[str, npt.NDArray[Any]]:
@@ -201,4 +197,4 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names)
 
 
-__all__ = ["MASK_NAMES", "Sample", "attention_mask_of", "check_sample", "load_samples"]
+__all__ = ["MASK_NAMES", "Sample", "attention_mask_of", "check_sample", "generate_samples", "load_samples"]

@@ -68,7 +68,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     for tensor in tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
             tensor.base_dir = str(folder)
-    model.meta[_SOURCE] = file.resolve()
+    model.graph.meta[_SOURCE] = file.resolve()  # a clone keeps what is on the graph, and drops what is on the model
     return model
 
 
@@ -88,6 +88,8 @@ def save(model: ir.Model, path: str | os.PathLike[str], external_data: ExternalD
         InvalidModel: The model cannot be serialized.
     """
     target = Path(path)
+    if not target.name:
+        raise CannotWrite(f"{str(path)!r} is not the name of a file")
     data = target.with_name(target.name + ".data")
     _refuse_input(model, (target, data))
     external = {_reference(tensor): tensor for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor)}
@@ -165,7 +167,8 @@ def _innermost(error: BaseException) -> str:
     """The first line of the cause; onnx_ir repeats whole nodes in the messages around it."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return "".join(character if character.isprintable() else "?" for character in line)
 
 
 def _attribute_tensors(attributes: Iterable[ir.Attr]) -> Iterator[ir.TensorProtocol]:
@@ -188,11 +191,11 @@ def _is_inline(tensor: ir.TensorProtocol) -> bool:
 
 def _refuse_input(model: ir.Model, outputs: Iterable[Path]) -> None:
     inputs = {tensor.path for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor)}
-    if (source := model.meta.get(_SOURCE)) is not None:
+    if (source := model.graph.meta.get(_SOURCE)) is not None:
         inputs.add(str(source))
     existing = [file for file in inputs if os.path.exists(file)]
     for output in outputs:
-        if output.exists() and any(os.path.samefile(output, file) for file in existing):
+        if os.path.exists(output) and any(os.path.samefile(output, file) for file in existing):
             raise CannotWrite(f"{output} is a file of the input model, which is never overwritten; name another output")
 
 

@@ -81,8 +81,13 @@ def values(x: npt.ArrayLike, scheme: QuantScheme) -> FloatArray:
     return table[code]
 
 
-def near_edge(x: npt.ArrayLike, scheme: QuantScheme, ulps: float = EDGE_ULPS) -> npt.NDArray[np.bool_]:
-    """True where x is within ``ulps`` float32 ULPs of an edge, so that float32 may choose the next code.
+def near_edge(x: npt.ArrayLike, scheme: QuantScheme, score_error: npt.ArrayLike = 0.0) -> npt.NDArray[np.bool_]:
+    """True where x is so near an edge that an execution in float32 may choose the code next to it.
+
+    Args:
+        x: Values measured against the scheme's reference.
+        scheme: Any scheme.
+        score_error: Absolute error that the scores behind x may have beside `EDGE_ULPS`; of x it is the relative error.
 
     >>> from onnx_attnq.scheme import preset
     >>> near_edge([0.01, 0.010001], preset("row-log")).tolist()
@@ -92,8 +97,10 @@ def near_edge(x: npt.ArrayLike, scheme: QuantScheme, ulps: float = EDGE_ULPS) ->
     table = np.array([scheme.threshold]) if scheme.bits is None else edges(scheme)
     upper = np.clip(np.searchsorted(table, x), 0, table.size - 1)
     lower = np.clip(upper - 1, 0, table.size - 1)
-    distance = np.minimum(np.abs(x - table[upper]) / table[upper], np.abs(x - table[lower]) / table[lower])
-    return np.asarray(distance <= ulps * np.finfo(np.float32).eps)
+    width = EDGE_ULPS * float(np.finfo(np.float32).eps) + np.asarray(score_error)
+    return np.asarray(
+        (np.abs(x - table[upper]) <= width * table[upper]) | (np.abs(x - table[lower]) <= width * table[lower])
+    )
 
 
 def softmax(scores: npt.ArrayLike, axis: int = -1) -> FloatArray:
@@ -120,16 +127,20 @@ def relative_scores(scores: npt.ArrayLike, axis: int = -1) -> FloatArray:
 
 
 def relative(probabilities: npt.ArrayLike, scheme: QuantScheme, axis: int = -1) -> FloatArray:
-    """x: the probabilities measured against the scheme's reference; a row of zeros stays zero.
+    """x: the probabilities measured against the scheme's reference.
+
+    A row of zeros stays zero, and a row with a NaN is all NaN.
 
     >>> from onnx_attnq.scheme import preset
     >>> relative([0.25, 0.5], preset("row-log")).tolist()
     [0.5, 1.0]
     """
     p = np.asarray(probabilities, dtype=np.float64)
-    if scheme.reference is Reference.ABSOLUTE or p.shape[axis] == 0:
+    if p.shape[axis] == 0:
         return p.copy()
     peak = p.max(axis=axis, keepdims=True)
+    if scheme.reference is Reference.ABSOLUTE:
+        return np.where(np.isnan(peak), np.nan, p)
     return np.asarray(p / np.where(peak == 0.0, 1.0, peak))
 
 

@@ -13,7 +13,7 @@ from onnx_attnq.errors import InvalidModel
 from onnx_attnq.infer import dtype_of
 
 
-def probe(model: ir.Model, names: Sequence[str]) -> ir.Model:
+def probe(model: ir.Model, names: Sequence[str], scope: str = "main") -> ir.Model:
     """A copy of the model whose outputs are the named values, and nothing else.
 
     What they do not need is left out, so that a run costs no more time and memory than they do. A
@@ -22,19 +22,19 @@ def probe(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
     Args:
         model: Not changed.
-        names: Names of values in the main graph or in subgraphs.
+        names: Names of values that can be used in ``scope``.
+        scope: ``main``, or a subgraph as `Dataflow.scope` names it.
 
     Raises:
         InvalidModel: There is no value of that name.
     """
     copy = model.clone()
     flow = Dataflow(copy)
-    values = {value.name: value for graph in flow.graphs for node in graph for value in node.outputs}
-    values |= {value.name: value for graph in flow.graphs for value in graph.inputs}
+    values = flow.values_in(scope)
     outputs = []
     for name in names:
         if name not in values:
-            raise InvalidModel(f"the model has no value {name!r}")
+            raise InvalidModel(f"there is no value {name!r} in {scope}")
         outputs.append(_lift(values[name], flow))
     copy.graph.outputs[:] = outputs
     RemoveUnusedNodesPass()(copy)
@@ -49,9 +49,13 @@ def _lift(value: ir.Value, flow: Dataflow) -> ir.Value:
     owner = flow.owner(graph) if isinstance(graph, ir.Graph) else None
     if owner is None:
         return value
-    siblings = [other for other in flow.graphs if flow.owner(other) is owner]
-    for other in siblings:
-        other.outputs.append(value if other is graph else _empty(other, value))
+    # A copy, because the value may be an output of the subgraph already, and none may be one twice.
+    shown = ir.Node("", "Identity", [value])
+    shown.outputs[0].name, shown.outputs[0].type = f"{value.name}_shown", value.type
+    assert isinstance(graph, ir.Graph)
+    graph.append(shown)
+    for other in (g for g in flow.graphs if flow.owner(g) is owner):
+        other.outputs.append(shown.outputs[0] if other is graph else _empty(other, value))
     owner.resize_outputs(len(owner.outputs) + 1)
     lifted = owner.outputs[-1]
     lifted.name = f"{value.name}_lifted"

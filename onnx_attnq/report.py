@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_attnq import model as models
 from onnx_attnq.compress import Compression
 from onnx_attnq.plan import Plan
-from onnx_attnq.rewrite import Record
+from onnx_attnq.record import Record
 from onnx_attnq.sites import AttentionSite, Rejection, Sites
 
 

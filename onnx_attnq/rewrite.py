@@ -2,101 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, Final
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from onnx_attnq import function
 from onnx_attnq import model as models
-from onnx_attnq.errors import AlreadyRewritten, InvalidModel
+from onnx_attnq.attention import Added, Attention, Bounded, Filled
+from onnx_attnq.errors import InvalidModel
+from onnx_attnq.expose import original_fingerprint
 from onnx_attnq.infer import dtype_of, rank_of
 from onnx_attnq.plan import Plan
+from onnx_attnq.record import Record, RewrittenSite, refuse_rewritten, write_record
 from onnx_attnq.scheme import QuantScheme
 from onnx_attnq.sites import AttentionSite, Form, Sites
 from onnx_attnq.version import __version__
 
-METADATA: Final = "onnx_attnq"
-"""Key of the model's metadata under which a `Record` is kept."""
+_BODIES: Final = {
+    Form.SOFTMAX: function.softmax_function,
+    Form.PROBABILITIES: function.probabilities_function,
+    Form.ATTENTION: function.attention_function,
+}
 
 _LOWEST_IR_VERSION: Final = 8  # the first with model-local functions
-
-
-@dataclasses.dataclass(frozen=True)
-class RewrittenSite:
-    """What became of one site.
-
-    Attributes:
-        id: The site's id.
-        op_type: Op that was there.
-        node: Name of that node.
-        scope: ``main``, or the path of the subgraph.
-        form: What was replaced.
-        scheme: What it was replaced by.
-        source: Name of the value that enters the new op: scores or probabilities, float32.
-        result: Name of the value that leaves it: quantized probabilities, float32.
-    """
-
-    id: str
-    op_type: str
-    node: str
-    scope: str
-    form: Form
-    scheme: QuantScheme
-    source: str
-    result: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return {**dataclasses.asdict(self), "form": str(self.form), "scheme": self.scheme.to_json()}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> RewrittenSite:
-        """The inverse of `to_json`."""
-        return cls(**{**data, "form": Form(data["form"]), "scheme": QuantScheme.from_json(data["scheme"])})
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """What a rewritten model says about itself.
-
-    Attributes:
-        version: Version of onnx-attnq that wrote it.
-        original: Fingerprint of the model before.
-        inlined: True when the ops were replaced by their bodies.
-        sites: The sites that were rewritten.
-    """
-
-    version: str
-    original: str
-    inlined: bool
-    sites: tuple[RewrittenSite, ...]
-
-
-def read_record(model: ir.Model) -> Record | None:
-    """What a rewritten model says about itself; None for a model that was not rewritten.
-
-    Raises:
-        InvalidModel: The model's metadata was damaged.
-    """
-    text = model.metadata_props.get(METADATA)
-    if text is None:
-        return None
-    try:
-        data = json.loads(text)
-        sites = tuple(RewrittenSite.from_json(site) for site in data["sites"])
-        return Record(data["version"], data["original"], data["inlined"], sites)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidModel(f"the metadata {METADATA!r} of the model cannot be read: {error}") from None
-
-
-def refuse_rewritten(model: ir.Model) -> None:
-    """Raise AlreadyRewritten for a model that carries quantized attention already."""
-    if METADATA in model.metadata_props or function.DOMAIN in model.graph.opset_imports:
-        raise AlreadyRewritten("the model is rewritten already; start from the original")
 
 
 def rewrite(
@@ -123,51 +54,59 @@ def rewrite(
         InvalidModel: The type or rank of a site's scores cannot be told.
     """
     refuse_rewritten(model)
-    original = models.fingerprint(model)
+    original = original_fingerprint(model)
     plan.check(original, [site.id for site in sites.sites])
     names = _Names(model)
     done: list[RewrittenSite] = []
-    functions: dict[str, tuple[Form, QuantScheme]] = {}
+    bodies: dict[tuple[Form, str], QuantScheme] = {}
     for site in sites.sites:
         scheme = plan.scheme_of(site.id)
         if scheme is None:
             continue
-        done.append(_rewrite_site(site, scheme, model, names, quantize_outputs))
+        # Plain ops are there to be read by any runtime, so they stay close to the original graph.
+        form = Form.SOFTMAX if inline and site.form is Form.ATTENTION else site.form
+        done.append(_rewrite_site(site, form, scheme, model, names, quantize_outputs))
         # One body serves all schemes of a family; the lowest threshold decides how careful it must be.
-        op = _op_name(site.form, scheme)
-        if op not in functions or scheme.threshold < functions[op][1].threshold:
-            functions[op] = (site.form, scheme)
+        family = (form, function.softmax_op(scheme))
+        if family not in bodies or scheme.threshold < bodies[family].threshold:
+            bodies[family] = scheme
     record = Record(__version__, original, inline, tuple(done))
     if not done:
         return record
-    for form, scheme in functions.values():
-        make = function.softmax_function if form is Form.SOFTMAX else function.probabilities_function
-        body = make(scheme, models.opset(model))
+    for (form, _), scheme in bodies.items():
+        body = _BODIES[form](scheme, models.opset(model))
         model.functions[body.identifier()] = body
     model.graph.opset_imports[function.DOMAIN] = function.DOMAIN_VERSION
     model.ir_version = max(model.ir_version or 0, _LOWEST_IR_VERSION)
     if inline:
         InlinePass(lambda f: f.domain == function.DOMAIN)(model)
         model.graph.opset_imports.pop(function.DOMAIN, None)
-    model.metadata_props[METADATA] = json.dumps(
-        {**dataclasses.asdict(record), "sites": [site.to_json() for site in done]}
-    )
+    write_record(model, record)
     return record
 
 
-def _op_name(form: Form, scheme: QuantScheme) -> str:
-    return function.softmax_op(scheme) if form is Form.SOFTMAX else function.probabilities_op(scheme)
-
-
 def _rewrite_site(
-    site: AttentionSite, scheme: QuantScheme, model: ir.Model, names: _Names, quantize_outputs: bool
+    site: AttentionSite, form: Form, scheme: QuantScheme, model: ir.Model, names: _Names, quantize_outputs: bool
 ) -> RewrittenSite:
-    """Insert the op, with the casts and transposes that it needs, and give its result to the consumers."""
+    if form is Form.ATTENTION:
+        assert site.attention is not None
+        node = _insert_attention(site, site.attention, scheme, model, names)
+    else:
+        node = _insert_op(site, form, scheme, model, names, quantize_outputs)
+    inputs = tuple(value.name or "" for value in node.inputs if value is not None)
+    return RewrittenSite(site.id, site.op_type, site.node, site.scope, form, scheme, inputs, node.outputs[0].name or "")
+
+
+def _insert_op(
+    site: AttentionSite, form: Form, scheme: QuantScheme, model: ir.Model, names: _Names, quantize_outputs: bool
+) -> ir.Node:
+    """Quantize scores or probabilities, with the casts and transposes that it takes; returns the op."""
     original = site.probabilities
     node = original.producer()
-    source = site.scores if site.form is Form.SOFTMAX else original
-    if node is None or node.graph is None or source is None:
-        raise InvalidModel(f"site {site.id!r} has no node")
+    source = site.scores if form is Form.SOFTMAX else original
+    assert node is not None
+    assert node.graph is not None
+    assert source is not None
     # The scale and zero point of quantized probabilities, which cover 0 to 1 and so the new values too.
     quantization = node.inputs[3:5] if node.op_type == "QLinearSoftmax" else ()
     dtype = ir.DataType.FLOAT if quantization else dtype_of(source) or dtype_of(original)
@@ -182,9 +121,8 @@ def _rewrite_site(
         chain.add("Cast", to=int(ir.DataType.FLOAT))
     if swap:
         chain.add("Transpose", perm=swap)
-    entering = chain.value
-    attributes = {attribute.name: attribute for attribute in function.scheme_attributes(scheme)}
-    leaving = chain.add(_op_name(site.form, scheme), domain=function.DOMAIN, **attributes)
+    make = function.softmax_op if form is Form.SOFTMAX else function.probabilities_op
+    op = chain.add(make(scheme), domain=function.DOMAIN, attributes=function.scheme_attributes(scheme))
     if swap:
         chain.add("Transpose", perm=swap)
     if quantization:
@@ -193,11 +131,83 @@ def _rewrite_site(
         chain.add("Cast", to=int(dtype))
 
     node.graph.insert_after(node, chain.nodes)
+    if original.type is None:
+        original.type = ir.TensorType((dtype_of(quantization[1]) if quantization else dtype) or ir.DataType.UINT8)
     _type_values(chain.nodes, original, swap)
-    _hand_over(original, chain, model, quantize_outputs)
-    return RewrittenSite(
-        site.id, site.op_type, site.node, site.scope, site.form, scheme, entering.name or "", leaving.name or ""
+    _hand_over(original, chain.value, set(chain.nodes), model, quantize_outputs)
+    return op
+
+
+def _insert_attention(
+    site: AttentionSite, attention: Attention, scheme: QuantScheme, model: ir.Model, names: _Names
+) -> ir.Node:
+    """Replace products, scale, masks, softmax and guard by one op; returns it."""
+    product = site.value_products[0].node
+    assert isinstance(product.graph, ir.Graph)
+    prefix = attention.context.name or site.id
+    nodes: list[ir.Node] = []
+    mask = _combined_mask(attention, prefix, names, nodes) or _no_mask(model)
+    query, key, value = attention.query, attention.key, attention.value
+    attributes = function.attention_attributes(
+        attention.scale,
+        query.perm,
+        key.perm,
+        value.perm,
+        attention.out_perm,
+        zeroes_masked_rows=attention.zeroes_masked_rows,
     )
+    chain = _Chain(query.value, prefix, names)
+    op = chain.add(
+        function.attention_op(scheme),
+        key.value,
+        value.value,
+        mask,
+        domain=function.DOMAIN,
+        attributes=[*function.scheme_attributes(scheme), *attributes],
+    )
+    product.graph.insert_before(product, [*nodes, op])
+    chain.value.type, chain.value.shape = ir.TensorType(ir.DataType.FLOAT), attention.context.shape
+    _hand_over(attention.context, chain.value, {op}, model, quantize_outputs=True)
+    return op
+
+
+def _combined_mask(attention: Attention, prefix: str, names: _Names, nodes: list[ir.Node]) -> ir.Value | None:
+    """One value that has the effect of all masks when it is added to the scores; None without masks."""
+    combined: ir.Value | None = None
+
+    def apply(op_type: str, *inputs: ir.Value) -> ir.Value:
+        chain = _Chain(inputs[0], f"{prefix}_mask", names)
+        nodes.append(chain.add(op_type, *inputs[1:]))
+        return chain.value
+
+    def number(value: float) -> ir.Value:
+        node = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(np.array(value, np.float32)))])
+        node.name, node.outputs[0].name = names.fresh(f"{prefix}_constant"), names.fresh(f"{prefix}_number")
+        nodes.append(node)
+        return node.outputs[0]
+
+    for mask in attention.masks:
+        match mask:
+            case Added(value):
+                combined = value if combined is None else apply("Add", combined, value)
+            case Filled(condition, when, fill):
+                # What is very low swallows the score that it is added to.
+                kept = number(0.0) if combined is None else combined
+                branches = (number(fill), kept) if when else (kept, number(fill))
+                combined = apply("Where", condition, *branches)
+            case Bounded(lowest):
+                combined = None if combined is None else apply("Max", combined, number(lowest))
+    return combined
+
+
+def _no_mask(model: ir.Model) -> ir.Value:
+    """A zero in the main graph that all attentions without a mask share; runtimes drop its addition."""
+    name = f"{function.DOMAIN}_no_mask"
+    if name not in model.graph.initializers:
+        tensor = ir.tensor(np.zeros((), np.float32), name=name)
+        value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([]))
+        model.graph.register_initializer(value)
+    return model.graph.initializers[name]
 
 
 class _Names:
@@ -229,15 +239,22 @@ class _Chain:
         self._prefix = prefix
         self._names = names
 
-    def add(self, op_type: str, *more: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+    def add(
+        self,
+        op_type: str,
+        *more: ir.Value | None,
+        domain: str = "",
+        attributes: Sequence[ir.Attr] = (),
+        **simple: Any,
+    ) -> ir.Node:
         """Append a node whose first input is the chain's value so far."""
         stem = f"{self._prefix}_{op_type.split('_')[0]}"
-        converted = ir.convenience.convert_attributes(attributes)
+        converted = [*attributes, *ir.convenience.convert_attributes(simple)]
         node = ir.Node(domain, op_type, [self.value, *more], converted, name=self._names.fresh(f"{stem}_node"))
         node.outputs[0].name = self._names.fresh(stem)
         self.nodes.append(node)
         self.value = node.outputs[0]
-        return self.value
+        return node
 
 
 def _swap_last(site: AttentionSite) -> list[int] | None:
@@ -261,25 +278,34 @@ def _type_values(nodes: list[ir.Node], original: ir.Value, permuted: list[int] |
             shape = ir.Shape([shape[i] for i in permuted])
         value.shape = shape
         value.type = ir.TensorType(ir.DataType.FLOAT)
+    nodes[-1].outputs[0].type = original.type
 
 
-def _hand_over(original: ir.Value, chain: _Chain, model: ir.Model, quantize_outputs: bool) -> None:
-    """Let everything that used the original probabilities use the quantized ones."""
-    quantized, own = chain.value, set(chain.nodes)
-    quantized.type = original.type
+def _hand_over(original: ir.Value, new: ir.Value, own: set[ir.Node], model: ir.Model, quantize_outputs: bool) -> None:
+    """Let everything but the nodes in ``own`` use the new value, and remove what nobody needs any more."""
     for use in tuple(original.uses()):
         if use.node not in own:
-            use.node.replace_input_with(use.idx, quantized)
+            use.node.replace_input_with(use.idx, new)
     graph = original.graph
-    if isinstance(graph, ir.Graph) and original.is_graph_output() and (graph is not model.graph or quantize_outputs):
+    assert isinstance(graph, ir.Graph)
+    if original.is_graph_output() and (graph is not model.graph or quantize_outputs):
         for index, output in enumerate(graph.outputs):
             if output is original:
-                graph.outputs[index] = quantized
+                graph.outputs[index] = new
     if not original.uses() and not original.is_graph_output():
-        # Nobody needs the softmax any more; what replaces it takes over its name.
-        node = original.producer()
-        assert node is not None
-        assert isinstance(graph, ir.Graph)
-        name, original.name = original.name, None
-        graph.remove(node, safe=True)
-        quantized.name = name
+        name = original.name
+        _remove_unused(original)
+        new.name = name
+
+
+def _remove_unused(value: ir.Value) -> None:
+    """Remove the node that computed a value, and whatever upstream was there for it alone."""
+    pending = [value]
+    while pending:
+        node = pending.pop().producer()
+        if node is None or not isinstance(node.graph, ir.Graph):
+            continue
+        if any(output.uses() or output.is_graph_output() for output in node.outputs):
+            continue
+        pending.extend(v for v in node.inputs if v is not None)
+        node.graph.remove(node, safe=True)

@@ -237,6 +237,8 @@ def preset(name: str = "row-log", *, bits: int | None = None, threshold: float |
         raise InvalidScheme("scheme 'boolean' has 1 bit")
     if bits is not None and not 1 <= bits <= 8:
         raise InvalidScheme(f"bits must be a whole number from 1 to 8, not {bits!r}")
+    if threshold is not None and not 0.0 <= threshold < 1.0:
+        raise InvalidScheme(f"threshold must be in (0, 1), not {threshold!r}")
 
     width = 3 if bits is None else bits
     lowest_bin = 2.0**-width  # the share of the paper's range that its zero bin takes
@@ -254,10 +256,7 @@ def preset(name: str = "row-log", *, bits: int | None = None, threshold: float |
         case "ji2021":
             return paper(given(1e-3), Spacing.LOG)
         case "ji2021-log":
-            floor = given(1e-10)
-            if not 0.0 < floor < 1.0:
-                raise InvalidScheme(f"threshold must be in (0, 1), not {floor!r}")
-            return paper(floor ** (1.0 - lowest_bin), Spacing.LOG)
+            return paper(given(1e-10) ** (1.0 - lowest_bin), Spacing.LOG)
         case "ji2021-linear":
             return paper(lowest_bin, Spacing.LINEAR)
         case "ji2021-linear-pruned":

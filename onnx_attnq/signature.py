@@ -1,16 +1,20 @@
-"""What a model wants to be fed: names, types and shapes of its inputs."""
+"""What a model is fed: names, types and shapes of its inputs."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_attnq.errors import InvalidModel
+
+Sample: TypeAlias = Mapping[str, npt.NDArray[Any]]
+"""What one run of a model is fed: an array for each input."""
 
 Dim: TypeAlias = int | str | None
 """A size, a symbol or expression such as ``past_sequence_length + 1``, or nothing known."""
@@ -101,4 +105,4 @@ def _dim(dim: int | ir.SymbolicDim) -> Dim:
     return dim.value or None
 
 
-__all__ = ["Dim", "ModelInput", "evaluate_dim", "is_expression", "model_inputs"]
+__all__ = ["Dim", "ModelInput", "Sample", "evaluate_dim", "is_expression", "model_inputs"]

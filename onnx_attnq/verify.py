@@ -14,10 +14,9 @@ from onnx_attnq.deviation import HIGHER_IS_BETTER, METRICS, Deviation, compare
 from onnx_attnq.errors import InvalidModel, InvalidScheme
 from onnx_attnq.implementation import CodeCheck, check_rows
 from onnx_attnq.inputs import Sample, attention_mask_of
-from onnx_attnq.probe import probe
-from onnx_attnq.rewrite import RewrittenSite, read_record
+from onnx_attnq.record import RewrittenSite, read_record
 from onnx_attnq.runtime import Session
-from onnx_attnq.sites import Form
+from onnx_attnq.site_rows import SiteRows
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many steps are done, and how many there are."""
@@ -172,13 +171,22 @@ def verify(
 
 
 def _check_site(model: ir.Model, site: RewrittenSite, samples: Sequence[Sample], threads: int | None) -> CodeCheck:
-    session = Session(probe(model, [site.source, site.result]), threads=threads)
+    site_rows = SiteRows(model, site, threads)
     total = CodeCheck()
     for sample in samples:
-        source, result = session.run(sample).values()
-        counted = _real_rows(source.shape[:-1], sample)
-        is_scores = site.form is Form.SOFTMAX
-        total = total.merge(check_rows(source, result, site.scheme, is_scores=is_scores, counted=counted))
+        rows = site_rows.run(sample)
+        if rows is None:
+            continue
+        counted = _real_rows(rows.result.shape[:-1], sample)
+        found = check_rows(
+            rows.source,
+            rows.result,
+            site.scheme,
+            is_scores=rows.is_scores,
+            counted=counted,
+            score_error=rows.score_error,
+        )
+        total = total.merge(found).merge(CodeCheck(errors=rows.wrong))
     return total
 
 

@@ -36,9 +36,12 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.inliner.inline_local_functions(model)
 
 
-def run_onnxruntime(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+def run_onnxruntime(model: onnx.ModelProto, x: np.ndarray, *, optimize: bool = True) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, {"x": x})[0])
 

@@ -10,9 +10,13 @@ from typing import Any
 
 import click
 
+from onnx_attnq.cli.analyze import analyze
+from onnx_attnq.cli.canonical import canonical
 from onnx_attnq.cli.compress import compress
+from onnx_attnq.cli.diff import diff
 from onnx_attnq.cli.evaluate import evaluate
 from onnx_attnq.cli.export import export
+from onnx_attnq.cli.fingerprint import fingerprint
 from onnx_attnq.cli.inspect import inspect
 from onnx_attnq.errors import AttnqError
 from onnx_attnq.version import __version__
@@ -40,10 +44,8 @@ def cli() -> None:
     """
 
 
-cli.add_command(compress)
-cli.add_command(evaluate)
-cli.add_command(export)
-cli.add_command(inspect)
+for command in (compress, inspect, analyze, evaluate, export, diff, canonical, fingerprint):
+    cli.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -46,6 +46,7 @@ from onnx_attnq.verify import Limit, Verification
 @click.option("--threads", type=click.IntRange(1), help="Threads inside an op.  [default: all cores]")
 @click.option("--inline", is_flag=True, help="Plain ops, for runtimes without model-local functions (OpenVINO).")
 @click.option("--quantize-outputs", is_flag=True, help="Also quantize probabilities that are outputs of the model.")
+@click.option("--keep-fused", is_flag=True, help="Leave fused attention ops as they are.")
 @click.option(
     "--external-data",
     type=click.Choice(["copy", "keep"]),
@@ -73,6 +74,7 @@ def compress(
     threads: int | None,
     inline: bool,
     quantize_outputs: bool,
+    keep_fused: bool,
     external_data: Any,
     dry_run: bool,
     no_verify: bool,
@@ -94,6 +96,7 @@ def compress(
             limits=[Limit.parse(text) for text in max_deviation],
             inline=inline,
             quantize_outputs=quantize_outputs,
+            keep_fused=keep_fused,
             external_data=external_data,
             dry_run=dry_run,
             verification=not no_verify,

@@ -10,8 +10,8 @@ from onnx_attnq.cli.output import console, json_option, plain_table, write_json
 from onnx_attnq.errors import InvalidModel
 from onnx_attnq.expose import expose
 from onnx_attnq.model import load
+from onnx_attnq.record import read_record
 from onnx_attnq.report import inspection_json
-from onnx_attnq.rewrite import read_record
 from onnx_attnq.sites import find_sites
 
 

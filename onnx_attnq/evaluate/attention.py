@@ -14,10 +14,8 @@ from onnx_attnq.errors import InvalidModel
 from onnx_attnq.evaluate.text_model import TextModel
 from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load
-from onnx_attnq.probe import probe
-from onnx_attnq.rewrite import read_record
-from onnx_attnq.runtime import Session
-from onnx_attnq.sites import Form
+from onnx_attnq.record import read_record
+from onnx_attnq.site_rows import SiteRows
 
 SAMPLES: Final = 32
 """Runs that are looked at; the figures are means over thousands of rows each."""
@@ -62,15 +60,17 @@ def attention_figures(
     record = read_record(model)
     if record is None:
         raise InvalidModel(f"{path}: carries no record of a rewrite; share pruned and row mass are not known")
-    names = [name for site in record.sites for name in (site.source, site.result)]
-    session = Session(probe(model, list(dict.fromkeys(names))), threads=threads)
+    samples = tuple(samples)
     positive = pruned = rows = 0
     kept_mass = row_mass = 0.0
-    for sample in samples:
-        values = session.run(sample)
-        for site in record.sites:
-            source, result = (values[name].astype(np.float64) for name in (site.source, site.result))
-            p = numerics.softmax(source) if site.form is Form.SOFTMAX else source
+    for site in record.sites:
+        site_rows = SiteRows(model, site, threads)
+        for sample in samples:
+            found = site_rows.run(sample)
+            if found is None:
+                continue
+            result = found.result.astype(np.float64)
+            p = numerics.softmax(found.source) if found.is_scores else found.source
             attended = p > _TINY
             positive += int(attended.sum())
             pruned += int((attended & (result == 0.0)).sum())

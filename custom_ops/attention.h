@@ -1,0 +1,116 @@
+// What the kernels compute, without a word about onnxruntime.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "scheme.h"
+
+namespace onnx_attnq {
+
+using Index = std::int64_t;
+
+inline constexpr int kBatchAxes = 3;  // tensors have rank 2 to 5
+
+// The scheme's tables for the batch axes: stride 0 where one table serves the whole axis.
+struct Tables {
+  const Table* first;
+  Index stride[kBatchAxes];
+};
+
+// A tensor seen as a batch of matrices, in units of floats; a broadcast axis has stride 0.
+struct Strides {
+  Index batch[kBatchAxes];
+  Index row;
+  Index column;
+};
+
+// context = quantized(query * scale x key + mask) x value, for every matrix of the batch.
+struct Attention {
+  Form form;
+  Tables tables;
+
+  const float* query;  // (queries, depth)
+  const float* key;    // (depth, keys)
+  const float* value;  // (keys, value_depth)
+  const float* mask;   // (queries, keys), or null
+  float* context;      // (queries, value_depth)
+  Strides query_strides, key_strides, value_strides, mask_strides, context_strides;
+
+  Index batch[kBatchAxes];
+  Index queries, keys, depth, value_depth;
+
+  // The last batch axis, where keys and values are the same along it (grouped queries): its matrices count as more
+  // rows of one matrix, so that a group reads its keys once. `batch` then has 1 in its place.
+  Index groups;
+  Index query_group, mask_group, context_group, table_group;
+
+  float scale;
+  float row_max_floor;
+  bool int16_products;  // query x key in 16-bit integers
+};
+
+// Probabilities from rows that lie one after the other.
+struct Rows {
+  Form form;
+  Tables tables;
+  Index batch[kBatchAxes];  // the last axes before the rows; those before them share tables
+  Index rows_per_matrix;
+
+  const float* input;
+  float* output;
+  Index rows, length;
+  bool are_scores;  // or probabilities
+};
+
+// Where in a tensor the matrix of a batch index lies.
+static inline Index batch_offset(const Index (&batch)[kBatchAxes], const Index (&strides)[kBatchAxes], Index index) {
+  Index offset = 0;
+  for (int axis = kBatchAxes; axis-- > 0;) {
+    offset += index % batch[axis] * strides[axis];
+    index /= batch[axis];
+  }
+  return offset;
+}
+
+// What the kernels need of the program that calls them.
+class Host {
+ public:
+  virtual ~Host() = default;
+  // Calls task(user, i) for every i below count, on any threads.
+  virtual void parallel_for(Index count, void (*task)(void* user, std::size_t i), void* user) = 0;
+  // Null when there is none left. Called from any thread.
+  virtual void* allocate(std::size_t bytes) = 0;
+  virtual void release(void* memory) = 0;
+};
+
+// One instruction set's kernels. All sizes are in floats.
+struct Kernels {
+  const char* name;
+  bool (*supported)();  // by this processor
+
+  // How many rows of a matrix make one task.
+  Index (*rows_per_block)(const Attention&);
+
+  // Matrices of more than one block have their keys and values brought into the order of the inner loops once, piece by
+  // piece. A size of 0 says that attend reads the original.
+  std::size_t (*packed_keys)(const Attention&);
+  std::size_t (*packed_values)(const Attention&);
+  Index (*pieces)(const Attention&);
+  void (*pack_keys)(const Attention&, const float* key, Index piece, float* packed);
+  void (*pack_values)(const Attention&, const float* value, Index piece, float* packed);
+
+  // Rows first to last - 1 of the matrix `batch`; packed keys and values are that matrix's, or null.
+  std::size_t (*attend_scratch)(const Attention&);
+  void (*attend)(const Attention&, Index batch, Index first, Index last, const float* packed_keys,
+                 const float* packed_values, float* scratch);
+
+  std::size_t (*quantize_scratch)(const Rows&);
+  void (*quantize)(const Rows&, Index first, Index last, float* scratch);
+};
+
+// Run a whole call on the host's threads; false when memory ran out.
+bool attend(const Attention& attention, const Kernels& kernels, Host& host);
+bool quantize(const Rows& rows, const Kernels& kernels, Host& host);
+
+}  // namespace onnx_attnq

@@ -1,0 +1,167 @@
+// The reference kernel: plain loops, one row at a time, the order of numerics.py. Read this one first.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels.h"
+
+namespace onnx_attnq {
+namespace {
+
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+int code_of(float scaled, const Table& table) {
+  const float position = scaled * table.inverse_step + table.offset;
+  // Written so that a NaN, which has been dealt with before, would still be a valid code.
+  return position >= 1.0f ? static_cast<int>(std::min(position, table.levels)) : 0;
+}
+
+// What x stands for; `kept` tells a value that was pruned from one that is zero.
+float value_of(float x, float log_x, const Form& form, const Table& table, bool& kept) {
+  if (!quantizes(form)) {
+    kept = x >= table.threshold;
+    return kept ? x : 0.0f;
+  }
+  const int code = x > 0 || form.spacing == Spacing::kLog ? code_of(form.spacing == Spacing::kLog ? log_x : x, table) : 0;
+  kept = code > 0;
+  return table.level[code];
+}
+
+float ratio(double numerator, double denominator) {
+  return denominator == 0 ? 0.0f : static_cast<float>(numerator / denominator);
+}
+
+// Replaces scores by weights and returns the factor that makes probabilities of them; NaN for a NaN row.
+float weights_of_scores(float* row, Index length, const Form& form, const Table& table, float row_max_floor) {
+  float peak = row_max_floor;
+  for (Index j = 0; j < length; ++j) {
+    if (std::isnan(row[j])) return kNaN;
+    peak = std::max(peak, row[j]);
+  }
+  // All at -inf without a guard, or one at +inf: softmax divides NaN by NaN.
+  if (std::isinf(peak)) return kNaN;
+
+  double sum = 0;
+  for (Index j = 0; j < length; ++j) sum += std::exp(row[j] - peak);
+  const float log_sum = static_cast<float>(std::log(sum));
+  const bool absolute = form.reference == Reference::kAbsolute;
+
+  double kept_sum = 0, total = 0;
+  for (Index j = 0; j < length; ++j) {
+    const float relative = std::exp(row[j] - peak);
+    const float x = absolute ? ratio(relative, sum) : relative;
+    const float log_x = row[j] - peak - (absolute ? log_sum : 0.0f);
+    bool kept;
+    row[j] = value_of(x, log_x, form, table, kept);
+    total += row[j];
+    if (kept) kept_sum += relative;
+  }
+  switch (form.normalize) {
+    case Normalize::kUnit:
+      return ratio(1, total);
+    case Normalize::kMass:
+      return ratio(ratio(kept_sum, sum), total);
+    case Normalize::kNone:
+      break;
+  }
+  return absolute ? 1.0f : ratio(1, sum);  // 1 / sum is the row's largest probability
+}
+
+// The same for probabilities.
+float weights_of_probabilities(float* row, Index length, const Form& form, const Table& table) {
+  const bool absolute = form.reference == Reference::kAbsolute;
+  float peak = 0;
+  for (Index j = 0; j < length; ++j) {
+    if (std::isnan(row[j])) return kNaN;
+    peak = std::max(peak, row[j]);
+  }
+  const float unit = absolute || peak == 0 ? 1.0f : peak;
+
+  double sum = 0, kept_sum = 0, total = 0;
+  for (Index j = 0; j < length; ++j) {
+    const float p = row[j];
+    sum += p;
+    const float x = p / unit;
+    bool kept;
+    row[j] = value_of(x, x > 0 ? std::log(x) : -kInfinity, form, table, kept);
+    total += row[j];
+    if (kept) kept_sum += p;
+  }
+  switch (form.normalize) {
+    case Normalize::kUnit:
+      return ratio(sum, total);
+    case Normalize::kMass:
+      return ratio(kept_sum, total);
+    case Normalize::kNone:
+      break;
+  }
+  return unit;
+}
+
+void quantize_rows(const Rows& rows, Index first, Index last, float*) {
+  for (Index r = first; r < last; ++r) {
+    const float* input = rows.input + r * rows.length;
+    float* output = rows.output + r * rows.length;
+    const Table& table =
+        rows.tables.first[batch_offset(rows.batch, rows.tables.stride, r / rows.rows_per_matrix)];
+    if (output != input) std::copy_n(input, rows.length, output);
+    const float factor = rows.are_scores
+                             ? weights_of_scores(output, rows.length, rows.form, table, -kInfinity)
+                             : weights_of_probabilities(output, rows.length, rows.form, table);
+    for (Index j = 0; j < rows.length; ++j) output[j] = std::isnan(factor) ? kNaN : output[j] * factor;
+  }
+}
+
+void attend_rows(const Attention& a, Index batch, Index first, Index last, const float*, const float*,
+                 float* scores) {
+  const float* query = a.query + batch_offset(a.batch, a.query_strides.batch, batch);
+  const float* key = a.key + batch_offset(a.batch, a.key_strides.batch, batch);
+  const float* value = a.value + batch_offset(a.batch, a.value_strides.batch, batch);
+  const float* mask = a.mask == nullptr ? nullptr : a.mask + batch_offset(a.batch, a.mask_strides.batch, batch);
+  float* context = a.context + batch_offset(a.batch, a.context_strides.batch, batch);
+  const Table* table = a.tables.first + batch_offset(a.batch, a.tables.stride, batch);
+
+  for (Index r = first; r < last; ++r) {
+    const Index group = r / a.queries, i = r % a.queries;
+    const float* q = query + group * a.query_group + i * a.query_strides.row;
+    const float* m = mask == nullptr ? nullptr : mask + group * a.mask_group + i * a.mask_strides.row;
+    float* c = context + group * a.context_group + i * a.context_strides.row;
+
+    for (Index j = 0; j < a.keys; ++j) {
+      const float* k = key + j * a.key_strides.column;
+      float dot = 0;
+      for (Index d = 0; d < a.depth; ++d) dot += q[d * a.query_strides.column] * a.scale * k[d * a.key_strides.row];
+      scores[j] = m == nullptr ? dot : dot + m[j * a.mask_strides.column];
+    }
+    const float factor =
+        a.keys == 0 ? 0.0f : weights_of_scores(scores, a.keys, a.form, table[group * a.table_group], a.row_max_floor);
+    for (Index d = 0; d < a.value_depth; ++d) {
+      double sum = 0;
+      for (Index j = 0; j < a.keys; ++j) {
+        // Pruned keys are not read, here and in every kernel.
+        if (scores[j] != 0) sum += scores[j] * value[j * a.value_strides.row + d * a.value_strides.column];
+      }
+      c[d * a.context_strides.column] = static_cast<float>(sum * factor);
+    }
+  }
+}
+
+}  // namespace
+
+const Kernels kScalarKernels = {
+    "scalar",
+    [] { return true; },
+    [](const Attention&) -> Index { return 8; },
+    nullptr,  // nothing is packed
+    nullptr,
+    nullptr,
+    nullptr,
+    nullptr,
+    [](const Attention& attention) { return static_cast<std::size_t>(attention.keys); },
+    attend_rows,
+    [](const Rows&) -> std::size_t { return 0; },
+    quantize_rows,
+};
+
+}  // namespace onnx_attnq

@@ -1,0 +1,397 @@
+// The glue: the only file that knows onnxruntime. It registers the ops of README.md, reads their attributes and inputs,
+// and hands plain structs to the kernels.
+#include <array>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "attention.h"
+#include "dispatch.h"
+#include "onnxruntime_abi.h"
+#include "shapes.h"
+
+namespace onnx_attnq {
+namespace {
+
+using namespace ort;
+
+// A status of onnxruntime on its way out.
+struct Failure {
+  Status* status;
+};
+
+void check(Status* status) {
+  if (status != nullptr) throw Failure{status};
+}
+
+// Runs what may throw; no exception crosses the C interface.
+template <class Function>
+Status* guarded(const Api* api, Function function) {
+  try {
+    function();
+    return nullptr;
+  } catch (const Failure& failure) {
+    return failure.status;
+  } catch (const std::bad_alloc&) {
+    return kCreateStatus(api, kFail, "onnx_attnq: out of memory");
+  } catch (const std::exception& error) {
+    return kCreateStatus(api, kInvalidArgument, (std::string("onnx_attnq: ") + error.what()).c_str());
+  }
+}
+
+enum class Kind { kSoftmax, kProbabilities, kAttention, kKernelName };
+
+struct Op : CustomOp {
+  Kind kind;
+  Form form;
+  std::string name;
+};
+
+// What one node keeps between calls. Constant after creation: any number of calls may share it.
+struct Kernel {
+  const Api* api;
+  const Op* op;
+  const Kernels* kernels;
+  std::vector<Table> tables;
+  Shape table_shape;  // its last two axes are 1
+  float row_max_floor = -std::numeric_limits<float>::infinity();
+  float scale = 1;
+  bool int16_products = false;
+  Permutation query_perm, key_perm, value_perm, context_perm;
+};
+
+// --- attributes -----------------------------------------------------------------------------------------------------
+
+Shape shape_of(const Api* api, const Value* value) {
+  TensorInfo* info = nullptr;
+  check(kGetTensorTypeAndShape(api, value, &info));
+  std::size_t rank = 0;
+  Shape shape;
+  Status* status = kGetDimensionsCount(api, info, &rank);
+  if (status == nullptr) {
+    shape.resize(rank);
+    status = kGetDimensions(api, info, shape.data(), rank);
+  }
+  kReleaseTensorTypeAndShapeInfo(api, info);
+  check(status);
+  return shape;
+}
+
+const float* data_of(const Api* api, const Value* value) {
+  void* data = nullptr;
+  check(kGetTensorMutableData(api, const_cast<Value*>(value), &data));
+  return static_cast<const float*>(data);
+}
+
+struct FloatTensor {
+  Shape shape;
+  std::vector<float> values;
+};
+
+FloatTensor tensor_attribute(const Api* api, const KernelInfo* info, const char* name) {
+  Allocator* allocator = nullptr;
+  check(kGetAllocatorWithDefaultOptions(api, &allocator));
+  Value* value = nullptr;
+  check(kKernelInfoGetAttribute_tensor(api, info, name, allocator, &value));
+  FloatTensor tensor;
+  Status* status = nullptr;
+  try {
+    tensor.shape = shape_of(api, value);
+    const float* data = data_of(api, value);
+    tensor.values.assign(data, data + element_count(tensor.shape));
+  } catch (const Failure& failure) {
+    status = failure.status;
+  }
+  kReleaseValue(api, value);
+  check(status);
+  if (tensor.values.empty()) throw std::invalid_argument(std::string("attribute ") + name + " is empty");
+  return tensor;
+}
+
+float number_attribute(const Api* api, const KernelInfo* info, const char* name) {
+  const FloatTensor tensor = tensor_attribute(api, info, name);
+  if (tensor.values.size() != 1) throw std::invalid_argument(std::string("attribute ") + name + " must be one number");
+  return tensor.values[0];
+}
+
+Permutation permutation_attribute(const Api* api, const KernelInfo* info, const char* name) {
+  std::size_t size = 0;
+  check(kKernelInfoGetAttributeArray_int64(api, info, name, nullptr, &size));
+  Permutation permutation(size);
+  check(kKernelInfoGetAttributeArray_int64(api, info, name, permutation.data(), &size));
+  check_permutation(permutation, name);
+  return permutation;
+}
+
+// The attributes threshold, step, offset and levels may have a table per head each; together they broadcast.
+void read_tables(Kernel& kernel, const KernelInfo* info) {
+  const Form& form = kernel.op->form;
+  std::vector<FloatTensor> parts = {tensor_attribute(kernel.api, info, "threshold")};
+  if (quantizes(form)) {
+    for (const char* name : {"step", "offset", "levels"}) parts.push_back(tensor_attribute(kernel.api, info, name));
+  }
+  Shape shape;
+  for (const FloatTensor& part : parts) shape = broadcast(shape, part.shape, "the scheme's attributes");
+  while (shape.size() < kBatchAxes + 2) shape.insert(shape.begin(), 1);
+  if (shape.size() > kBatchAxes + 2 || shape[kBatchAxes] != 1 || shape[kBatchAxes + 1] != 1) {
+    throw std::invalid_argument("the scheme's attributes must have shape [1], or [H, 1, 1] for a table per head");
+  }
+  kernel.table_shape = shape;
+  for (Index i = 0; i < element_count(shape); ++i) {
+    float numbers[4] = {};
+    for (std::size_t part = 0; part < parts.size(); ++part) {
+      numbers[part] = parts[part].values[static_cast<std::size_t>(broadcast_index(shape, parts[part].shape, i))];
+    }
+    if (quantizes(form) && !(numbers[1] > 0 && numbers[3] >= 1 && numbers[3] < Table::kSize)) {
+      throw std::invalid_argument("step must be positive and levels from 1 to 255");
+    }
+    // So that x = 0, as which also the kernels' padding counts, is pruned.
+    if (form.spacing == Spacing::kLinear && !(numbers[2] < 0)) throw std::invalid_argument("offset must be negative");
+    kernel.tables.push_back(make_table(form, numbers[0], numbers[1], numbers[2], numbers[3]));
+  }
+}
+
+std::unique_ptr<Kernel> make_kernel(const Api* api, const Op* op, const KernelInfo* info) {
+  auto kernel = std::make_unique<Kernel>();
+  kernel->api = api;
+  kernel->op = op;
+  kernel->kernels = &select_kernels();
+  if (op->kind == Kind::kKernelName) return kernel;
+  read_tables(*kernel, info);
+  if (op->kind != Kind::kAttention) return kernel;
+  kernel->row_max_floor = number_attribute(api, info, "row_max_floor");
+  kernel->scale = number_attribute(api, info, "scale");
+  std::int64_t qk = 0;
+  check(kKernelInfoGetAttribute_int64(api, info, "qk", &qk));
+  if (qk != 0 && qk != 1) throw std::invalid_argument("attribute qk must be 0 (float32) or 1 (int16)");
+  kernel->int16_products = qk == 1;
+  kernel->query_perm = permutation_attribute(api, info, "q_perm");
+  kernel->key_perm = permutation_attribute(api, info, "k_perm");
+  kernel->value_perm = permutation_attribute(api, info, "v_perm");
+  kernel->context_perm = permutation_attribute(api, info, "out_perm");
+  return kernel;
+}
+
+// --- calls ----------------------------------------------------------------------------------------------------------
+
+// The session's own threads and memory.
+class SessionHost final : public Host {
+ public:
+  SessionHost(const Api* api, KernelContext* context) : api_(api), context_(context) {
+    MemoryInfo* info = nullptr;
+    check(kCreateCpuMemoryInfo(api, kArenaAllocator, kDefaultMemory, &info));
+    Status* status = kKernelContext_GetAllocator(api, context, info, &allocator_);
+    kReleaseMemoryInfo(api, info);
+    check(status);
+  }
+  ~SessionHost() override { kReleaseAllocator(api_, allocator_); }
+
+  void parallel_for(Index count, void (*task)(void*, std::size_t), void* user) override {
+    check(kKernelContext_ParallelFor(api_, context_, task, static_cast<std::size_t>(count), 0, user));
+  }
+  void* allocate(std::size_t bytes) override {
+    void* memory = nullptr;
+    if (Status* status = kAllocatorAlloc(api_, allocator_, bytes, &memory)) {
+      kReleaseStatus(api_, status);
+      return nullptr;
+    }
+    return memory;
+  }
+  void release(void* memory) override {
+    if (Status* status = kAllocatorFree(api_, allocator_, memory)) kReleaseStatus(api_, status);
+  }
+
+ private:
+  const Api* api_;
+  KernelContext* context_;
+  Allocator* allocator_ = nullptr;
+};
+
+struct Input {
+  const float* data;
+  Shape shape;
+};
+
+Input input_of(const Kernel& kernel, KernelContext* context, std::size_t index) {
+  const Value* value = nullptr;
+  check(kKernelContext_GetInput(kernel.api, context, index, &value));
+  return {data_of(kernel.api, value), shape_of(kernel.api, value)};
+}
+
+void* output_of(const Kernel& kernel, KernelContext* context, const Shape& shape) {
+  Value* value = nullptr;
+  check(kKernelContext_GetOutput(kernel.api, context, 0, shape.data(), shape.size(), &value));
+  void* data = nullptr;
+  check(kGetTensorMutableData(kernel.api, value, &data));
+  return data;
+}
+
+void compute_rows(const Kernel& kernel, KernelContext* context) {
+  const Input input = input_of(kernel, context, 0);
+  auto* output = static_cast<float*>(output_of(kernel, context, input.shape));
+  Rows rows = rows_of(input.shape);
+  rows.form = kernel.op->form;
+  rows.tables = tables_of(kernel.tables.data(), kernel.table_shape, rows.batch);
+  rows.input = input.data;
+  rows.output = output;
+  rows.are_scores = kernel.op->kind == Kind::kSoftmax;
+  SessionHost host(kernel.api, context);
+  if (!quantize(rows, *kernel.kernels, host)) throw std::bad_alloc();
+}
+
+void compute_attention(const Kernel& kernel, KernelContext* context) {
+  std::array<Input, 4> inputs;
+  for (std::size_t i = 0; i < inputs.size(); ++i) inputs[i] = input_of(kernel, context, i);
+  AttentionShape shape = attention_shape(permuted(inputs[0].shape, kernel.query_perm, "query"),
+                                         permuted(inputs[1].shape, kernel.key_perm, "key"),
+                                         permuted(inputs[2].shape, kernel.value_perm, "value"),
+                                         whole(inputs[3].shape), kernel.context_perm);
+  Attention& attention = shape.attention;
+  attention.form = kernel.op->form;
+  attention.tables = tables_of(kernel.tables.data(), kernel.table_shape, attention.batch);
+  attention.query = inputs[0].data;
+  attention.key = inputs[1].data;
+  attention.value = inputs[2].data;
+  // A scalar 0 stands for no mask.
+  const bool masked = element_count(inputs[3].shape) != 1 || inputs[3].data[0] != 0;
+  attention.mask = masked ? inputs[3].data : nullptr;
+  attention.context = static_cast<float*>(output_of(kernel, context, shape.output));
+  attention.scale = kernel.scale;
+  attention.row_max_floor = kernel.row_max_floor;
+  attention.int16_products = kernel.int16_products;
+  join_groups(attention);
+  SessionHost host(kernel.api, context);
+  if (!attend(attention, *kernel.kernels, host)) throw std::bad_alloc();
+}
+
+// The name of the kernels that run, as UTF-8 bytes: how a program asks which instruction set is active.
+void compute_kernel_name(const Kernel& kernel, KernelContext* context) {
+  const std::size_t size = std::strlen(kernel.kernels->name);
+  std::memcpy(output_of(kernel, context, {static_cast<Index>(size)}), kernel.kernels->name, size);
+}
+
+Status* ORT_CALL compute(void* state, KernelContext* context) {
+  const Kernel& kernel = *static_cast<const Kernel*>(state);
+  return guarded(kernel.api, [&] {
+    switch (kernel.op->kind) {
+      case Kind::kSoftmax:
+      case Kind::kProbabilities:
+        return compute_rows(kernel, context);
+      case Kind::kAttention:
+        return compute_attention(kernel, context);
+      case Kind::kKernelName:
+        return compute_kernel_name(kernel, context);
+    }
+  });
+}
+
+// --- registration ---------------------------------------------------------------------------------------------------
+
+const Op& as_op(const CustomOp* op) { return *static_cast<const Op*>(op); }
+
+Op make_op(Kind kind, const Form& form, std::string name) {
+  Op op{};
+  op.kind = kind;
+  op.form = form;
+  op.name = std::move(name);
+  op.version = kApiVersion;
+  op.GetName = [](const CustomOp* self) { return as_op(self).name.c_str(); };
+  op.GetExecutionProviderType = [](const CustomOp*) -> const char* { return nullptr; };  // the CPU's
+  op.GetInputType = [](const CustomOp*, std::size_t) { return kFloat; };
+  op.GetInputTypeCount = [](const CustomOp* self) -> std::size_t {
+    switch (as_op(self).kind) {
+      case Kind::kAttention:
+        return 4;
+      case Kind::kKernelName:
+        return 0;
+      default:
+        return 1;
+    }
+  };
+  op.GetOutputType = [](const CustomOp* self, std::size_t) {
+    return as_op(self).kind == Kind::kKernelName ? kUint8 : kFloat;
+  };
+  op.GetOutputTypeCount = [](const CustomOp*) -> std::size_t { return 1; };
+  op.GetInputCharacteristic = [](const CustomOp*, std::size_t) { return kRequired; };
+  op.GetOutputCharacteristic = [](const CustomOp*, std::size_t) { return kRequired; };
+  op.GetInputMemoryType = [](const CustomOp*, std::size_t) { return kDefaultMemory; };
+  op.GetVariadicInputMinArity = [](const CustomOp*) { return 0; };
+  op.GetVariadicInputHomogeneity = [](const CustomOp*) { return 0; };
+  op.GetVariadicOutputMinArity = [](const CustomOp*) { return 0; };
+  op.GetVariadicOutputHomogeneity = [](const CustomOp*) { return 0; };
+  op.CreateKernelV2 = [](const CustomOp* self, const Api* api, const KernelInfo* info, void** state) {
+    return guarded(api, [&] { *state = make_kernel(api, &as_op(self), info).release(); });
+  };
+  op.KernelComputeV2 = compute;
+  op.KernelDestroy = [](void* state) { delete static_cast<Kernel*>(state); };
+  op.GetStartVersion = [](const CustomOp*) { return 1; };
+  op.GetEndVersion = [](const CustomOp*) { return 1; };
+  return op;
+}
+
+std::vector<Op> make_ops() {
+  std::vector<Op> ops;
+  for (const NamedForm& named : all_forms()) {
+    const bool with_levels = quantizes(named.form);
+    const std::string adjective = with_levels ? "Quantized" : "Pruned";
+    ops.push_back(make_op(Kind::kSoftmax, named.form, adjective + "Softmax" + named.suffix));
+    ops.push_back(make_op(Kind::kAttention, named.form, adjective + "Attention" + named.suffix));
+    ops.push_back(make_op(Kind::kProbabilities, named.form,
+                          (with_levels ? "QuantizeProbabilities" : "PruneProbabilities") + named.suffix));
+  }
+  ops.push_back(make_op(Kind::kKernelName, {}, "KernelName"));
+  return ops;
+}
+
+// onnxruntime keeps pointers to the domain and its ops in every session. One set, never changed after it was made,
+// serves all sessions until the library is unloaded.
+class Domain {
+ public:
+  explicit Domain(const Api* api) : api_(api), ops_(make_ops()) {
+    check(kCreateCustomOpDomain(api, "onnx_attnq", &domain_));
+    for (const Op& op : ops_) check(kCustomOpDomain_Add(api, domain_, &op));
+  }
+  ~Domain() { kReleaseCustomOpDomain(api_, domain_); }
+  Domain(const Domain&) = delete;
+  Domain& operator=(const Domain&) = delete;
+
+  void add_to(SessionOptions* options, const Api* api) const {
+    if (api != api_) throw std::runtime_error("the library is in use by another onnxruntime of this process");
+    check(kAddCustomOpDomain(api, options, domain_));
+  }
+
+ private:
+  const Api* api_;
+  const std::vector<Op> ops_;
+  CustomOpDomain* domain_ = nullptr;
+};
+
+}  // namespace
+}  // namespace onnx_attnq
+
+#if defined(_WIN32)
+#define ONNX_ATTNQ_EXPORT __declspec(dllexport)
+#else
+#define ONNX_ATTNQ_EXPORT __attribute__((visibility("default")))
+#endif
+
+// The library's one exported symbol, by the name that onnxruntime looks for.
+extern "C" ONNX_ATTNQ_EXPORT onnx_attnq::ort::Status* ORT_CALL
+RegisterCustomOps(onnx_attnq::ort::SessionOptions* options, const onnx_attnq::ort::ApiBase* base) {
+  using namespace onnx_attnq;
+  const ort::Api* api = base->GetApi(ort::kApiVersion);
+  if (api == nullptr) {
+    // Every version of the table has CreateStatus, in the same place.
+    const std::string text = "onnx_attnq needs onnxruntime 1.20 or newer; this is " + std::string(base->GetVersionString());
+    return ort::kCreateStatus(base->GetApi(1), ort::kFail, text.c_str());
+  }
+  return guarded(api, [&] {
+    select_kernels();  // an unknown ONNX_ATTNQ_ISA is an error here, before a session exists
+    static const Domain domain(api);
+    domain.add_to(options, api);
+  });
+}

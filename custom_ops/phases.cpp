@@ -1,0 +1,65 @@
+// Prints where one thread spends the time of QuantizedAttention, in nanoseconds for 8 scores:
+//   phases KEYS DEPTH [BITS THRESHOLD SPREAD INT16]
+#include "phases.h"
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
+#include "dispatch.h"
+#include "sample.h"
+
+namespace onnx_attnq {
+
+std::uint64_t phase_ticks[static_cast<int>(Phase::kCount)];
+
+std::uint64_t ticks() {
+  return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
+}
+
+}  // namespace onnx_attnq
+
+int main(int argc, char** argv) {
+  using namespace onnx_attnq;
+#if defined(__GLIBC__)
+  // Memory that was used once stays with the process, as in onnxruntime's arena: no page faults in the measurement.
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, -1);
+#endif
+  const auto argument = [&](int i, double otherwise) { return argc > i ? std::atof(argv[i]) : otherwise; };
+  const auto keys = static_cast<Index>(argument(1, 512)), depth = static_cast<Index>(argument(2, 64));
+  const int bits = static_cast<int>(argument(3, 3));
+  const Form form = bits == 0 ? Form{Reference::kAbsolute, Spacing::kNone, Normalize::kNone}
+                              : Form{Reference::kRowMax, Spacing::kLog, Normalize::kUnit};
+  const auto threshold = static_cast<float>(argument(4, 0.01));
+  const Table table = bits == 0 ? make_table(form, 0, 0, 0, 0) : sample_table(form, threshold, bits);
+  Sample sample = make_sample(form, table, 12, keys, keys, depth, static_cast<float>(argument(5, 3)), false);
+  sample.attention.int16_products = argument(6, 0) != 0;
+
+  const Kernels& kernels = select_kernels();
+  SampleHost host;
+  double best[4] = {1e30, 1e30, 1e30, 1e30};
+  for (int run = 0; run < 30; ++run) {
+    for (std::uint64_t& t : phase_ticks) t = 0;
+    const std::uint64_t start = ticks();
+    attend(call(sample), kernels, host);
+    const double whole = static_cast<double>(ticks() - start);
+    const double scores8 = 12.0 * static_cast<double>(keys * keys) / 8;
+    double rest = whole;
+    for (int phase = 0; phase < 3; ++phase) {
+      const auto spent = static_cast<double>(phase_ticks[phase]);
+      best[phase] = std::min(best[phase], spent / scores8);
+      rest -= spent;
+    }
+    best[3] = std::min(best[3], rest / scores8);
+  }
+  const double products = static_cast<double>(8 * depth) / best[0];
+  std::printf("{\"kernels\": \"%s\", \"keys\": %d, \"depth\": %d, \"scores_ns\": %.3f, \"weights_ns\": %.3f, ", kernels.name,
+              static_cast<int>(keys), static_cast<int>(depth), best[0], best[1]);
+  std::printf("\"context_ns\": %.3f, \"packing_ns\": %.3f, \"scores_gflops\": %.1f}\n", best[2], best[3], 2 * products);
+  return 0;
+}

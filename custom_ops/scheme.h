@@ -1,0 +1,49 @@
+// A quantization scheme as the kernels see it. onnx_attnq/scheme.py explains the fields, numerics.py the arithmetic.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace onnx_attnq {
+
+enum class Reference { kRowMax, kAbsolute };
+enum class Spacing { kLog, kLinear, kNone };  // kNone: prune only, values are kept as they are
+enum class Normalize { kUnit, kNone, kMass };
+
+// The fields that decide which arithmetic runs: they stand in the op's name. (Rounding stands there too, but it only
+// decides how long a step is, and the step is an attribute.)
+struct Form {
+  Reference reference;
+  Spacing spacing;
+  Normalize normalize;
+};
+
+// Functions in headers are static: a copy compiled for AVX must not serve, by the linker's choice, code for any processor.
+static inline bool quantizes(const Form& form) { return form.spacing != Spacing::kNone; }
+
+// The numbers of one scheme: one per head where heads differ.
+//
+// code = the whole part of f(x) * inverse_step + offset, held to [0, levels]; 0 means pruned. The offset is the
+// attribute's plus one, so that truncation, which every instruction set has, serves as floor.
+struct Table {
+  static constexpr int kSize = 256;
+
+  float threshold;      // lowest edge on the scale of x
+  float log_threshold;  // its natural logarithm; the lowest finite number for 0
+  float inverse_step;
+  float offset;
+  float levels;             // n, the number of non-zero levels
+  alignas(64) float level[kSize];  // level[0] = 0, level[code]; zero beyond n
+};
+
+// Every form that exists, with the suffix that stands for it in an op's name.
+struct NamedForm {
+  std::string suffix;
+  Form form;
+};
+std::vector<NamedForm> all_forms();
+
+// The table that the attributes of an op describe.
+Table make_table(const Form& form, float threshold, float step, float offset, float levels);
+
+}  // namespace onnx_attnq

@@ -1,0 +1,63 @@
+// Compares the kernels of this machine with the scalar one. It needs neither Python nor onnxruntime, so it also runs
+// under sanitizers (make native-sanitize) and emulators (make native-aarch64).
+#include <algorithm>
+#include <cstdio>
+
+#include "dispatch.h"
+#include "kernels.h"
+#include "sample.h"
+
+namespace {
+
+using namespace onnx_attnq;
+
+// The share of numbers that differ by more than float32 sums may. Scores near an edge may take the next code.
+double share_that_differs(const std::vector<float>& got, const std::vector<float>& expected) {
+  std::size_t differ = 0;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const bool same = (std::isnan(got[i]) && std::isnan(expected[i])) || std::fabs(got[i] - expected[i]) < 1e-4f;
+    differ += same ? 0 : 1;
+  }
+  return got.empty() ? 0.0 : static_cast<double>(differ) / static_cast<double>(got.size());
+}
+
+std::vector<float> run(const Kernels& kernels, Sample& sample, int threads) {
+  std::fill(sample.context.begin(), sample.context.end(), -1.0f);
+  SampleHost host(threads);
+  attend(call(sample), kernels, host);
+  return sample.context;
+}
+
+}  // namespace
+
+int main() {
+  const Kernels& best = select_kernels();
+  int failures = 0, cases = 0;
+  for (const NamedForm& named : all_forms()) {
+    const Table table = sample_table(named.form, 0.01f, 3);
+    for (const Index length : {1, 2, 5, 31, 32, 33, 64, 100, 129}) {
+      for (const Index depth : {1, 7, 16, 33, 64, 80}) {
+        for (const bool causal : {false, true}) {
+          Sample sample = make_sample(named.form, table, 2, length, length, depth, 2.0f, causal);
+          const std::vector<float> expected = run(kScalarKernels, sample, 1);
+          const std::vector<float> got = run(best, sample, 1);
+          const double share = share_that_differs(got, expected);
+          ++cases;
+          if (share > 0.02) {
+            std::printf("%s%s length %d depth %d causal %d: %.3f differ\n", best.name, named.suffix.c_str(),
+                        static_cast<int>(length), static_cast<int>(depth), causal, share);
+            ++failures;
+          }
+          if (run(best, sample, 3) != got && !std::isnan(got[0])) {
+            std::printf("%s%s: threads change the result\n", best.name, named.suffix.c_str());
+            ++failures;
+          }
+          sample.attention.int16_products = true;
+          run(best, sample, 1);  // for the sanitizers
+        }
+      }
+    }
+  }
+  std::printf("%s: %d cases, %d failures\n", best.name, cases, failures);
+  return failures == 0 ? 0 : 1;
+}

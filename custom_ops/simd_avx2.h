@@ -1,0 +1,121 @@
+// AVX2 and FMA as the vector kernels see them: 8 floats to a register, 16 registers.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "transpose_x86.h"
+
+namespace onnx_attnq {
+namespace {
+
+// The numbers of the set bits of every byte.
+struct SetLanes {
+  unsigned char bytes[256][8];
+
+  constexpr SetLanes() : bytes() {
+    for (int bits = 0; bits < 256; ++bits) {
+      int count = 0;
+      for (int lane = 0; lane < 8; ++lane) {
+        if (bits >> lane & 1) bytes[bits][count++] = static_cast<unsigned char>(lane);
+      }
+    }
+  }
+};
+constexpr SetLanes kSetLanes;
+
+struct Simd {
+  using Float = __m256;
+  using Int = __m256i;
+  using Mask = __m256;  // all ones or all zeros in each lane
+
+  static constexpr int kLanes = 8;
+  // 6 x 2 accumulators, 2 registers of keys and 1 of a query: the largest tile that 16 registers hold.
+  static constexpr int kTileRows = 6;
+  static constexpr int kTileVectors = 2;
+  static constexpr int kContextVectors = 12;  // accumulators of one context row
+  static constexpr int kPermuted = 8;         // levels that one permutation reaches
+  // From this share of kept keys on, multiplying every key is faster than finding the kept ones.
+  static constexpr float kDenseShare = 0.75f;
+
+  static Float load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, Float v) { _mm256_storeu_ps(p, v); }
+  static __m256i first(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static Float load_first(const float* p, int n) { return _mm256_maskload_ps(p, first(n)); }
+  static void store_first(float* p, Float v, int n) { _mm256_maskstore_ps(p, first(n), v); }
+  static Mask first_lanes(int n) { return _mm256_castsi256_ps(first(n)); }
+  static Float set1(float x) { return _mm256_set1_ps(x); }
+
+  static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
+  static Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
+  static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+  static Float div(Float a, Float b) { return _mm256_div_ps(a, b); }
+  static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+  static Float abs(Float a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+  // If one is NaN, the second.
+  static Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
+  static Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
+
+  static Mask none() { return _mm256_setzero_ps(); }
+  static Mask is_nan(Float a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
+  static Mask at_least(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }
+  static Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
+  static bool any(Mask a) { return _mm256_movemask_ps(a) != 0; }
+  static Float where(Mask m, Float a, Float b) { return _mm256_blendv_ps(b, a, m); }
+  static Float keep(Mask m, Float a) { return _mm256_and_ps(m, a); }
+
+  static Int truncate(Float a) { return _mm256_cvttps_epi32(a); }
+  static Int round(Float a) { return _mm256_cvtps_epi32(a); }
+  static Float to_float(Int a) { return _mm256_cvtepi32_ps(a); }
+  // 2 to the power of a, for a from -126 to 127.
+  static Float power_of_two(Int a) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(a, _mm256_set1_epi32(127)), 23));
+  }
+  // The exponent e of a positive normal number, and the number divided by 2^e: in [1, 2).
+  static Int exponent(Float a) {
+    return _mm256_sub_epi32(_mm256_srli_epi32(_mm256_castps_si256(a), 23), _mm256_set1_epi32(127));
+  }
+  static Float mantissa(Float a) {
+    const __m256i bits = _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7fffff));
+    return _mm256_castsi256_ps(_mm256_or_si256(bits, _mm256_set1_epi32(0x3f800000)));
+  }
+
+  static Float permute(Float table, Int code) { return _mm256_permutevar8x32_ps(table, code); }
+  static Float gather(const float* table, Int code) { return _mm256_i32gather_ps(table, code, 4); }
+
+  static float sum(Float a) {
+    __m128 v = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+    return _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)));
+  }
+  static float largest(Float a) {
+    __m128 v = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+    return _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)));
+  }
+
+  // Writes the indices base + lane of the lanes in m, and returns how many; up to kLanes entries are overwritten.
+  static int append(std::int32_t* list, std::int32_t base, Mask m) {
+    const unsigned bits = static_cast<unsigned>(_mm256_movemask_ps(m));
+    const int count = __builtin_popcount(bits);
+    const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kSetLanes.bytes[bits][0])));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(list), _mm256_add_epi32(wide, _mm256_set1_epi32(base)));
+    return count;
+  }
+
+  // 16-bit products: each lane is a pair of 16-bit numbers.
+  static Int broadcast_pair(const std::int32_t* p) { return _mm256_castps_si256(_mm256_broadcast_ss(reinterpret_cast<const float*>(p))); }
+  static Int load_pairs(const std::int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static Int pair(Int low, Int high) {
+    return _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(0xffff)), _mm256_slli_epi32(high, 16));
+  }
+  static void store_int(std::int32_t* p, Int v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  static Int zero_int() { return _mm256_setzero_si256(); }
+  static Int add_products(Int sum, Int a, Int b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+};
+
+}  // namespace
+}  // namespace onnx_attnq

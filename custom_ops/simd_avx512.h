@@ -1,0 +1,94 @@
+// AVX-512 (F, BW, DQ, VL, VNNI) as the vector kernels see it: 16 floats to a register, 32 registers.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "transpose_x86.h"
+
+namespace onnx_attnq {
+namespace {
+
+struct Simd {
+  using Float = __m512;
+  using Int = __m512i;
+  using Mask = __mmask16;
+
+  static constexpr int kLanes = 16;
+  // 12 x 2 accumulators and 2 registers of keys; a query's number is a memory operand.
+  static constexpr int kTileRows = 12;
+  static constexpr int kTileVectors = 2;
+  static constexpr int kContextVectors = 8;
+  static constexpr int kPermuted = 16;
+  static constexpr float kDenseShare = 0.6f;
+
+  static Float load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, Float v) { _mm512_storeu_ps(p, v); }
+  static Mask first_lanes(int n) { return static_cast<Mask>(n >= kLanes ? 0xffff : (1u << n) - 1); }
+  static Float load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
+  static void store_first(float* p, Float v, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), v); }
+  static Float set1(float x) { return _mm512_set1_ps(x); }
+
+  static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
+  static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
+  static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+  static Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
+  static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+  static Float abs(Float a) { return _mm512_abs_ps(a); }
+  // If one is NaN, the second.
+  static Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
+  static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
+
+  static Mask none() { return 0; }
+  static Mask is_nan(Float a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+  static Mask at_least(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+  static Mask either(Mask a, Mask b) { return static_cast<Mask>(a | b); }
+  static bool any(Mask a) { return a != 0; }
+  static Float where(Mask m, Float a, Float b) { return _mm512_mask_blend_ps(m, b, a); }
+  static Float keep(Mask m, Float a) { return _mm512_maskz_mov_ps(m, a); }
+
+  static Int truncate(Float a) { return _mm512_cvttps_epi32(a); }
+  static Int round(Float a) { return _mm512_cvtps_epi32(a); }
+  static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
+  // 2 to the power of a, for a from -126 to 127.
+  static Float power_of_two(Int a) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(a, _mm512_set1_epi32(127)), 23));
+  }
+  // The exponent e of a positive normal number, and the number divided by 2^e: in [1, 2).
+  static Int exponent(Float a) {
+    return _mm512_sub_epi32(_mm512_srli_epi32(_mm512_castps_si512(a), 23), _mm512_set1_epi32(127));
+  }
+  static Float mantissa(Float a) {
+    const __m512i bits = _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffff));
+    return _mm512_castsi512_ps(_mm512_or_si512(bits, _mm512_set1_epi32(0x3f800000)));
+  }
+
+  static Float permute(Float table, Int code) { return _mm512_permutexvar_ps(code, table); }
+  static Float gather(const float* table, Int code) { return _mm512_i32gather_ps(code, table, 4); }
+
+  static float sum(Float a) { return _mm512_reduce_add_ps(a); }
+  static float largest(Float a) { return _mm512_reduce_max_ps(a); }
+
+  // Writes the indices base + lane of the lanes in m, and returns how many; up to kLanes entries are overwritten.
+  static int append(std::int32_t* list, std::int32_t base, Mask m) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i indices = _mm512_add_epi32(lanes, _mm512_set1_epi32(base));
+    // Compressing in the register and storing all of it is several times faster than a compressing store.
+    _mm512_storeu_si512(list, _mm512_maskz_compress_epi32(m, indices));
+    return __builtin_popcount(m);
+  }
+
+  // 16-bit products: each lane is a pair of 16-bit numbers.
+  static Int broadcast_pair(const std::int32_t* p) { return _mm512_castps_si512(_mm512_set1_ps(*reinterpret_cast<const float*>(p))); }
+  static Int load_pairs(const std::int32_t* p) { return _mm512_loadu_si512(p); }
+  static Int pair(Int low, Int high) {
+    return _mm512_or_si512(_mm512_and_si512(low, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(high, 16));
+  }
+  static void store_int(std::int32_t* p, Int v) { _mm512_storeu_si512(p, v); }
+  static Int zero_int() { return _mm512_setzero_si512(); }
+  static Int add_products(Int sum, Int a, Int b) { return _mm512_dpwssd_epi32(sum, a, b); }
+};
+
+}  // namespace
+}  // namespace onnx_attnq

@@ -1,0 +1,265 @@
+// Rows of scores or probabilities to weights, for whatever instruction set `Simd` stands for. Included once by each
+// kernel_<name>.cpp after its simd_<name>.h; the anonymous namespace keeps the copies apart.
+#pragma once
+
+#include "attention.h"
+
+namespace onnx_attnq {
+namespace {
+
+using Float = Simd::Float;
+using Int = Simd::Int;
+using Mask = Simd::Mask;
+constexpr int kLanes = Simd::kLanes;
+
+constexpr float kNaN = __builtin_nanf("");
+constexpr float kInfinity = __builtin_inff();
+constexpr float kLowest = -3.402823466e38f;
+constexpr float kSmallestNormal = 1.17549435e-38f;
+
+static inline Index round_up(Index n, Index to) { return (n + to - 1) / to * to; }
+static inline Index smaller(Index a, Index b) { return a < b ? a : b; }
+static inline Index larger(Index a, Index b) { return a > b ? a : b; }
+static inline float ratio(float numerator, float denominator) {
+  return denominator == 0 ? 0.0f : numerator / denominator;
+}
+
+// exp(x) for x <= 0 within 2 ULP; 0 where the result would not be a normal number.
+//
+// exp(x) = 2^n exp(r) with n the whole number nearest x / ln 2, so |r| <= ln 2 / 2. ln 2 is subtracted in two parts of
+// which the first has few enough bits for n * part to be exact. The polynomial is Cephes' for this interval.
+static inline Float exp_negative(Float x) {
+  const Mask normal = Simd::at_least(x, Simd::set1(-87.3f));
+  const Float clamped = Simd::max(x, Simd::set1(-87.3f));
+  const Int n = Simd::round(Simd::mul(clamped, Simd::set1(1.44269504f)));
+  const Float whole = Simd::to_float(n);
+  Float r = Simd::fma(whole, Simd::set1(-0.693359375f), clamped);
+  r = Simd::fma(whole, Simd::set1(2.12194440e-4f), r);
+  Float p = Simd::set1(1.9875691500e-4f);
+  p = Simd::fma(p, r, Simd::set1(1.3981999507e-3f));
+  p = Simd::fma(p, r, Simd::set1(8.3334519073e-3f));
+  p = Simd::fma(p, r, Simd::set1(4.1665795894e-2f));
+  p = Simd::fma(p, r, Simd::set1(1.6666665459e-1f));
+  p = Simd::fma(p, r, Simd::set1(5.0000001201e-1f));
+  p = Simd::fma(p, Simd::mul(r, r), Simd::add(r, Simd::set1(1.0f)));
+  return Simd::keep(normal, Simd::mul(p, Simd::power_of_two(n)));
+}
+
+// ln(x) within 2 ULP for x >= 0; -inf for 0.
+//
+// x = 2^e m with m in [1, 2), halved where above sqrt(2) so that ln(m) is near 0. The polynomial is Cephes'.
+static inline Float log_positive(Float x) {
+  // A number below the normal range is brought into it first.
+  const Mask normal = Simd::at_least(x, Simd::set1(kSmallestNormal));
+  const Float scaled = Simd::where(normal, x, Simd::mul(x, Simd::set1(16777216.0f)));
+  Float e = Simd::add(Simd::to_float(Simd::exponent(scaled)), Simd::where(normal, Simd::set1(0.0f), Simd::set1(-24.0f)));
+  Float m = Simd::mantissa(scaled);
+  const Mask high = Simd::at_least(m, Simd::set1(1.41421356f));
+  m = Simd::where(high, Simd::mul(m, Simd::set1(0.5f)), m);
+  e = Simd::where(high, Simd::add(e, Simd::set1(1.0f)), e);
+  const Float r = Simd::sub(m, Simd::set1(1.0f));
+  Float p = Simd::set1(7.0376836292e-2f);
+  p = Simd::fma(p, r, Simd::set1(-1.1514610310e-1f));
+  p = Simd::fma(p, r, Simd::set1(1.1676998740e-1f));
+  p = Simd::fma(p, r, Simd::set1(-1.2420140846e-1f));
+  p = Simd::fma(p, r, Simd::set1(1.4249322787e-1f));
+  p = Simd::fma(p, r, Simd::set1(-1.6668057665e-1f));
+  p = Simd::fma(p, r, Simd::set1(2.0000714765e-1f));
+  p = Simd::fma(p, r, Simd::set1(-2.4999993993e-1f));
+  p = Simd::fma(p, r, Simd::set1(3.3333331174e-1f));
+  const Float square = Simd::mul(r, r);
+  Float y = Simd::mul(Simd::mul(p, r), square);
+  y = Simd::fma(e, Simd::set1(-2.12194440e-4f), y);
+  y = Simd::fma(square, Simd::set1(-0.5f), y);
+  const Float result = Simd::fma(e, Simd::set1(0.693359375f), Simd::add(r, y));
+  const Mask positive = Simd::at_least(x, Simd::set1(1e-45f));
+  return Simd::where(positive, result, Simd::set1(-kInfinity));
+}
+
+// What a row turned into: its weights stand in its place, `factor` makes probabilities of them (NaN for a NaN row), and
+// the list, if there is one, has the `kept` indices of the keys that were not pruned.
+struct RowResult {
+  float factor;
+  Index kept;
+};
+
+// The list of the keys that a row keeps, with the number of them that lie before each block of kListBlock keys.
+constexpr Index kListBlock = 128;
+struct KeptKeys {
+  std::int32_t* indices;  // room for kLanes more than there are keys
+  std::int32_t* starts;   // one more than there are blocks
+};
+
+// How the level of a code is found.
+enum class Levels { kPermuted, kGathered };
+
+// Sums over a row, in lanes.
+struct Sums {
+  Float weights, kept;
+  Mask nan;
+};
+
+// The one pass that every row takes. Reads scores and writes weights.
+//
+// kExp: whether x itself is needed, which costs an exponential; log spacing works on the exponent.
+// kQuantize: levels, or values kept as they are.
+template <bool kExp, bool kQuantize, Levels kLevels>
+static inline Index weigh(float* row, Index padded, float peak, float factor, float offset, const Table& table,
+                          bool sum_kept, const KeptKeys* kept_keys, Sums& sums) {
+  const Float shift = Simd::set1(peak), slope = Simd::set1(factor), start = Simd::set1(offset);
+  const Float one = Simd::set1(1.0f), zero = Simd::set1(0.0f), top = Simd::set1(table.levels);
+  const Float levels = Simd::load(table.level);
+  Float weights = zero, kept_sum = zero;
+  Mask nan = Simd::none();
+  Index kept_count = 0;
+  for (Index block = 0; block < padded; block += kListBlock) {
+    if (kept_keys != nullptr) kept_keys->starts[block / kListBlock] = static_cast<std::int32_t>(kept_count);
+    const Index end = smaller(block + kListBlock, padded);
+    for (Index j = block; j < end; j += kLanes) {
+      // The difference is exact where it matters, near the maximum; folding -peak into the offset would not be.
+      const Float distance = Simd::sub(Simd::load(row + j), shift);
+      nan = Simd::either(nan, Simd::is_nan(distance));
+      Float weight;
+      Mask kept;
+      if (kQuantize) {
+        const Float x = kExp ? exp_negative(distance) : distance;
+        const Float position = Simd::fma(x, slope, start);
+        // max before min: a NaN becomes code 0; its row is NaN by the flag.
+        const Int code = Simd::truncate(Simd::min(Simd::max(position, zero), top));
+        weight = kLevels == Levels::kPermuted ? Simd::permute(levels, code) : Simd::gather(table.level, code);
+        kept = Simd::at_least(position, one);
+      } else {
+        kept = Simd::at_least(distance, start);
+        weight = Simd::keep(kept, exp_negative(distance));
+      }
+      if (sum_kept) kept_sum = Simd::add(kept_sum, Simd::keep(kept, exp_negative(distance)));
+      weights = Simd::add(weights, weight);
+      Simd::store(row + j, weight);
+      if (kept_keys != nullptr) {
+        kept_count += Simd::append(kept_keys->indices + kept_count, static_cast<std::int32_t>(j), kept);
+      }
+    }
+  }
+  if (kept_keys != nullptr) kept_keys->starts[(padded + kListBlock - 1) / kListBlock] = static_cast<std::int32_t>(kept_count);
+  sums = {weights, kept_sum, nan};
+  return kept_count;
+}
+
+// Sum of exp(score - peak). Blocks are summed apart, so that the error does not grow with the length.
+static inline float exp_sum(const float* row, Index padded, float peak) {
+  const Float shift = Simd::set1(peak);
+  Float total = Simd::set1(0.0f);
+  for (Index block = 0; block < padded; block += kListBlock) {
+    const Index end = smaller(block + kListBlock, padded);
+    Float sum = Simd::set1(0.0f);
+    for (Index j = block; j < end; j += kLanes) sum = Simd::add(sum, exp_negative(Simd::sub(Simd::load(row + j), shift)));
+    total = Simd::add(total, sum);
+  }
+  return Simd::sum(total);
+}
+
+// Scores, padded with -inf to a multiple of kLanes, to weights. `peak` is their maximum, at least row_max_floor.
+static inline RowResult weights_of_scores(float* row, Index padded, float peak, const Form& form, const Table& table,
+                                          const KeptKeys* kept_keys) {
+  const bool absolute = form.reference == Reference::kAbsolute;
+  const bool mass = form.normalize == Normalize::kMass;
+  const bool unit = form.normalize == Normalize::kUnit;
+  // The default scheme, and every row-max scheme that is normalized to 1, never needs the sum.
+  const float sum = absolute || !unit ? exp_sum(row, padded, peak) : 1.0f;
+  const bool permuted = table.levels < Simd::kPermuted;
+
+  Sums sums;
+  Index kept = 0;
+  if (!quantizes(form)) {
+    // x >= threshold, in logarithms.
+    const float lowest = table.log_threshold + (absolute ? __builtin_logf(sum) : 0.0f);
+    kept = weigh<true, false, Levels::kGathered>(row, padded, peak, 0, lowest < kLowest ? kLowest : lowest, table, false,
+                                                 kept_keys, sums);
+  } else if (form.spacing == Spacing::kLog) {
+    const float slope = table.inverse_step;
+    const float offset = absolute ? table.offset - __builtin_logf(sum) * slope : table.offset;
+    kept = permuted ? weigh<false, true, Levels::kPermuted>(row, padded, peak, slope, offset, table, mass, kept_keys, sums)
+                    : weigh<false, true, Levels::kGathered>(row, padded, peak, slope, offset, table, mass, kept_keys, sums);
+  } else {
+    const float slope = absolute ? table.inverse_step / sum : table.inverse_step;
+    kept = permuted
+               ? weigh<true, true, Levels::kPermuted>(row, padded, peak, slope, table.offset, table, mass, kept_keys, sums)
+               : weigh<true, true, Levels::kGathered>(row, padded, peak, slope, table.offset, table, mass, kept_keys, sums);
+  }
+
+  if (Simd::any(sums.nan)) return {kNaN, kept};
+  const float total = Simd::sum(sums.weights);
+  if (unit) return {ratio(1.0f, total), kept};
+  if (!quantizes(form)) return {ratio(1.0f, sum), kept};
+  if (mass) return {ratio(ratio(Simd::sum(sums.kept), sum), total), kept};
+  return {absolute ? 1.0f : ratio(1.0f, sum), kept};  // 1 / sum is the row's largest probability
+}
+
+static inline float largest_of(const float* row, Index length, float floor) {
+  Float peak = Simd::set1(floor);
+  Index j = 0;
+  for (; j + kLanes <= length; j += kLanes) peak = Simd::max(Simd::load(row + j), peak);
+  float result = Simd::largest(peak);
+  for (; j < length; ++j) result = row[j] > result ? row[j] : result;
+  return result;
+}
+
+// One row of op QuantizeProbabilities, from input to output.
+static inline void quantize_probabilities(const float* input, float* output, Index length, const Form& form,
+                                          const Table& table) {
+  const bool absolute = form.reference == Reference::kAbsolute;
+  const float peak = absolute ? 1.0f : largest_of(input, length, 0.0f);
+  const float unit = peak == 0 ? 1.0f : peak;
+  const Float divisor = Simd::set1(unit), zero = Simd::set1(0.0f), one = Simd::set1(1.0f);
+  const Float slope = Simd::set1(table.inverse_step), start = Simd::set1(table.offset), top = Simd::set1(table.levels);
+  const Float threshold = Simd::set1(table.threshold);
+  Float all = zero, kept_sum = zero, total = zero;
+  Mask nan = Simd::none();
+  for (Index j = 0; j < length; j += kLanes) {
+    const int lanes = static_cast<int>(smaller(kLanes, length - j));
+    const Float p = lanes == kLanes ? Simd::load(input + j) : Simd::load_first(input + j, lanes);
+    nan = Simd::either(nan, Simd::is_nan(p));
+    const Float x = Simd::div(p, divisor);
+    Float weight;
+    Mask kept;
+    if (!quantizes(form)) {
+      kept = Simd::at_least(x, threshold);
+      weight = Simd::keep(kept, x);
+    } else {
+      const Float scaled = form.spacing == Spacing::kLog ? log_positive(x) : x;
+      const Float position = Simd::fma(scaled, slope, start);
+      kept = Simd::at_least(position, one);
+      weight = Simd::gather(table.level, Simd::truncate(Simd::min(Simd::max(position, zero), top)));
+    }
+    all = Simd::add(all, p);
+    kept_sum = Simd::add(kept_sum, Simd::keep(kept, p));
+    total = Simd::add(total, weight);
+    lanes == kLanes ? Simd::store(output + j, weight) : Simd::store_first(output + j, weight, lanes);
+  }
+  float factor = unit;
+  if (form.normalize == Normalize::kUnit) factor = ratio(Simd::sum(all), Simd::sum(total));
+  if (form.normalize == Normalize::kMass) factor = ratio(Simd::sum(kept_sum), Simd::sum(total));
+  const float scale = Simd::any(nan) ? kNaN : factor;
+  for (Index j = 0; j < length; ++j) output[j] *= scale;
+}
+
+// Rows of QuantizedSoftmax and QuantizeProbabilities. `scratch` has room for a padded row.
+void quantize_rows(const Rows& rows, Index first, Index last, float* scratch) {
+  const Index length = rows.length, padded = round_up(length, kLanes);
+  for (Index r = first; r < last; ++r) {
+    const float* input = rows.input + r * length;
+    float* output = rows.output + r * length;
+    const Table& table = rows.tables.first[batch_offset(rows.batch, rows.tables.stride, r / rows.rows_per_matrix)];
+    if (!rows.are_scores) {
+      quantize_probabilities(input, output, length, rows.form, table);
+      continue;
+    }
+    for (Index j = 0; j < padded; ++j) scratch[j] = j < length ? input[j] : -kInfinity;
+    const float peak = largest_of(scratch, padded, -kInfinity);
+    const float factor = weights_of_scores(scratch, padded, peak, rows.form, table, nullptr).factor;
+    for (Index j = 0; j < length; ++j) output[j] = scratch[j] * factor;
+  }
+}
+
+}  // namespace
+}  // namespace onnx_attnq

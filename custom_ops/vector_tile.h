@@ -1,0 +1,213 @@
+// Queries times keys: packing, and the register tile that multiplies. The same tile multiplies dense weights by values.
+#pragma once
+
+#include <type_traits>
+
+#include "vector_rows.h"
+
+namespace onnx_attnq {
+namespace {
+
+constexpr int kTileRows = Simd::kTileRows;
+constexpr int kTileVectors = Simd::kTileVectors;
+constexpr int kTileKeys = kTileVectors * kLanes;
+
+// Calls function with the number of rows as a constant, which a tile needs to stay in registers.
+template <int kRows = kTileRows, class Function>
+static inline void with_rows(Index rows, const Function& function) {
+  if (rows == kRows) {
+    function(std::integral_constant<int, kRows>());
+  } else if constexpr (kRows > 1) {
+    with_rows<kRows - 1>(rows, function);
+  }
+}
+
+// out[r][v] (+)= sum over k < depth of a[r][k] * b[k][v]: a tile whose sums stay in registers until they are complete.
+// Rows of a lie a_row apart, rows of b, of kVectors registers each, b_row apart, rows of out out_row.
+template <int kRows, int kVectors, bool kAdd>
+static inline void multiply_tile(Index depth, const float* a, Index a_row, const float* b, Index b_row, float* out,
+                                 Index out_row) {
+  Float sums[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = kAdd ? Simd::load(out + r * out_row + v * kLanes) : Simd::set1(0.0f);
+  }
+  for (Index k = 0; k < depth; ++k) {
+    Float right[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) right[v] = Simd::load(b + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const Float left = Simd::set1(a[r * a_row]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = Simd::fma(left, right[v], sums[r][v]);
+    }
+    ++a;
+    b += b_row;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) Simd::store(out + r * out_row + v * kLanes, sums[r][v]);
+  }
+}
+
+// The same for pairs of 16-bit numbers; the sums, whole numbers, are stored as floats.
+template <int kRows>
+static inline void multiply_tile_int16(Index pairs, const std::int32_t* a, Index a_row, const std::int32_t* b, float* out,
+                                       Index out_row) {
+  Int sums[kRows][kTileVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) sums[r][v] = Simd::zero_int();
+  }
+  for (Index k = 0; k < pairs; ++k) {
+    Int right[kTileVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) right[v] = Simd::load_pairs(b + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const Int left = Simd::broadcast_pair(a + r * a_row);
+#pragma GCC unroll 4
+      for (int v = 0; v < kTileVectors; ++v) sums[r][v] = Simd::add_products(sums[r][v], left, right[v]);
+    }
+    ++a;
+    b += kTileKeys;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) Simd::store(out + r * out_row + v * kLanes, Simd::to_float(sums[r][v]));
+  }
+}
+
+// A panel is kTileKeys keys with the depth as its slow axis, as the tile reads them, then the scale of each key (16-bit
+// products only) and the largest norm of a key (with a mask only).
+static inline Index panel_scales(const Attention& a) { return round_up(a.depth, 2) * kTileKeys; }
+static inline Index panel_norm(const Attention& a) { return panel_scales(a) + kTileKeys; }
+static inline Index panel_floats(const Attention& a) { return panel_norm(a) + kLanes; }
+static inline Index panel_count(const Attention& a) { return (a.keys + kTileKeys - 1) / kTileKeys; }
+
+// The largest whole number q for which `depth` products of two numbers up to q cannot overflow 32 bits.
+static inline float int16_range(Index depth) {
+  const float range = __builtin_floorf(__builtin_sqrtf(2147483647.0f / static_cast<float>(larger(depth, 1))));
+  return (range > 32767.0f ? 32767.0f : range) - 1.0f;
+}
+
+// Rounds a panel to 16 bits in place: each key to whole multiples of its own scale.
+static inline void round_panel(const Attention& a, float* panel) {
+  const Float range = Simd::set1(int16_range(a.depth)), zero = Simd::set1(0.0f);
+  const Index pairs = (a.depth + 1) / 2;
+  for (int v = 0; v < kTileVectors; ++v) {
+    float* column = panel + v * kLanes;
+    if (a.depth % 2 != 0) Simd::store(column + a.depth * kTileKeys, zero);
+    Float peak = zero, poison = zero;
+    for (Index d = 0; d < a.depth; ++d) {
+      const Float x = Simd::load(column + d * kTileKeys);
+      peak = Simd::max(Simd::abs(x), peak);
+      poison = Simd::fma(x, zero, poison);  // NaN if a number is not finite
+    }
+    const Float usable = Simd::max(peak, Simd::set1(kSmallestNormal));
+    const Float inverse = Simd::div(range, usable);
+    Simd::store(panel + panel_scales(a) + v * kLanes, Simd::add(Simd::div(usable, range), poison));
+    for (Index p = 0; p < pairs; ++p) {
+      const Int low = Simd::round(Simd::mul(Simd::load(column + 2 * p * kTileKeys), inverse));
+      const Int high = Simd::round(Simd::mul(Simd::load(column + (2 * p + 1) * kTileKeys), inverse));
+      Simd::store_int(reinterpret_cast<std::int32_t*>(column + p * kTileKeys), Simd::pair(low, high));
+    }
+  }
+}
+
+// The largest Euclidean norm of a panel's keys: bounds what a masked score can be.
+static inline float panel_largest_norm(const Attention& a, const float* panel) {
+  Float largest = Simd::set1(0.0f);
+  Mask nan = Simd::none();
+  for (int v = 0; v < kTileVectors; ++v) {
+    Float squares = Simd::set1(0.0f);
+    for (Index d = 0; d < a.depth; ++d) {
+      const Float x = Simd::load(panel + d * kTileKeys + v * kLanes);
+      squares = Simd::fma(x, x, squares);
+    }
+    nan = Simd::either(nan, Simd::is_nan(squares));
+    largest = Simd::max(squares, largest);
+  }
+  return Simd::any(nan) ? kNaN : __builtin_sqrtf(Simd::largest(largest));
+}
+
+// Packs the keys of one panel; past the last key stand zeros.
+static inline void pack_panel(const Attention& a, const float* key, Index panel, float* out) {
+  const Index first = panel * kTileKeys;
+  const Index count = smaller(kTileKeys, a.keys - first);
+  const Index key_step = a.key_strides.column, depth_step = a.key_strides.row;
+  const float* in = key + first * key_step;
+  if (count < kTileKeys) {
+    for (Index i = 0; i < a.depth * kTileKeys; ++i) out[i] = 0.0f;
+  }
+  if (depth_step == 1 && key_step != 1) {
+    // Keys are rows: whole blocks are transposed in registers, the rest number by number.
+    const Index whole_keys = count / kTransposed * kTransposed, whole_depth = a.depth / kTransposed * kTransposed;
+    for (Index j = 0; j < whole_keys; j += kTransposed) {
+      for (Index d = 0; d < whole_depth; d += kTransposed) {
+        transpose_block(in + j * key_step + d, key_step, out + d * kTileKeys + j, kTileKeys);
+      }
+      for (Index d = whole_depth; d < a.depth; ++d) {
+        for (Index i = j; i < j + kTransposed; ++i) out[d * kTileKeys + i] = in[i * key_step + d];
+      }
+    }
+    for (Index j = whole_keys; j < count; ++j) {
+      for (Index d = 0; d < a.depth; ++d) out[d * kTileKeys + j] = in[j * key_step + d];
+    }
+  } else if (key_step == 1 && count == kTileKeys) {
+    for (Index d = 0; d < a.depth; ++d) {
+      for (int v = 0; v < kTileVectors; ++v) {
+        Simd::store(out + d * kTileKeys + v * kLanes, Simd::load(in + d * depth_step + v * kLanes));
+      }
+    }
+  } else {
+    for (Index d = 0; d < a.depth; ++d) {
+      for (Index j = 0; j < count; ++j) out[d * kTileKeys + j] = in[j * key_step + d * depth_step];
+    }
+  }
+  if (a.mask != nullptr) out[panel_norm(a)] = panel_largest_norm(a, out);
+  if (a.int16_products) round_panel(a, out);
+}
+
+// A piece of the packing work: the panels, or rows of values, of kPieceKeys keys.
+constexpr Index kPieceKeys = 8 * kTileKeys;
+
+static Index pieces(const Attention& a) { return (a.keys + kPieceKeys - 1) / kPieceKeys; }
+
+static std::size_t packed_keys(const Attention& a) { return static_cast<std::size_t>(panel_count(a) * panel_floats(a)); }
+
+static void pack_keys(const Attention& a, const float* key, Index piece, float* packed) {
+  const Index first = piece * (kPieceKeys / kTileKeys);
+  const Index last = smaller(first + kPieceKeys / kTileKeys, panel_count(a));
+  for (Index panel = first; panel < last; ++panel) pack_panel(a, key, panel, packed + panel * panel_floats(a));
+}
+
+// Values are packed where rows of whole registers do not lie one after the other already.
+static inline Index value_row(const Attention& a) { return round_up(a.value_depth, kLanes); }
+
+static std::size_t packed_values(const Attention& a) {
+  const bool ready = a.value_strides.column == 1 && a.value_strides.row == a.value_depth && a.value_depth % kLanes == 0;
+  return ready ? 0 : static_cast<std::size_t>(a.keys * value_row(a));
+}
+
+static void pack_values(const Attention& a, const float* value, Index piece, float* packed) {
+  const Index last = smaller((piece + 1) * kPieceKeys, a.keys);
+  for (Index j = piece * kPieceKeys; j < last; ++j) {
+    const float* in = value + j * a.value_strides.row;
+    float* out = packed + j * value_row(a);
+    Index d = 0;
+    if (a.value_strides.column == 1) {
+      for (; d + kLanes <= a.value_depth; d += kLanes) Simd::store(out + d, Simd::load(in + d));
+    }
+    for (; d < a.value_depth; ++d) out[d] = in[d * a.value_strides.column];
+    for (; d < value_row(a); ++d) out[d] = 0.0f;
+  }
+}
+
+}  // namespace
+}  // namespace onnx_attnq

@@ -1,0 +1,36 @@
+"""What came of a decomposition: the new softmax, or the reason why there is none."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import onnx_ir as ir
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decomposed:
+    """The fused node is gone; standard ops compute its outputs under the same names.
+
+    Attributes:
+        softmax: The Softmax node among the new nodes, over the last axis of (B, N, L_q, L_k) scores.
+    """
+
+    softmax: ir.Node
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Declined:
+    """The graph is as it was.
+
+    Attributes:
+        reason: One sentence that says what is in the way and what can be done about it.
+    """
+
+    reason: str
+
+
+class Decline(Exception):
+    """Raised while a node is read or rebuilt, and turned into `Declined` by `decompose`."""
+
+
+__all__ = ["Decline", "Declined", "Decomposed"]

@@ -1,0 +1,99 @@
+"""What a rewritten model says about itself, in its own metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import onnx_ir as ir
+
+from onnx_attnq.errors import AlreadyRewritten, InvalidModel
+from onnx_attnq.function import DOMAIN
+from onnx_attnq.scheme import QuantScheme
+from onnx_attnq.sites import Form
+
+METADATA: Final = "onnx_attnq"
+"""Key of the model's metadata under which a `Record` is kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RewrittenSite:
+    """What became of one site.
+
+    Attributes:
+        id: The site's id.
+        op_type: Op that was there.
+        node: Name of that node.
+        scope: ``main``, or the path of the subgraph.
+        form: What was replaced.
+        scheme: What it was replaced by.
+        inputs: Names of the float32 values that enter the new op: scores, probabilities, or query, key, value, mask.
+        output: Name of the value that leaves it: quantized probabilities or, of an attention, the context.
+    """
+
+    id: str
+    op_type: str
+    node: str
+    scope: str
+    form: Form
+    scheme: QuantScheme
+    inputs: tuple[str, ...]
+    output: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {**dataclasses.asdict(self), "form": str(self.form), "scheme": self.scheme.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RewrittenSite:
+        """The inverse of `to_json`."""
+        scheme = QuantScheme.from_json(data["scheme"])
+        return cls(**{**data, "form": Form(data["form"]), "scheme": scheme, "inputs": tuple(data["inputs"])})
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a rewritten model says about itself.
+
+    Attributes:
+        version: Version of onnx-attnq that wrote it.
+        original: Fingerprint of the model before.
+        inlined: True when the ops were replaced by their bodies.
+        sites: The sites that were rewritten.
+    """
+
+    version: str
+    original: str
+    inlined: bool
+    sites: tuple[RewrittenSite, ...]
+
+
+def read_record(model: ir.Model) -> Record | None:
+    """What a rewritten model says about itself; None for a model that was not rewritten.
+
+    Raises:
+        InvalidModel: The model's metadata was damaged.
+    """
+    text = model.metadata_props.get(METADATA)
+    if text is None:
+        return None
+    try:
+        data = json.loads(text)
+        sites = tuple(RewrittenSite.from_json(site) for site in data["sites"])
+        return Record(data["version"], data["original"], data["inlined"], sites)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidModel(f"the metadata {METADATA!r} of the model cannot be read: {error}") from None
+
+
+def refuse_rewritten(model: ir.Model) -> None:
+    """Raise AlreadyRewritten for a model that carries quantized attention already."""
+    if METADATA in model.metadata_props or DOMAIN in model.graph.opset_imports:
+        raise AlreadyRewritten("the model is rewritten already; start from the original")
+
+
+def write_record(model: ir.Model, record: Record) -> None:
+    """Put the record into the model's metadata."""
+    data = {**dataclasses.asdict(record), "sites": [site.to_json() for site in record.sites]}
+    model.metadata_props[METADATA] = json.dumps(data)

@@ -1,0 +1,356 @@
+"""Every kernel of the native library against numerics.py, on whatever instruction sets this machine has."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from native_models import attention_model, available_kernels, kernel_name, rows_model, run_attention, session
+
+from onnx_attnq import numerics
+from onnx_attnq.scheme import Normalize, QuantScheme, Reference, Rounding, Spacing, preset
+
+pytestmark = pytest.mark.skipif(not available_kernels(), reason="the native library was not built: make native")
+
+ALL_KERNELS = pytest.mark.parametrize("kernels", available_kernels())
+
+FORMS = [
+    QuantScheme(reference, normalize, 0.02 if reference is Reference.ROW_MAX else 0.01, 3, spacing, rounding)
+    for reference in Reference
+    for normalize in Normalize
+    for spacing in Spacing
+    for rounding in Rounding
+] + [QuantScheme(reference, normalize, 0.01) for reference in Reference for normalize in Normalize]
+SCHEMES = [preset(name) for name in ("row-log", "ji2021", "ji2021-linear", "boolean", "prune-only", "identity")]
+
+# Float32 sums of a few hundred products or weights; a flipped code moves a value a thousand times as far.
+SUM_TOLERANCE = 2e-5
+# The kernels may choose another code where x is nearer an edge than numerics.EDGE_ULPS: so rare that rows drawn at
+# random hold almost none.
+EDGE_SHARE = 1e-3
+
+
+def label(scheme: QuantScheme) -> str:
+    fields = (scheme.reference, scheme.spacing, scheme.rounding, scheme.normalize)
+    return "-".join(str(field) for field in fields if field is not None)
+
+
+def near_edge(x: np.ndarray, scheme: QuantScheme, ulps: float = numerics.EDGE_ULPS) -> np.ndarray:
+    """Rows in which float32 may choose another code; a scheme that prunes nothing has no edge."""
+    if scheme.threshold == 0.0 or x.shape[-1] == 0:
+        return np.zeros(x.shape[:-1], bool)
+    return numerics.near_edge(np.nan_to_num(x, nan=0.0), scheme, ulps).any(axis=-1)
+
+
+def assert_rows_agree(got: np.ndarray, x: np.ndarray, expected: np.ndarray, scheme: QuantScheme) -> None:
+    """Rows agree but where one of their x is so near an edge that its code may be the next one."""
+    doubtful = near_edge(x, scheme)
+    assert doubtful.mean() <= EDGE_SHARE * max(x.shape[-1], 1) + 1 / doubtful.size
+    np.testing.assert_allclose(got[~doubtful], expected[~doubtful], rtol=SUM_TOLERANCE, atol=SUM_TOLERANCE)
+
+
+def check_softmax(kernels: str, scores: np.ndarray, scheme: QuantScheme) -> None:
+    got = session(rows_model("softmax", scheme), kernels=kernels).run(None, {"x": scores})[0]
+    probabilities = numerics.softmax(scores)
+    x = numerics.relative(probabilities, scheme)
+    assert_rows_agree(got, x, numerics.quantize_scores(scores, scheme), scheme)
+
+
+def check_attention(
+    kernels: str,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    scheme: QuantScheme,
+    mask: np.ndarray | float = 0.0,
+    scale: float = 0.3,
+) -> None:
+    got = run_attention(attention_model(scheme, scale=scale, rank=q.ndim), q, k, v, mask, kernels=kernels)
+    with np.errstate(all="ignore"):
+        expected = numerics.quantized_attention(q, k, v, scheme, mask, scale)
+        scores = (q.astype(np.float64) @ np.swapaxes(k.astype(np.float64), -1, -2)) * scale + mask
+        x = numerics.relative(numerics.softmax(scores), scheme) if k.shape[-2] else scores
+    # Scores are float32 sums here: x moves by more than the ULPs that numerics.near_edge allows for given scores.
+    near = near_edge(x, scheme, ulps=200)
+    assert near.mean() <= 0.02 * max(x.shape[-1], 1) ** 0.5 + 1 / max(near.size, 1)
+    np.testing.assert_allclose(got[~near], expected[~near], rtol=SUM_TOLERANCE, atol=SUM_TOLERANCE)
+
+
+def draw(seed: int, *shape: int, spread: float = 1.0) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal(shape) * spread).astype(np.float32)
+
+
+@ALL_KERNELS
+def test_the_forced_kernel_is_the_one_that_runs(kernels: str) -> None:
+    assert kernel_name(kernels) == kernels
+
+
+def test_unforced_the_best_kernel_runs() -> None:
+    best_first = [name for name in ("avx512", "avx2", "neon", "scalar") if name in available_kernels()]
+    assert kernel_name() == best_first[0]
+
+
+def test_an_unknown_kernel_is_an_error_that_names_the_known_ones() -> None:
+    with pytest.raises(Exception, match=r"ONNX_ATTNQ_ISA=mmx is unknown; known here: .*scalar"):
+        kernel_name("mmx")
+
+
+@ALL_KERNELS
+@pytest.mark.parametrize("scheme", FORMS, ids=label)
+def test_softmax_of_every_form(kernels: str, scheme: QuantScheme) -> None:
+    check_softmax(kernels, draw(1, 2, 3, 17, 75, spread=2), scheme)
+
+
+@ALL_KERNELS
+@pytest.mark.parametrize("scheme", FORMS, ids=label)
+def test_probabilities_of_every_form(kernels: str, scheme: QuantScheme) -> None:
+    p = numerics.softmax(draw(2, 2, 17, 75, spread=2)).astype(np.float32) * np.float32(0.7)
+    got = session(rows_model("probabilities", scheme), kernels=kernels).run(None, {"x": p})[0]
+    x = numerics.relative(p, scheme)
+    assert_rows_agree(got, x, numerics.quantize_probabilities(p, scheme), scheme)
+
+
+@ALL_KERNELS
+@pytest.mark.parametrize("scheme", FORMS, ids=label)
+def test_attention_of_every_form(kernels: str, scheme: QuantScheme) -> None:
+    check_attention(kernels, draw(3, 2, 3, 19, 24), draw(4, 2, 3, 70, 24), draw(5, 2, 3, 70, 24), scheme)
+
+
+@ALL_KERNELS
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("name", ["row-log", "ji2021", "ji2021-linear-pruned"])
+def test_every_number_of_bits(kernels: str, bits: int, name: str) -> None:
+    scheme = preset(name, bits=bits)
+    scores = draw(bits, 40, 90, spread=2)
+    got = session(rows_model("softmax", scheme), kernels=kernels).run(None, {"x": scores})[0]
+    x = numerics.relative(numerics.softmax(scores), scheme)
+    # With 8 bits an edge is never far: compare value by value, and let one value move by one level.
+    sure = ~numerics.near_edge(x, scheme)
+    expected = numerics.quantize_scores(scores, scheme)
+    assert sure.mean() > 0.95
+    np.testing.assert_allclose(got[sure], expected[sure], rtol=2e-2 if not sure.all() else SUM_TOLERANCE, atol=1e-6)
+
+
+LENGTHS = [*range(1, 36), *range(60, 70), 95, 96, 97, 126, 127, 128, 129, 130, 191, 192, 193, 255, 256, 257]
+EVERY_LENGTH = [*range(1, 131), *(n + d for n in (192, 256, 384, 512) for d in (-1, 0, 1))]
+
+
+@ALL_KERNELS
+def test_lengths_around_tiles(kernels: str) -> None:
+    for length in LENGTHS:
+        check_softmax(kernels, draw(length, 8, length), preset("row-log"))
+        check_attention(
+            kernels,
+            draw(length, 1, length, 16),
+            draw(length + 1, 1, length, 16),
+            draw(length + 2, 1, length, 16),
+            SCHEMES[0],
+        )
+
+
+@pytest.mark.slow
+@ALL_KERNELS
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
+def test_every_length(kernels: str, scheme: QuantScheme) -> None:
+    for length in EVERY_LENGTH:
+        check_softmax(kernels, draw(length, 8, length), scheme)
+        for queries in (1, 3, length):
+            q, k, v = draw(length, 1, queries, 32), draw(length + 1, 1, length, 32), draw(length + 2, 1, length, 32)
+            check_attention(kernels, q, k, v, scheme)
+
+
+@ALL_KERNELS
+@pytest.mark.parametrize("queries", [1, 30])
+def test_head_sizes(kernels: str, queries: int) -> None:
+    for depth in [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 80, 96, 100, 128, 160]:
+        q, k, v = draw(depth, 1, queries, depth), draw(depth + 1, 1, 50, depth), draw(depth + 2, 1, 50, depth + 1)
+        for scheme in (SCHEMES[0], preset("identity")):  # sparse and dense products with the values
+            check_attention(kernels, q, k, v, scheme, scale=depth**-0.5)
+
+
+@pytest.mark.slow
+@ALL_KERNELS
+@pytest.mark.parametrize("queries", [1, 5, 61])
+def test_every_head_size(kernels: str, queries: int) -> None:
+    for depth in range(1, 161):
+        q, k, v = draw(depth, 1, queries, depth), draw(depth + 1, 1, 70, depth), draw(depth + 2, 1, 70, depth)
+        for scheme in SCHEMES:
+            check_attention(kernels, q, k, v, scheme, scale=depth**-0.5)
+
+
+PADDING = np.where(np.arange(45) < 20, 0.0, -np.inf).astype(np.float32)
+CAUSAL = np.where(np.arange(45)[None, :] <= np.arange(45)[:, None], 0.0, -np.inf).astype(np.float32)
+
+
+@ALL_KERNELS
+@pytest.mark.parametrize("floor", [-np.inf, -1e4, -1e9, float(np.finfo(np.float32).min)])
+@pytest.mark.parametrize("mask", [PADDING, CAUSAL, PADDING[None, None, None], CAUSAL[None]], ids=["p", "c", "p4", "c3"])
+def test_masks(kernels: str, floor: float, mask: np.ndarray) -> None:
+    mask = np.maximum(mask, np.float32(floor))
+    q, k, v = draw(1, 2, 3, 45, 16), draw(2, 2, 3, 45, 16), draw(3, 2, 3, 45, 16)
+    for scheme in (SCHEMES[0], SCHEMES[1], SCHEMES[4]):
+        check_attention(kernels, q, k, v, scheme, mask)
+
+
+@ALL_KERNELS
+def test_a_mask_along_each_axis(kernels: str) -> None:
+    q, k, v = draw(1, 2, 3, 45, 16), draw(2, 2, 3, 50, 16), draw(3, 2, 3, 50, 16)
+    for shape in [
+        (1,),
+        (50,),
+        (45, 1),
+        (45, 50),
+        (3, 1, 50),
+        (2, 1, 1, 50),
+        (2, 3, 45, 50),
+        (1, 3, 1, 1),
+        (1, 1, 45, 1),
+    ]:
+        check_attention(kernels, q, k, v, SCHEMES[0], draw(7, *shape, spread=3))
+
+
+@ALL_KERNELS
+@pytest.mark.parametrize("low", [-1e9, float(np.finfo(np.float32).min)])
+def test_a_row_that_is_masked_throughout_by_a_finite_number(kernels: str, low: float) -> None:
+    mask = CAUSAL.copy()
+    mask[[0, 13]] = -np.inf
+    mask = np.maximum(mask, np.float32(low))
+    q, k, v = draw(1, 1, 45, 16), draw(2, 1, 45, 16), draw(3, 1, 45, 16)
+    got = run_attention(attention_model(SCHEMES[0], rank=3), q, k, v, mask, kernels=kernels)
+    # At -1e9 and below, float32 scores are all the same number: a flat row.
+    np.testing.assert_allclose(got[0, [0, 13]], np.repeat(v[0].mean(0, keepdims=True), 2, 0), atol=1e-5)
+
+
+@ALL_KERNELS
+@pytest.mark.parametrize(("floor", "expected"), [(-np.inf, np.nan), (float(np.finfo(np.float32).min), 0.0)])
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
+def test_a_row_of_minus_infinity(kernels: str, floor: float, expected: float, scheme: QuantScheme) -> None:
+    mask = CAUSAL.copy()
+    mask[[2, 13]] = -np.inf
+    q, k, v = draw(1, 1, 45, 16), draw(2, 1, 45, 16), draw(3, 1, 45, 16)
+    model = attention_model(scheme, rank=3, row_max_floor=floor)
+    got = run_attention(model, q, k, v, mask, kernels=kernels)[0]
+    np.testing.assert_array_equal(got[[2, 13]], np.full((2, 16), expected, np.float32))
+    assert np.isfinite(np.delete(got, [2, 13], axis=0)).all()
+
+
+@ALL_KERNELS
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
+def test_special_scores(kernels: str, scheme: QuantScheme) -> None:
+    scores = draw(1, 8, 37)
+    scores[0, 5] = np.nan
+    scores[1, 36] = np.inf
+    scores[2, :] = -np.inf
+    scores[3, 1:] = -np.inf
+    scores[4] = -3e38
+    scores[5] = 1e-42
+    scores[6] = 0.0
+    scores[6, 9] = 300.0
+    with np.errstate(all="ignore"):
+        check_softmax(kernels, scores, scheme)
+
+
+@ALL_KERNELS
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
+def test_special_probabilities(kernels: str, scheme: QuantScheme) -> None:
+    p = numerics.softmax(draw(1, 5, 37)).astype(np.float32)
+    p[0, 36] = np.nan
+    p[1] = 0.0
+    p[2] = np.eye(37, dtype=np.float32)[3]
+    p[3] = 1e-41
+    got = session(rows_model("probabilities", scheme), kernels=kernels).run(None, {"x": p})[0]
+    expected = numerics.quantize_probabilities(p, scheme)
+    assert np.isnan(got[0]).all() or np.isnan(got[0, 36])
+    np.testing.assert_allclose(got[1:], expected[1:], rtol=SUM_TOLERANCE, atol=1e-6)
+
+
+@ALL_KERNELS
+def test_no_keys_no_queries_no_batch(kernels: str) -> None:
+    model = attention_model(SCHEMES[0])
+    empty = run_attention(model, draw(1, 2, 3, 5, 8), draw(1, 2, 3, 0, 8), draw(1, 2, 3, 0, 8), kernels=kernels)
+    np.testing.assert_array_equal(empty, np.zeros((2, 3, 5, 8), np.float32))
+    for shape in [(0, 3, 5, 8), (2, 3, 0, 8)]:
+        got = run_attention(
+            model, np.zeros(shape, np.float32), draw(1, *shape[:2], 4, 8), draw(1, *shape[:2], 4, 8), kernels=kernels
+        )
+        assert got.shape == shape
+
+
+@ALL_KERNELS
+def test_layouts_as_exports_have_them(kernels: str) -> None:
+    q, k, v = draw(1, 2, 37, 3, 16), draw(2, 2, 55, 3, 16), draw(3, 2, 55, 3, 16)  # (B, L, H, D)
+    expected = numerics.quantized_attention(*(np.swapaxes(t, 1, 2) for t in (q, k, v)), SCHEMES[0])
+    perms = {"q_perm": [0, 2, 1, 3], "k_perm": [0, 2, 3, 1], "v_perm": [0, 2, 1, 3], "out_perm": [0, 2, 1, 3]}
+    straight = run_attention(attention_model(SCHEMES[0], **perms), q, k, v, kernels=kernels)
+    np.testing.assert_allclose(np.swapaxes(straight, 1, 2), expected, atol=0.02, rtol=0.02)
+    # Keys and values transposed already, and a context that stays (B, H, L, D).
+    kt, vt = (np.ascontiguousarray(t.transpose(0, 2, 3, 1)) for t in (k, v))
+    perms = {"q_perm": [0, 2, 1, 3], "k_perm": [0, 1, 2, 3], "v_perm": [0, 1, 3, 2]}
+    for rows in (37, 1):
+        got = run_attention(attention_model(SCHEMES[0], **perms), q[:, :rows], kt, vt, kernels=kernels)
+        np.testing.assert_allclose(np.swapaxes(got, 1, 2), straight[:, :rows], atol=1e-5, rtol=1e-5)
+
+
+@ALL_KERNELS
+@pytest.mark.parametrize("queries", [1, 2, 20])
+def test_grouped_queries_read_shared_keys(kernels: str, queries: int) -> None:
+    q, k, v = draw(1, 2, 3, 4, queries, 16), draw(2, 2, 3, 1, 33, 16), draw(3, 2, 3, 1, 33, 16)
+    mask = draw(4, 2, 1, 1, queries, 33)
+    shared = run_attention(attention_model(SCHEMES[0], rank=5), q, k, v, mask, kernels=kernels)
+    copied = [np.ascontiguousarray(np.broadcast_to(t, (2, 3, 4, 33, 16))) for t in (k, v)]
+    own = run_attention(attention_model(SCHEMES[0], rank=5), q, *copied, mask, kernels=kernels)
+    np.testing.assert_allclose(shared, own, rtol=1e-5, atol=1e-5)
+
+
+@ALL_KERNELS
+def test_a_table_for_each_head(kernels: str) -> None:
+    schemes = [preset("row-log", bits=bits, threshold=t) for bits, t in ((3, 0.01), (2, 0.03), (4, 0.001))]
+    q, k, v = draw(1, 2, 3, 21, 16), draw(2, 2, 3, 33, 16), draw(3, 2, 3, 33, 16)
+    got = run_attention(attention_model(*schemes), q, k, v, kernels=kernels)
+    for head, scheme in enumerate(schemes):
+        alone = run_attention(
+            attention_model(scheme), *(np.ascontiguousarray(t[:, head : head + 1]) for t in (q, k, v)), kernels=kernels
+        )
+        np.testing.assert_array_equal(got[:, head : head + 1], alone)
+    scores = draw(4, 2, 3, 5, 40)
+    rows = session(rows_model("softmax", *schemes), kernels=kernels).run(None, {"x": scores})[0]
+    for head, scheme in enumerate(schemes):
+        alone = session(rows_model("softmax", scheme), kernels=kernels).run(None, {"x": scores[:, head]})[0]
+        np.testing.assert_array_equal(rows[:, head], alone)
+
+
+INT16_SCORE_ERROR = 4e-3
+"""Error of a score from 16-bit products, relative to |q| |k| scale: both are rounded to about 12 bits."""
+
+
+@ALL_KERNELS
+def test_int16_products_stay_within_their_tolerance(kernels: str) -> None:
+    q, k, v = draw(1, 4, 64, 64), draw(2, 4, 200, 64), draw(3, 4, 200, 64)
+    scheme = preset("identity")  # without codes: what differs is the scores
+    got = run_attention(attention_model(scheme, rank=3, scale=0.125, qk=1), q, k, v, kernels=kernels)
+    expected = numerics.quantized_attention(q, k, v, scheme, scale=0.125)
+    np.testing.assert_allclose(got, expected, atol=INT16_SCORE_ERROR * np.abs(v).max(), rtol=0)
+
+
+@ALL_KERNELS
+def test_int16_products_flip_few_codes(kernels: str) -> None:
+    q, k, v = draw(1, 4, 64, 64), draw(2, 4, 200, 64), draw(3, 4, 200, 64)
+    exact = run_attention(attention_model(SCHEMES[0], rank=3, scale=0.125), q, k, v, kernels=kernels)
+    short = run_attention(attention_model(SCHEMES[0], rank=3, scale=0.125, qk=1), q, k, v, kernels=kernels)
+    assert (np.abs(exact - short) > 1e-3).mean() < 0.1
+    assert np.abs(exact - short).max() < 0.1
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_attention_of_any_shape(data: st.DataObject) -> None:
+    kernels = data.draw(st.sampled_from(available_kernels()))
+    scheme = data.draw(st.sampled_from(FORMS))
+    batch = tuple(data.draw(st.lists(st.integers(1, 3), max_size=3)))
+    queries, keys = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 150))
+    depth, value_depth = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
+    seed = data.draw(st.integers(0, 1000))
+    q = draw(seed, *batch, queries, depth)
+    k, v = draw(seed + 1, *batch, keys, depth), draw(seed + 2, *batch, keys, value_depth)
+    check_attention(kernels, q, k, v, scheme, draw(seed + 3, queries, keys), scale=depth**-0.5)
