@@ -166,6 +166,7 @@ def attention_attributes(
     return [
         *(ir.AttrTensor(name, ir.tensor(np.array([value], np.float32), name=name)) for name, value in numbers.items()),
         *(ir.AttrInt64s(name, tuple(perm)) for name, perm in perms.items()),
+        ir.AttrInt64("qk", 0),
     ]
 
 
