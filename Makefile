@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check native native-sanitize native-aarch64 clean
+.PHONY: demo test test-slow check docs native native-sanitize native-aarch64 clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,11 @@ check: $(VENV)/.test-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The pages, in build/docs. The examples of the tests are what the table of supported forms is made of.
+docs: $(VENV)/.docs-installed
+	$(BIN)/python tests/forms_page.py
+	$(BIN)/sphinx-build -W --keep-going -n -b html docs build/docs
 
 clean:
 	rm -rf $(VENV) build dist .demo

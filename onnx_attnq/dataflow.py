@@ -59,6 +59,14 @@ class Dataflow:
             graph = outer if isinstance(outer, ir.Graph) else None
         return values
 
+    def loops_around(self, value: ir.Value) -> int:
+        """How many Loop and Scan nodes a value is inside of."""
+        count, graph = 0, value.graph
+        while isinstance(graph, ir.Graph) and (owner := self.owner(graph)) is not None:
+            count += owner.op_type != "If"
+            graph = owner.graph
+        return count
+
     def depends_on_data(self, value: ir.Value | None) -> bool:
         """False for initializers, constants, shapes, and whatever is computed from these alone."""
         if value is None:

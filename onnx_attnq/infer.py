@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import onnx_ir as ir
@@ -13,68 +14,26 @@ _BROADCAST: Final = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Where"
 _SAME: Final = frozenset(
     {"Cast", "Identity", "Dropout", "Clip", "Tanh", "Softmax", "LogSoftmax", "Slice", "Neg", "Exp"}
 )
-_MOVES: Final = frozenset(
-    {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Slice", "Gather", "Flatten", "Concat"}
-)
 
 
-def rank_of(value: ir.Value | None, depth: int = _MOST_DEPTH) -> int | None:
+def rank_of(value: ir.Value | None) -> int | None:
     """The number of axes from the value's shape, or else from the nodes that compute it; None if unknown."""
-    if value is None or depth == 0:
-        return None
-    if value.shape is not None:
-        return len(value.shape)
-    tensor = constant(value)
-    if tensor is not None:
-        return len(tensor.shape)
+    return _rank(value, _MOST_DEPTH, {})
+
+
+def dtype_of(value: ir.Value | None) -> ir.DataType | None:
+    """The element type from the value's type, or else from the nodes that compute it; None if unknown."""
+    return _dtype(value, _MOST_DEPTH, {})
+
+
+def branch_outputs(value: ir.Value) -> tuple[ir.Value, ...]:
+    """What the branches of an If give for one of its outputs."""
     node = value.producer()
     if node is None:
-        return None
-    if node.op_type in _BROADCAST:
-        # One known operand is enough: the scores are never of lower rank than their mask.
-        known = [r for v in node.inputs if (r := rank_of(v, depth - 1)) is not None]
-        return max(known, default=None)
-    if node.op_type in _SAME:
-        return rank_of(node.inputs[0], depth - 1)
-    if node.op_type == "Transpose" and (perm := node.attributes.get("perm")) is not None:
-        return len(perm.as_ints())
-    if node.op_type == "Reshape":
-        return _length(node.inputs[1], depth - 1)
-    if node.op_type in ("Unsqueeze", "Squeeze"):
-        rank, axes = rank_of(node.inputs[0], depth - 1), axes_of(node)
-        if rank is None or axes is None:
-            return None
-        return rank + len(axes) if node.op_type == "Unsqueeze" else rank - len(axes)
-    return None
-
-
-def dtype_of(value: ir.Value | None, depth: int = _MOST_DEPTH) -> ir.DataType | None:
-    """The element type from the value's type, or else from the nodes that compute it; None if unknown."""
-    if value is None or depth == 0:
-        return None
-    if value.dtype is not None:
-        return value.dtype
-    tensor = constant(value)
-    if tensor is not None:
-        return tensor.dtype
-    node = value.producer()
-    if node is None or not node.inputs:
-        return None
-    if node.op_type == "Cast":
-        to = node.attributes.get("to")
-        return None if to is None else ir.DataType(to.as_int())
-    match node.op_type:
-        case "Where":
-            candidates = node.inputs[1:]
-        case "DequantizeLinear" | "CastLike":
-            candidates = node.inputs[1:2]
-        case op if op in _BROADCAST or op == "Einsum":
-            candidates = node.inputs
-        case op if op in _SAME or op in _MOVES:
-            candidates = node.inputs[:1]
-        case _:
-            return None
-    return next((d for v in candidates if (d := dtype_of(v, depth - 1)) is not None), None)
+        return ()
+    index = node.outputs.index(value)
+    branches = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+    return tuple(branch.outputs[index] for branch in branches if index < len(branch.outputs))
 
 
 def axes_of(node: ir.Node) -> list[int] | None:
@@ -123,3 +82,82 @@ def _length(value: ir.Value | None, depth: int) -> int | None:
     if node.op_type in ("Cast", "Identity"):
         return _length(node.inputs[0], depth - 1)
     return None
+
+
+def _rank(value: ir.Value | None, depth: int, known: dict[ir.Value, int | None]) -> int | None:
+    """`rank_of`; ``known`` keeps a graph whose branches meet again and again from being walked once for each path."""
+    if value is None or depth == 0:
+        return None
+    if value not in known:
+        known[value] = None
+        known[value] = _computed_rank(value, depth - 1, known)
+    return known[value]
+
+
+def _computed_rank(value: ir.Value, depth: int, known: dict[ir.Value, int | None]) -> int | None:
+    if value.shape is not None:
+        return len(value.shape)
+    tensor = constant(value)
+    if tensor is not None:
+        return len(tensor.shape)
+    node = value.producer()
+    if node is None:
+        return None
+    if node.op_type == "If":
+        return max((r for v in branch_outputs(value) if (r := _rank(v, depth, known)) is not None), default=None)
+    if node.op_type in _BROADCAST or node.op_type == "Concat":
+        ranks = {v: _rank(v, depth, known) for v in node.inputs if v is not None}
+        if None in ranks.values():
+            # The scores are never of lower rank than their mask; a weight or a bias says nothing of what it meets.
+            ranks = {v: rank for v, rank in ranks.items() if constant(v) is None}
+        return max((rank for rank in ranks.values() if rank is not None), default=None)
+    if node.op_type in _SAME:
+        return _rank(node.inputs[0], depth, known)
+    if node.op_type == "Gather":
+        data, indices = (_rank(v, depth, known) for v in node.inputs[:2])
+        return None if data is None or indices is None else data + indices - 1
+    if node.op_type == "Transpose" and (perm := node.attributes.get("perm")) is not None:
+        return len(perm.as_ints())
+    if node.op_type == "Reshape":
+        return _length(node.inputs[1], depth)
+    if node.op_type in ("Unsqueeze", "Squeeze"):
+        rank, axes = _rank(node.inputs[0], depth, known), axes_of(node)
+        if rank is None or axes is None:
+            return None
+        return rank + len(axes) if node.op_type == "Unsqueeze" else rank - len(axes)
+    return None
+
+
+def _dtype(value: ir.Value | None, depth: int, known: dict[ir.Value, ir.DataType | None]) -> ir.DataType | None:
+    """`dtype_of`, with ``known`` as in `_rank`."""
+    if value is None or depth == 0:
+        return None
+    if value not in known:
+        known[value] = None
+        known[value] = _computed_dtype(value, depth - 1, known)
+    return known[value]
+
+
+def _computed_dtype(value: ir.Value, depth: int, known: dict[ir.Value, ir.DataType | None]) -> ir.DataType | None:
+    if value.dtype is not None:
+        return value.dtype
+    tensor = constant(value)
+    if tensor is not None:
+        return tensor.dtype
+    node = value.producer()
+    if node is None or not node.inputs:
+        return None
+    if node.op_type == "Cast":
+        to = node.attributes.get("to")
+        return None if to is None else ir.DataType(to.as_int())
+    match node.op_type:
+        case "If":
+            candidates: Sequence[ir.Value | None] = branch_outputs(value)
+        case "DequantizeLinear" | "CastLike":
+            candidates = node.inputs[1:2]
+        case "QuantizeLinear":
+            candidates = ()
+        case _:  # the rest computes in the type of its numbers; conditions, indices and codes are none
+            candidates = node.inputs
+    types = (_dtype(v, depth, known) for v in candidates)
+    return next((d for d in types if d is not None and d.is_floating_point()), None)

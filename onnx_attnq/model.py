@@ -167,7 +167,8 @@ def _innermost(error: BaseException) -> str:
     """The first line of the cause; onnx_ir repeats whole nodes in the messages around it."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return "".join(character if character.isprintable() else "?" for character in line)
 
 
 def _attribute_tensors(attributes: Iterable[ir.Attr]) -> Iterator[ir.TensorProtocol]:

@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 from typing import Final
 
-import onnx_attnq
-
 _NAMES: Final = {"win32": "onnx_attnq.dll", "darwin": "libonnx_attnq.dylib"}
 
 
@@ -25,7 +23,7 @@ def native_library() -> Path | None:
     """
     name = _NAMES.get(sys.platform, "libonnx_attnq.so")
     # An editable installation has two directories: the sources, and where the library was installed.
-    candidates = (Path(directory).resolve() / name for directory in onnx_attnq.__path__)
+    candidates = (Path(directory).resolve() / name for directory in sys.modules[__package__].__path__)
     return next((path for path in candidates if path.is_file()), None)
 
 

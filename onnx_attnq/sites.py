@@ -20,10 +20,10 @@ from onnx_attnq import walk
 from onnx_attnq.attention import Attention, match_attention
 from onnx_attnq.dataflow import Dataflow
 from onnx_attnq.fused import is_fused_attention
-from onnx_attnq.infer import axes_of, axis_from_end, rank_of
+from onnx_attnq.infer import axes_of, axis_from_end, branch_outputs, rank_of
 from onnx_attnq.walk import Lost, Passed, Position, Product, describe
 
-_MOST_STEPS = 100_000
+_MOST_STEPS = 10_000
 """A bound on one walk, so that a hostile graph cannot make it endless."""
 
 
@@ -205,13 +205,16 @@ def _site(node: ir.Node, root: _Root, found: _Found, scope: str, taken: dict[str
 
 def is_softmax(node: ir.Node) -> bool:
     """True for a node that computes a softmax by itself."""
-    return node.op_type in ("Softmax", "LogSoftmax", "QLinearSoftmax")
+    domain = "com.microsoft" if node.op_type == "QLinearSoftmax" else ""
+    return node.op_type in ("Softmax", "LogSoftmax", "QLinearSoftmax") and node.domain == domain
 
 
 def _root(node: ir.Node, graph: ir.Graph) -> _Root | Lost | None:
     """The softmax that ``node`` computes; None when it computes none, Lost when it cannot be used."""
+    if node.domain and not is_softmax(node):
+        return None
     match node.op_type:
-        case "Softmax" | "QLinearSoftmax":
+        case "Softmax" | "QLinearSoftmax" if is_softmax(node):
             axis = _softmax_axis(node, graph)
             if isinstance(axis, Lost):
                 return axis
@@ -276,7 +279,7 @@ def _decomposed(node: ir.Node) -> _Root | None:
 
 def _row_sum_axis(value: ir.Value | None, exp: ir.Value) -> int | None:
     """The axis of the ReduceSum over ``exp`` that ``value`` is, give or take an epsilon."""
-    value = _through(value, ("Cast", "Identity", "Add", "Max", "Clip", "Expand", "Unsqueeze"))
+    value = _through(value, ("Cast", "Identity", "Add", "Max", "Clip", "Expand", "Unsqueeze", "Reshape"))
     node = None if value is None else value.producer()
     if node is None or node.op_type != "ReduceSum" or _through(node.inputs[0], ("Cast", "Identity")) is not exp:
         return None
@@ -328,10 +331,10 @@ def _judge(root: _Root, flow: Dataflow) -> _Found | _Refusal:
     story: list[str] = []
     start = root.scores if root.scores is not None else root.node.inputs[0]
     before = _walk_back(start, root.axis, flow, story)
+    if not before.products:
+        return _Refusal(before.reason or "no product of query and key leads to it", tuple(story), before.lost_in)
     after = _walk_on(root.probabilities, root.axis, flow, story)
     lost_in = before.lost_in | after.lost_in
-    if not before.products:
-        return _Refusal(before.reason or "no product of query and key leads to it", tuple(story), lost_in)
     if not after.products:
         return _Refusal(after.reason or "no product with V follows it", tuple(story), lost_in)
     chain = (*before.chain, f"[{root.node.op_type}]", *after.chain)
@@ -363,7 +366,7 @@ def _walk_back(start: ir.Value | None, axis: int, flow: Dataflow, story: list[st
         if (position.value, position.axis) in seen:
             continue
         seen.add((position.value, position.axis))
-        step = _enter_if(position, flow) or walk.backward(position.value, position.axis)
+        step = _enter_if(position) or walk.backward(position.value, position.axis)
         node = position.value.producer()
         op = () if node is None else (node.op_type,)
         match step:
@@ -388,14 +391,12 @@ def _walk_back(start: ir.Value | None, axis: int, flow: Dataflow, story: list[st
     return _Walked(tuple(products), reason, chains[0] if chains else (), frozenset(lost_in))
 
 
-def _enter_if(position: Position, flow: Dataflow) -> Passed | None:
+def _enter_if(position: Position) -> Passed | None:
     """The outputs of both branches, for a value that an If computes."""
     node = position.value.producer()
     if node is None or node.op_type != "If":
         return None
-    index = node.outputs.index(position.value)
-    branches = [g for g in flow.graphs if flow.owner(g) is node]
-    return Passed(tuple(Position(g.outputs[index], position.axis) for g in branches if index < len(g.outputs)))
+    return Passed(tuple(Position(output, position.axis) for output in branch_outputs(position.value)))
 
 
 def _is_score(product: Product, flow: Dataflow, mixed: bool) -> str | Position | None:
@@ -404,8 +405,9 @@ def _is_score(product: Product, flow: Dataflow, mixed: bool) -> str | Position |
     if not flow.depends_on_data(product.with_axis.value):
         return f"the softmax runs over an axis that a weight of {name} supplies, as in a router or classifier"
     if not flow.depends_on_data(product.other) and walk.is_linear(product):
-        # Talking heads mix the scores of the heads with one square matrix before the softmax.
-        if not mixed and walk.is_square(product):
+        # Talking heads mix the scores of the heads with one square matrix before the softmax. Scores with
+        # heads have four axes; fewer are a linear layer on tokens.
+        if not mixed and walk.is_square(product) and (rank_of(product.with_axis.value) or 4) >= 4:
             return product.with_axis
         return f"{name} is a linear layer of one input, as in additive pooling: there is no query"
     if _is_probabilities(product.with_axis.value) or _is_probabilities(product.other):
@@ -437,6 +439,8 @@ def _walk_on(start: ir.Value, axis: int, flow: Dataflow, story: list[str]) -> _W
         for use in position.value.uses():
             step = walk.forward(use.node, use.idx, position.axis)
             op = use.node.op_type
+            if isinstance(step, Passed) and sum(map(flow.depends_on_data, walk.operands(use.node))) > 1:
+                step = Lost(f"{describe(use.node)} multiplies it along another axis, as slots are updated")
             match step:
                 case Passed(positions):
                     pending.extend((p, (*chain, op)) for p in positions)

@@ -9,6 +9,8 @@ one of three: the axis lives on in other values (`Passed`), it meets its partner
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import onnx_ir as ir
@@ -20,7 +22,8 @@ from onnx_attnq.infer import axes_of, axis_from_end, rank_of
 _ELEMENTWISE: dict[str, tuple[int, ...] | None] = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Pow"), None),
     **dict.fromkeys(("Cast", "CastLike", "Identity", "Dropout", "Clip", "Tanh", "Neg", "Exp", "Trilu"), (0,)),
-    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "ScatterND", "ScatterElements", "Expand", "Pad"), (0,)),
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "ScatterND", "Expand", "Pad"), (0,)),
+    "ScatterElements": (0, 2),
     "Where": (1, 2),
     # com.microsoft
     "QLinearAdd": (0, 3),
@@ -28,6 +31,7 @@ _ELEMENTWISE: dict[str, tuple[int, ...] | None] = {
     "BiasDropout": (0,),
     "BitmaskDropout": (0,),
 }
+_DOMAINS = ("", "com.microsoft")
 # op: (left operand, right operand) of a product over the last two axes.
 _MATMULS: dict[str, tuple[int, int]] = {
     "MatMul": (0, 1),
@@ -100,6 +104,8 @@ def forward(node: ir.Node, index: int, axis: int) -> Step:
     A product that does not contract the axis passes it on, as the head mixing of talking heads does.
     """
     op, output = node.op_type, node.outputs[0]
+    if node.domain not in _DOMAINS:
+        return Lost(f"{describe(node)} is not a standard op", node.op_identifier())
     if op in _MATMULS:
         left, right = _MATMULS[op]
         if index not in (left, right):
@@ -145,6 +151,8 @@ def backward(value: ir.Value, axis: int) -> Step:
             f"{value.name!r} is an input of the graph" if value.is_graph_input() else f"{value.name!r} is constant"
         )
     op = node.op_type
+    if node.domain not in _DOMAINS:
+        return Lost(f"{describe(node)} is not a standard op", node.op_identifier())
     if op in _MATMULS:
         left, right = (node.inputs[i] if i < len(node.inputs) else None for i in _MATMULS[op])
         if left is None or right is None:
@@ -160,13 +168,15 @@ def backward(value: ir.Value, axis: int) -> Step:
         carried = _ELEMENTWISE.get(op)
         operands = node.inputs if carried is None else [node.inputs[i] for i in carried if i < len(node.inputs)]
         return Passed(tuple(Position(v, axis) for v in operands if v is not None and _has_axis(v, axis)))
-    if op in ("Split", "Slice", "Gather", "GatherElements", "Tile") and node.inputs[0] is not None:
+    if op in ("Split", "Slice", "Gather", "GatherElements", "Tile", "TopK") and node.inputs[0] is not None:
         # Gather along an axis keeps the number of axes only with one-dimensional indices.
         if op == "Gather" and rank_of(node.inputs[0]) != rank_of(value):
             return Lost(f"{describe(node)} changes the number of axes")
         return Passed((Position(node.inputs[0], axis),))
     if not node.inputs or node.inputs[0] is None:
         return Lost(f"{describe(node)} is not part of a score computation")
+    if op == "Conv" and _is_pointwise(node) and axis >= -2 and node.inputs[1] is not None:
+        return Product(node, Position(node.inputs[0], axis), node.inputs[1], is_left=True)
     moved = _layout(node, axis, to_output=False)
     return moved if isinstance(moved, Lost) else _passed(node.inputs[0], moved)
 
@@ -176,18 +186,27 @@ def describe(node: ir.Node) -> str:
     return f"{node.op_type} {node.name or node.outputs[0].name!r}"
 
 
+def operands(node: ir.Node) -> tuple[ir.Value, ...]:
+    """What a product multiplies: no scales, zero points or addends; nothing for any other op."""
+    if node.op_type == "Einsum":
+        found = tuple(node.inputs)
+    else:
+        found = tuple(node.inputs[i] for i in _MATMULS.get(node.op_type, ()) if i < len(node.inputs))
+    return tuple(value for value in found if value is not None)
+
+
 def is_linear(product: Product) -> bool:
     """True for a product with a matrix on the right: a linear layer, if that matrix is a weight."""
-    if product.node.op_type == "MatMulNBits":
+    if product.node.op_type in ("MatMulNBits", "Conv"):
         return product.is_left
     rank = rank_of(product.other)
     return product.is_left and rank is not None and rank <= 2
 
 
 def is_square(product: Product) -> bool:
-    """True when the other operand of the product is known to be a square matrix."""
+    """True when the other operand of the product is known to be a square matrix, or a pointwise Conv with one."""
     shape = product.other.shape
-    return shape is not None and len(shape) == 2 and isinstance(shape[0], int) and shape[0] == shape[1]
+    return shape is not None and len(shape) in (2, 4) and isinstance(shape[0], int) and shape[0] == shape[1]
 
 
 def _passed(value: ir.Value, axis: int) -> Passed:
@@ -263,32 +282,37 @@ def _squeeze(node: ir.Node, axis: int, *, inserts: bool) -> int | Lost:
 
 
 def _reshape(node: ir.Node, axis: int, before: ir.Value | None, after: ir.Value | None) -> int | Lost:
-    """Reshape keeps an axis when everything to its right, or everything to its left, stays equal.
+    """A Reshape keeps the order of elements, so an axis is where the same number of elements lies on one side of it.
 
-    Where shapes are unknown, the last axis is taken to stay the last: what merges or splits the axis of
-    the keys cannot be multiplied with V afterwards.
+    An axis that is split is followed in its innermost part, and one that is merged in the axis that it has
+    become the innermost part of: both are found again when a later Reshape undoes it. The last axis always
+    stays the last.
     """
-    a = None if before is None else before.shape
-    b = None if after is None else after.shape
-    if a is not None and b is not None:
-        right = range(-1, axis, -1)
-        if (
-            min(len(a), len(b)) >= -axis
-            and _maybe_equal(a[axis], b[axis])
-            and all(_surely_equal(a[i], b[i]) for i in right)
-        ):
-            return axis
-        position = len(a) + axis
-        if position >= 0 and all(i < len(b) and _surely_equal(a[i], b[i]) for i in range(position + 1)):
-            return position - len(b)
-        return Lost(f"{describe(node)} splits or merges the softmax axis")
     if axis == -1:
         return -1
-    return Lost(f"{describe(node)} has unknown shapes")
+    if before is None or before.shape is None or after is None or after.shape is None:
+        return Lost(f"{describe(node)} has unknown shapes")
+    a, b = before.shape, after.shape
+    if len(a) < -axis:
+        return Lost(f"{describe(node)} has fewer axes than expected")
+    inside = _size(a[len(a) + axis + 1 :])
+    outside = _size(a[: len(a) + axis])
+    same = [i for i in range(len(b)) if inside is not None and _size(b[i + 1 :]) == inside] or [
+        i for i in range(len(b)) if outside is not None and _size(b[:i]) == outside
+    ]
+    if not same:
+        return Lost(f"{describe(node)} splits or merges the softmax axis")
+    # Axes of size 1 beside it have as many elements on that side.
+    best = max(same, key=lambda i: (_surely_equal(a[axis], b[i]), b[i] != 1))
+    return best - len(b)
 
 
-def _maybe_equal(a: int | ir.SymbolicDim, b: int | ir.SymbolicDim) -> bool:
-    return a == b if isinstance(a, int) and isinstance(b, int) else True
+def _size(dims: Sequence[int | ir.SymbolicDim]) -> tuple[int, list[str]] | None:
+    """The number of elements as a number times symbols; None when a dim is unknown."""
+    symbols = [dim.value for dim in dims if not isinstance(dim, int)]
+    if any(symbol is None for symbol in symbols):
+        return None
+    return math.prod(dim for dim in dims if isinstance(dim, int)), sorted(s for s in symbols if s is not None)
 
 
 def _surely_equal(a: int | ir.SymbolicDim, b: int | ir.SymbolicDim) -> bool:

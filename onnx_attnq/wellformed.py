@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import graphlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final, TypeAlias
 
 import onnx
@@ -60,6 +60,7 @@ def check_model(proto: onnx.ModelProto) -> None:
     _check_graph(proto.graph, [])
     for function in proto.functions:
         names = set(function.input)
+        _check_attributes(function.attribute_proto, f"function {function.name!r}")
         _check_nodes(function.node, names, [])
         _check_defined(function.output, [names], f"function {function.name!r}")
 
@@ -198,7 +199,7 @@ def _check_nodes(nodes: Iterable[onnx.NodeProto], names: set[str], outer: list[s
         for name in filter(None, node.input):
             if not any(name in scope for scope in scopes):
                 raise InvalidModel(f"{_title(node)} reads {name!r}, which nothing defines")
-        _check_attributes(node)
+        _check_attributes(node.attribute, _title(node))
         for graph in _subgraphs(node):
             _check_graph(graph, scopes)
 
@@ -209,15 +210,18 @@ def _check_defined(names: Iterable[str], scopes: list[set[str]], owner: str) -> 
             raise InvalidModel(f"{owner} has the output {name!r}, which nothing defines")
 
 
-def _check_attributes(node: onnx.NodeProto) -> None:
-    names = [attribute.name for attribute in node.attribute]
+def _check_attributes(attributes: Collection[onnx.AttributeProto], owner: str) -> None:
+    names = [attribute.name for attribute in attributes]
     if len(set(names)) < len(names):
-        raise InvalidModel(f"{_title(node)} has two attributes of one name")
-    for attribute in node.attribute:
+        raise InvalidModel(f"{owner} has two attributes of one name")
+    for attribute in attributes:
         if attribute.type == onnx.AttributeProto.UNDEFINED and not attribute.ref_attr_name:
-            raise InvalidModel(f"{_title(node)}: attribute {attribute.name!r} has no type")
+            raise InvalidModel(f"{owner}: attribute {attribute.name!r} has no type")
+        for kind, field in ((onnx.AttributeProto.TENSOR, "t"), (onnx.AttributeProto.GRAPH, "g")):
+            if attribute.type == kind and not attribute.ref_attr_name and not attribute.HasField(field):
+                raise InvalidModel(f"{owner}: attribute {attribute.name!r} has no value")
         if attribute.type in (onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.SPARSE_TENSORS):
-            raise InvalidModel(f"{_title(node)}: attribute {attribute.name!r} is a sparse tensor: not supported")
+            raise InvalidModel(f"{owner}: attribute {attribute.name!r} is a sparse tensor: not supported")
 
 
 def _check_type(proto: onnx.TypeProto, name: str) -> None:
@@ -279,7 +283,8 @@ def _data_type(number: int, name: str) -> ir.DataType:
 
 
 def _title(node: onnx.NodeProto) -> str:
-    return f"{node.op_type or 'a'} node {node.name!r}"
+    op_type = node.op_type if node.op_type.isidentifier() else repr(node.op_type)  # one line, whatever it holds
+    return f"{op_type} node {node.name!r}"
 
 
 __all__ = [

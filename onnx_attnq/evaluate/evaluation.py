@@ -1,0 +1,120 @@
+"""An original and its compressed models on one task, side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onnx_attnq.evaluate.attention import AttentionFigures, Recording, attention_figures
+from onnx_attnq.evaluate.bootstrap import CONFIDENCE, RESAMPLES, SEED, Comparison, Interval, compare, interval
+from onnx_attnq.evaluate.records import FloatArray, Metric, Progress, no_progress
+from onnx_attnq.evaluate.task import Task
+from onnx_attnq.evaluate.text_model import TextModel
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CompressedModel:
+    """What one compressed model does on the task.
+
+    Attributes:
+        path: Its file.
+        comparisons: Each metric of the task, against the original.
+        attention: What it keeps of the attention.
+    """
+
+    path: Path
+    comparisons: tuple[Comparison, ...]
+    attention: AttentionFigures
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The result of a task.
+
+    Attributes:
+        task: Its name.
+        unit: What an example is.
+        count: Number of examples.
+        original: File of the original model.
+        metrics: Each metric of the original model with its interval, by name.
+        compressed: The compressed models, in the order they were given.
+    """
+
+    task: str
+    unit: str
+    count: int
+    original: Path
+    metrics: dict[str, Interval]
+    compressed: tuple[CompressedModel, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form that the command line writes; NaN becomes null."""
+        return {
+            "task": self.task,
+            "unit": self.unit,
+            "count": self.count,
+            "confidence": CONFIDENCE,
+            "original": {"path": str(self.original), "metrics": {n: i.to_json() for n, i in self.metrics.items()}},
+            "compressed": [
+                {
+                    "path": str(model.path),
+                    "metrics": [comparison.to_json() for comparison in model.comparisons],
+                    "attention": model.attention.to_json(),
+                }
+                for model in self.compressed
+            ],
+        }
+
+
+def evaluate(
+    task: Task,
+    original: str | os.PathLike[str],
+    compressed: Sequence[str | os.PathLike[str]],
+    tokenizer: Any,
+    *,
+    threads: int | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+    progress: Progress = no_progress,
+) -> Evaluation:
+    """Measure models on a task and compare them, example by example.
+
+    Args:
+        task: As `load_task` or `task_from_hub` gives it.
+        original: The ONNX file before compression.
+        compressed: Files that this tool made of it.
+        tokenizer: As `load_tokenizer` gives it.
+        threads: Threads inside an op; None leaves it to onnxruntime.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the resampling.
+        progress: Called after each example, with the examples done and those of all models.
+
+    Raises:
+        AttnqError: A model, the data, or an extra is not what the task needs.
+    """
+    paths = [Path(original), *map(Path, compressed)]
+    done = 0
+
+    def advance(of_model: int, total: int) -> None:
+        progress(done * total + of_model, len(paths) * total)
+
+    recording = Recording(TextModel.load(original, tokenizer, threads=threads))
+    before = task.records(recording.model, advance)
+    found = []
+    for path in paths[1:]:
+        done += 1
+        after = task.records(TextModel.load(path, tokenizer, threads=threads), advance)
+        comparisons = tuple(compare(before, after, metric, resamples=resamples, seed=seed) for metric in task.metrics)
+        found.append(CompressedModel(path, comparisons, attention_figures(path, recording.samples, threads=threads)))
+    metrics = {metric.name: _interval(before, metric, resamples, seed) for metric in task.metrics}
+    return Evaluation(task.name, task.unit, len(before), paths[0], metrics, tuple(found))
+
+
+def _interval(records: FloatArray, metric: Metric, resamples: int, seed: int) -> Interval:
+    return interval(lambda rows: metric.compute(records[rows]), len(records), resamples=resamples, seed=seed)
+
+
+__all__ = ["CompressedModel", "Evaluation", "evaluate"]

@@ -1,0 +1,63 @@
+"""What a task measures on each example, from which its metrics and their intervals follow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+Progress = Callable[[int, int], None]
+"""Called with the number of examples done and of all examples."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """The callback that does nothing."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Metric:
+    """A number for a whole data set, computed from the records of its examples.
+
+    Attributes:
+        name: As the field calls it: ``F1``, ``perplexity``.
+        compute: Takes records (n, k), float64, and returns the metric. Resampling the examples means resampling rows.
+        higher_is_better: Decides the sign of a loss.
+    """
+
+    name: str
+    compute: Callable[[FloatArray], float]
+    higher_is_better: bool = True
+
+
+def mean_of(column: int) -> Callable[[FloatArray], float]:
+    """A metric that is the mean of one column of the records.
+
+    >>> mean_of(1)(np.array([[0.0, 1.0], [0.0, 0.0]]))
+    0.5
+    """
+    return lambda records: float(records[:, column].mean())
+
+
+def ratio_of(numerator: int, denominator: int) -> Callable[[FloatArray], float]:
+    """A metric that is the sum of one column over the sum of another: a mean over tokens, not over texts.
+
+    >>> ratio_of(0, 1)(np.array([[1.0, 2.0], [3.0, 6.0]]))
+    0.5
+    """
+    return lambda records: float(records[:, numerator].sum() / records[:, denominator].sum())
+
+
+def exp_ratio_of(numerator: int, denominator: int) -> Callable[[FloatArray], float]:
+    """A perplexity: e to the sum of one column (nats) over the sum of another (tokens).
+
+    >>> exp_ratio_of(0, 1)(np.array([[np.log(2.0), 1.0], [np.log(8.0), 1.0]]))
+    4.0
+    """
+    return lambda records: float(np.exp(records[:, numerator].sum() / records[:, denominator].sum()))
+
+
+__all__ = ["FloatArray", "Metric", "Progress", "exp_ratio_of", "mean_of", "no_progress", "ratio_of"]

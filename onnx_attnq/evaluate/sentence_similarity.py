@@ -1,0 +1,56 @@
+"""Sentence similarity: cosine of two embeddings against human scores; Spearman's rank correlation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+
+from onnx_attnq.evaluate.data import Pair, pairs_from_rows, read_pairs
+from onnx_attnq.evaluate.embedding import embed
+from onnx_attnq.evaluate.records import FloatArray, Metric, Progress, no_progress
+from onnx_attnq.evaluate.text_model import MAX_LENGTH, TextModel
+from onnx_attnq.extras import require
+
+
+def spearman(records: FloatArray) -> float:
+    """Spearman's rank correlation of the first two columns, by scipy.
+
+    >>> spearman(np.array([[1.0, 0.1], [2.0, 0.2], [3.0, 0.9]]))
+    1.0
+    """
+    require("evaluate")
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(records[:, 0], records[:, 1]).statistic)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SentenceSimilarity:
+    """STS-B.
+
+    Records: the human score of each pair, and the cosine of the two embeddings.
+    """
+
+    pairs: tuple[Pair, ...]
+    max_length: int = MAX_LENGTH
+
+    name: ClassVar = "sentence-similarity"
+    unit: ClassVar = "pairs"
+    format: ClassVar = "STS-B: CSV of sentence, sentence, score"
+    read: ClassVar = staticmethod(read_pairs)
+    from_rows: ClassVar = staticmethod(pairs_from_rows)
+    metrics: ClassVar = (Metric("Spearman", spearman),)
+
+    def records(self, model: TextModel, progress: Progress = no_progress) -> FloatArray:
+        """(pairs, 2), float64."""
+        rows = []
+        for done, pair in enumerate(self.pairs, start=1):
+            cosine = embed(model, pair.first, self.max_length) @ embed(model, pair.second, self.max_length)
+            rows.append([pair.score, cosine])
+            progress(done, len(self.pairs))
+        return np.array(rows, dtype=np.float64)
+
+
+__all__ = ["SentenceSimilarity", "spearman"]

@@ -1,0 +1,58 @@
+"""The optional packages: a clear message when an extra is missing or other versions than its pins are installed.
+
+Heavy packages (torch, transformers, optimum, scipy, scikit-learn, datasets) are imported inside functions, after
+`require`. What an extra needs stands once, in pyproject.toml; it is read back from the metadata of the installation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import metadata
+from typing import Final
+
+from packaging.requirements import Requirement
+
+from onnx_attnq.errors import MissingExtra
+
+DISTRIBUTION: Final = "onnx-attnq"
+
+
+def require(extra: str) -> None:
+    """Check that what ``onnx-attnq[extra]`` asks for is installed, in versions that it allows.
+
+    Raises:
+        MissingExtra: A package is missing or has another version; the message says which, and what to run.
+    """
+    try:
+        declared = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:  # run from a source tree that was not installed: nothing to check against
+        return
+    if problem := first_problem(declared, extra):
+        raise MissingExtra(f"{problem}; run: pip install '{DISTRIBUTION}[{extra}]'")
+
+
+def first_problem(requirements: Iterable[str], extra: str) -> str | None:
+    """What is wrong with the first requirement of ``extra`` that is not met; None when all are.
+
+    >>> first_problem(["numpy>=1", "numpy>=99 ; extra == 'far'"], "near") is None
+    True
+    >>> first_problem(["no-such-package>=2 ; extra == 'far'"], "far")
+    "'far' needs no-such-package>=2, which is not installed"
+    """
+    for text in requirements:
+        requirement = Requirement(text)
+        if requirement.marker is None or not requirement.marker.evaluate({"extra": extra}):
+            continue
+        if requirement.marker.evaluate({"extra": ""}):  # a marker on something else, such as the Python version
+            continue
+        needed = f"{extra!r} needs {requirement.name}{requirement.specifier}"
+        try:
+            installed = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            return f"{needed}, which is not installed"
+        if not requirement.specifier.contains(installed, prereleases=True):
+            return f"{needed}, but {requirement.name} {installed} is installed"
+    return None
+
+
+__all__ = ["first_problem", "require"]

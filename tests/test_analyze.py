@@ -1,0 +1,338 @@
+"""`onnx-attnq analyze` from the command line to the files that it writes."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from click.testing import CliRunner
+from observed_models import attention, encoder, tokens
+from studies import make_study
+
+from onnx_attnq import analyze as analyze_module
+from onnx_attnq.analysis_report import report_html
+from onnx_attnq.analysis_tables import study_csv, study_json
+from onnx_attnq.analyze import analyze
+from onnx_attnq.cli import cli
+from onnx_attnq.errors import AttnqError, InvalidData
+from onnx_attnq.findings import findings, summary
+from onnx_attnq.metrics import METRICS, SCHEME_METRICS
+from onnx_attnq.scheme import preset
+from onnx_attnq.study import Study, scheme_label
+from onnx_attnq.token_labels import load_token_labels, separator_ids
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture
+def model(tmp_path):
+    ir.save(encoder(), tmp_path / "tiny.onnx")
+    return tmp_path / "tiny.onnx"
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "sentences"
+    folder.mkdir()
+    for k, lengths in enumerate([[5, 8], [11], [3, 4, 6]]):
+        np.savez(folder / f"{k}.npz", **tokens(lengths, seed=k))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def large_report():
+    """The report of a model with 12 layers of 12 heads, at the most tokens that an example shows."""
+    schemes = (preset(), preset(bits=2), preset("ji2021"), preset("ji2021", bits=2))
+    return report_html(make_study(layers=12, heads=12, tokens=40, schemes=schemes))
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, ["analyze", *map(str, arguments)], catch_exceptions=True)
+
+
+def test_the_command_writes_the_report_and_the_numbers(model, data):
+    result = run(model, "--data", data, "--data-name", "random words", "--separator-id", 2, "--figures", "png")
+    assert result.exit_code == 0, result.output
+    folder = model.with_name("tiny.analysis")
+    assert {entry.name for entry in folder.iterdir()} == {
+        "report.html", "numbers.json", "heads.csv", "study.npz", "figures",
+    }  # fmt: skip
+    assert (folder / "figures" / "sparsity.png").read_bytes().startswith(b"\x89PNG")
+    assert {entry.name for entry in model.parent.iterdir()} == {"tiny.onnx", "sentences", "tiny.analysis"}
+    output = " ".join(result.output.split())
+    assert "tiny.onnx: 2 layers, 6 heads; 3 samples, 37 tokens of random words" in output
+    assert re.search(r"At 3 bits \(row-log, t=0.01\): \d+% pruned, context error 0\.\d\d; heads that resist", output)
+
+
+def test_json_and_csv_have_the_numbers_of_the_study(model, data, tmp_path):
+    result = run(
+        model, "--data", data, "-o", tmp_path / "out", "--no-report", "--json", "-", "--scheme", "ji2021:bits=2"
+    )
+    assert result.exit_code == 0, result.output
+    study = Study.load(tmp_path / "out" / "study.npz")
+    numbers = json.loads(result.output)
+    assert numbers == json.loads((tmp_path / "out" / "numbers.json").read_text())
+    assert numbers == json.loads(json.dumps(study_json(study)))
+    assert numbers["data"] == {"description": "sentences", "samples": 3, "tokens": 37}
+    assert [scheme["bits"] for scheme in numbers["schemes"]] == [2]
+    rows = list(csv.DictReader((tmp_path / "out" / "heads.csv").read_text().splitlines()))
+    assert len(rows) == 6
+    for row in rows:
+        site = study.sites[int(row["layer"]) - 1]
+        head = int(row["head"])
+        found = numbers["sites"][int(row["layer"]) - 1]["heads"][head]
+        for metric in METRICS:
+            value = metric.of(site)[head]
+            assert row[metric.key] == ("" if np.isnan(value) else repr(found[metric.key]))
+        label = scheme_label(preset("ji2021", bits=2))
+        for metric in SCHEME_METRICS:
+            assert float(row[f"{label} {metric.key}"]) == metric.of(site.schemes[0])[head]
+            assert found["schemes"][label][metric.key] == metric.of(site.schemes[0])[head]
+
+
+def test_shards_that_are_combined_are_the_whole(model, data, tmp_path):
+    parts = []
+    for k in range(3):
+        parts += ["--combine", tmp_path / f"part{k}" / "study.npz"]
+        done = run(model, "--data", data / f"{k}.npz", "--data-name", "all", "--no-report", "-o", tmp_path / f"part{k}")
+        assert done.exit_code == 0, done.output
+    assert run(*parts, "--no-report", "-o", tmp_path / "combined").exit_code == 0
+    assert run(model, "--data", data, "--data-name", "all", "--no-report", "-o", tmp_path / "whole").exit_code == 0
+    combined, whole = (json.loads((tmp_path / name / "numbers.json").read_text()) for name in ("combined", "whole"))
+    assert combined["data"] == whole["data"]
+    for a, b in zip(combined["sites"], whole["sites"], strict=True):
+        for x, y in zip(a["heads"], b["heads"], strict=True):
+            assert x["histogram"] == y["histogram"]
+            assert x["entropy"] == pytest.approx(y["entropy"], rel=1e-12)
+
+
+def test_without_data_it_says_that_the_inputs_are_made_up(model):
+    result = run(model, "--no-report")
+    assert result.exit_code == 0
+    assert "made up" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "nowhere does not exist"),
+        (["--scheme", "row-lag"], "unknown scheme 'row-lag'"),
+        (["--scheme", "row-log:width=3"], "NAME:bits=N,threshold=T"),
+        (["--scheme", "row-log:bits=three"], "NAME:bits=N,threshold=T"),
+        (["--include", "layer*"], "'layer*' matches no site; the sites are p0, p1"),
+        (["--exclude", "p*"], "leave no site"),
+        (["--tokenizer", "nowhere.json"], "nowhere.json does not exist"),
+        (["-o", "/proc/nowhere"], "cannot make the folder"),
+    ],
+)
+def test_bad_usage_ends_in_one_line(model, arguments, message):
+    result = run(model, "--no-report", *arguments)
+    assert isinstance(result.exception, AttnqError)
+    assert message in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
+def test_a_model_or_studies_but_not_both(model, tmp_path):
+    assert "either a MODEL or --combine" in run().output
+    assert "either a MODEL or --combine" in run(model, "--combine", "x.npz").output
+    assert "--combine needs -o" in run("--combine", tmp_path / "x.npz").output
+
+
+def test_sites_can_be_chosen(model, data):
+    assert run(model, "--data", data, "--exclude", "p0", "--no-report").exit_code == 0
+    study = Study.load(model.with_name("tiny.analysis") / "study.npz")
+    assert [site.site for site in study.sites] == ["p1"]
+
+
+def test_without_the_extra_it_says_so_before_any_work(model, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jinja2" else find_spec(name))
+    result = run(model)
+    assert "onnx-attnq[analyze]" in str(result.exception)
+    assert not model.with_name("tiny.analysis").exists()
+
+
+def test_the_numbers_need_neither_matplotlib_nor_jinja2(model, data):
+    code = (
+        "import sys; sys.modules['matplotlib'] = sys.modules['jinja2'] = None\n"
+        "from onnx_attnq.cli import main\n"
+        f"main(['analyze', {str(model)!r}, '--data', {str(data)!r}, '--no-report'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_model_without_attention_says_what_was_found_instead(tmp_path):
+    nodes = "logits = MatMul(x, w) context = Softmax(logits)"
+    ir.save(attention(nodes, "float[2,4] x", w=np.ones((4, 3), np.float32)), tmp_path / "router.onnx")
+    result = run(tmp_path / "router.onnx", "--no-report")
+    assert result.exception.exit_code == 3
+    assert "router.onnx: no attention found; Softmax" in str(result.exception)
+
+
+def test_weights_on_disk_change_nothing(model, data, monkeypatch):
+    samples = [tokens([5, 9])]
+    before = analyze(model, samples, "x", threads=1)
+    monkeypatch.setattr(analyze_module, "LARGE_WEIGHTS", 1)
+    after = analyze(model, samples, "x", threads=1)
+    assert study_csv(before) == study_csv(after)
+
+
+# The report
+
+
+class _Page(HTMLParser):
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.links, self.text = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href", "srcset", "data", "action")]
+        assert not any(name.startswith("on") for name, _ in attributes)
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_report_is_one_file_without_scripts_or_network(large_report):
+    page = _Page(large_report)
+    assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
+    assert page.links
+    assert all(link.startswith("data:image/svg+xml,") for link in page.links)
+    assert "@import" not in large_report
+    assert "url(http" not in large_report
+
+
+def test_the_report_of_twelve_layers_is_smaller_than_five_megabytes(large_report):
+    assert len(large_report.encode()) < 5_000_000
+
+
+def test_the_report_says_what_the_terminal_says_and_names_the_criterion(large_report):
+    study = make_study(layers=12, heads=12, tokens=40, schemes=(preset(), preset(bits=2)))
+    text = " ".join("".join(_Page(large_report).text).split())
+    for finding in findings(study):
+        assert str(finding) in text
+    assert "at most 0.25" in text
+    assert "Not observed: layer.x: inside a Loop." in text
+
+
+def test_names_cannot_break_out_of_the_report():
+    study = dataclasses.replace(make_study(), model='<script>alert("x")</script>.onnx', example=None)
+    page = report_html(study)
+    assert "<script" not in page
+    assert "script" not in _Page(page).tags
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_report_opens_in_a_browser_at_phone_and_desktop_width(large_report, tmp_path, width):
+    # The page itself has no script; this one measures it.
+    probe = (
+        "<script>addEventListener('load', () => { document.title = JSON.stringify({"
+        "page: document.documentElement.scrollWidth, window: document.documentElement.clientWidth,"
+        "images: document.images.length, broken: [...document.images].filter(i => !i.naturalWidth).length,"
+        "narrowest: Math.min(...[...document.images].map(i => i.clientWidth)) }) })</script>"
+    )
+    # Headless Chromium has no windows narrower than 500; a frame is as narrow as it is told.
+    (tmp_path / "report.html").write_text(large_report.replace("</body>", probe + "</body>"), encoding="utf-8")
+    frame = (
+        f'<iframe src=report.html width={width} height=800 onload="setTimeout(() => document.title ='
+        'this.contentDocument.title, 1000)"></iframe>'
+    )
+    (tmp_path / "frame.html").write_text(frame, encoding="utf-8")
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
+         "--virtual-time-budget=20000", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
+         (tmp_path / "frame.html").as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title, done.stdout[:500]
+    seen = json.loads(title[1])
+    assert seen["broken"] == 0
+    assert seen["images"] > 40
+    assert seen["page"] <= seen["window"] <= width  # nothing sticks out sideways
+    assert seen["narrowest"] > 300
+
+
+# Findings and labels
+
+
+def test_heads_resist_or_are_safe_by_the_error_of_their_context():
+    study = make_study()
+    for finding, scheme in zip(findings(study, 0.2), study.schemes, strict=True):
+        errors = np.concatenate([site.of(scheme).mean_context_error for site in study.sites])
+        assert len(finding.resisting) == (errors > 0.2).sum()
+        assert len(finding.safe) == (errors <= 0.2).sum()
+        assert [head.error for head in finding.heads] == sorted(errors, reverse=True)
+        assert finding.context_error == pytest.approx(errors.mean())
+        pruned = sum(site.of(scheme).pruned.sum() for site in study.sites)
+        assert finding.pruned == pruned / sum(site.values.sum() for site in study.sites)
+        assert finding._repr_html_().count("<tr>") == 7
+
+
+def test_the_summary_has_a_line_for_each_scheme_and_for_what_is_missing():
+    lines = summary(make_study()).splitlines()
+    assert lines[0] == "tiny.onnx: 2 layers, 6 heads; 2 samples, 8 tokens of random 0"
+    assert [line.split(" (")[0] for line in lines[1:4]] == ["At 3 bits", "At 2 bits", "Pruned only"]
+    assert lines[4] == "not observed: layer.x: inside a Loop"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("vocab.txt", "[CLS]\nĠthe\n[SEP]\n"),
+        ("vocab.json", '{"[CLS]": 0, "Ġthe": 1, "[SEP]": 2}'),
+        (
+            "tokenizer.json",
+            '{"model": {"vocab": {"[CLS]": 0, "Ġthe": 1}}, "added_tokens": [{"id": 2, "content": "[SEP]"}]}',
+        ),
+        ("tokenizer.json", '{"model": {"vocab": [["[CLS]", 0.0], ["▁the", -1.5], ["[SEP]", 0.0]]}}'),
+    ],
+)  # fmt: skip
+def test_labels_come_from_every_kind_of_vocabulary(tmp_path, name, content):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    labels = load_token_labels(tmp_path)
+    assert labels == {0: "[CLS]", 1: "␣the", 2: "[SEP]"}
+    assert separator_ids(labels) == (2,)
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", '{"model": {"vocab": 3}}', '{"a": "b"}'])
+def test_what_is_no_vocabulary_is_refused(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")
+    with pytest.raises(InvalidData, match=r"tokenizer\.json"):
+        load_token_labels(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.slow
+def test_twelve_layers_at_512_tokens_stay_under_a_gigabyte(tmp_path):
+    ir.save(encoder(layers=12, heads=12, size=64), tmp_path / "large.onnx")
+    np.savez(tmp_path / "long.npz", **tokens([512]))
+    command = [sys.executable, "-m", "onnx_attnq", "analyze", tmp_path / "large.onnx", "--data", tmp_path / "long.npz"]
+    child = subprocess.Popen([*command, "--no-report", "--threads", "1"], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 0
+    assert usage.ru_maxrss * 1024 < 1e9
+
+
+def test_the_documentation_names_every_number():
+    page = (Path(__file__).parent.parent / "docs" / "analyze.md").read_text(encoding="utf-8")
+    for metric in (*METRICS, *SCHEME_METRICS):
+        family = re.sub(r"^relative_", "", metric.key)
+        family = re.sub(r"_(1e-\d|1e0)$", "_1e-6", re.sub(r"_\d\d$", "_50", family))
+        assert f"`{family}`" in page, metric.key

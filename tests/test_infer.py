@@ -1,0 +1,78 @@
+"""Rank and dtype where an exporter wrote none."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import pytest
+from small_graphs import parse
+
+from onnx_attnq.infer import dtype_of, rank_of
+
+FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
+
+
+def output_of(text: str) -> ir.Value:
+    """The value named u of a graph without shapes."""
+    values = {value.name: value for node in parse(text).graph for value in node.outputs}
+    return values["u"]
+
+
+@pytest.mark.parametrize(
+    ("text", "rank"),
+    [
+        ("(float[a,b,c] x) => (float[a,b,c] y) { u = Tanh(x) y = Neg(u) }", 3),
+        ("(float[a,b] x) => (float[b,a] y) { u = Transpose<perm=[1,0]>(x) y = Neg(u) }", 2),
+        ("(int64[a,b] i, float[9,4] w) => (float[a,b,4] y) { u = Gather(w, i) y = Neg(u) }", 3),
+        (
+            "(int64[a,b] i, float[9,4] w, float[4,1] wg) => (float[a,b,1] y) { e = Gather(w, i) u = MatMul(e, wg)"
+            " y = Neg(u) }",
+            3,
+        ),
+        ("(float[a,b] x) => (float[a,1,b] y) { n = Constant<value_ints=[1]>() u = Unsqueeze(x, n) y = Neg(u) }", 3),
+        (
+            "(float[a,b] x) => (float[a,b,1,1] y) { n = Constant<value_ints=[0,0,1,1]>() u = Reshape(x, n)"
+            " y = Neg(u) }",
+            4,
+        ),
+        ("(float[a,b] x, int64[n] s) => (float y) { t = Reshape(x, s) u = Neg(t) y = ReduceSum<keepdims=0>(u) }", None),
+        (
+            "(float[a,b] x, int64[n] s, float[4,4] w) => (float y) { t = Reshape(x, s) u = MatMul(t, w)"
+            " y = ReduceSum<keepdims=0>(u) }",
+            None,
+        ),
+        (
+            "(float[a,b] x, int64[n] s, float[a,b,c,d] m) => (float y) { t = Reshape(x, s) u = Add(t, m)"
+            " y = ReduceSum<keepdims=0>(u) }",
+            4,
+        ),
+    ],
+)
+def test_rank(text: str, rank: int | None) -> None:
+    assert rank_of(output_of(text)) == rank
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype"),
+    [
+        ("(float16[a,b] x) => (float16[a,b] y) { u = Tanh(x) y = Neg(u) }", FLOAT16),
+        ("(float16[a,b] x) => (float[a,b] y) { u = Cast<to=1>(x) y = Neg(u) }", FLOAT),
+        ("(bool[a,b] c, float16[a,b] x) => (float16[a,b] y) { u = Where(c, x, x) y = Neg(u) }", FLOAT16),
+        ("(uint8[a,b] x, float s, uint8 z) => (float[a,b] y) { u = DequantizeLinear(x, s, z) y = Neg(u) }", FLOAT),
+        ("(float[a,b] x, float s, uint8 z) => (uint8[a,b] u) { u = QuantizeLinear(x, s, z) }", None),
+        ("(int64[a,b] i, float16[9,4] w) => (float16[a,b,4] y) { u = Gather(w, i) y = Neg(u) }", FLOAT16),
+    ],
+)  # fmt: skip
+def test_dtype(text: str, dtype: ir.DataType | None) -> None:
+    value = output_of(text)
+    value.type = None
+    assert dtype_of(value) == dtype
+
+
+def test_branches_that_meet_again_are_walked_once() -> None:
+    # Each layer doubles the number of paths: 2 ** 60 of them end here.
+    text = " ".join(f"x{i + 1} = Add(x{i}, x{i})" for i in range(60))
+    value = output_of(
+        f"(float[a,b] x, int64[n] s) => (float y) {{ x0 = Reshape(x, s) {text} u = Neg(x60) y = Abs(u) }}"
+    )
+    assert rank_of(value) is None
+    assert dtype_of(value) == FLOAT
