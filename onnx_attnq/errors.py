@@ -33,12 +33,20 @@ class AlreadyRewritten(AttnqError):
     """The model carries a rewrite already; a second one would quantize quantized values."""
 
 
+class CannotRevert(AttnqError):
+    """A rewritten model whose original graph cannot be given back."""
+
+
 class MissingExtra(AttnqError):
     """An optional package that is needed here is not installed, or in a version that does not fit."""
 
 
 class ExportFailed(AttnqError):
     """A model could not be exported to ONNX, or its export computes something else than PyTorch."""
+
+
+class MissingLibrary(AttnqError):
+    """The native library was asked for, but was not built or does not load."""
 
 
 class NothingToRewrite(AttnqError):

@@ -37,6 +37,7 @@ def compression_json(result: Compression, model: ir.Model) -> dict[str, Any]:
         "scheme": scheme_json(result.plan),
         **sites_json(rewritten),
         "verification": None if result.verification is None else result.verification.to_json(),
+        "native_verification": None if result.native_verification is None else result.native_verification.to_json(),
     }
 
 
@@ -48,6 +49,9 @@ def inspection_json(path: Path, model: ir.Model, found: Sites, record: Record | 
         data["sites"] = [site.to_json() for site in record.sites]
         data["scheme"] = schemes.pop().to_json() if len(schemes) == 1 else None
         data["original"] = {"fingerprint": record.original}
+        data["plan"] = {"sha256": record.plan}
+        data["revertible"] = record.undo is not None
+        data["irreversible"] = record.irreversible
         data["written_by"] = record.version
     return data
 

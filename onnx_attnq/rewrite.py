@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from onnx_attnq import function
 from onnx_attnq import model as models
 from onnx_attnq.attention import Added, Attention, Bounded, Filled
 from onnx_attnq.errors import InvalidModel
-from onnx_attnq.expose import original_fingerprint
+from onnx_attnq.expose import original_fingerprint, original_snapshot
 from onnx_attnq.infer import dtype_of, rank_of
 from onnx_attnq.plan import Plan
 from onnx_attnq.record import Record, RewrittenSite, refuse_rewritten, write_record
@@ -31,7 +32,13 @@ _LOWEST_IR_VERSION: Final = 8  # the first with model-local functions
 
 
 def rewrite(
-    model: ir.Model, sites: Sites, plan: Plan, *, inline: bool = False, quantize_outputs: bool = False
+    model: ir.Model,
+    sites: Sites,
+    plan: Plan,
+    *,
+    inline: bool = False,
+    quantize_outputs: bool = False,
+    int16_products: bool = False,
 ) -> Record:
     """Rewrite, in place, each site that the plan gives a scheme.
 
@@ -44,6 +51,8 @@ def rewrite(
         plan: A plan that covers them.
         inline: Plain ops of the model's opset instead of ops with a function, for runtimes that know no functions.
         quantize_outputs: Where probabilities are an output of the model, quantize that output too.
+        int16_products: Let the native library multiply query and key in 16-bit integers, which is faster and
+            flips more codes; the standard ops keep multiplying in float32.
 
     Returns:
         What was done, as it is written into the model's metadata.
@@ -55,6 +64,7 @@ def rewrite(
     """
     refuse_rewritten(model)
     original = original_fingerprint(model)
+    snapshot = original_snapshot(model)
     plan.check(original, [site.id for site in sites.sites])
     names = _Names(model)
     done: list[RewrittenSite] = []
@@ -65,12 +75,12 @@ def rewrite(
             continue
         # Plain ops are there to be read by any runtime, so they stay close to the original graph.
         form = Form.SOFTMAX if inline and site.form is Form.ATTENTION else site.form
-        done.append(_rewrite_site(site, form, scheme, model, names, quantize_outputs))
+        done.append(_rewrite_site(site, form, scheme, model, names, quantize_outputs, int16_products))
         # One body serves all schemes of a family; the lowest threshold decides how careful it must be.
         family = (form, function.softmax_op(scheme))
         if family not in bodies or scheme.threshold < bodies[family].threshold:
             bodies[family] = scheme
-    record = Record(__version__, original, inline, tuple(done))
+    record = Record(__version__, original, plan.hash, inline, tuple(done))
     if not done:
         return record
     for (form, _), scheme in bodies.items():
@@ -81,16 +91,27 @@ def rewrite(
     if inline:
         InlinePass(lambda f: f.domain == function.DOMAIN)(model)
         model.graph.opset_imports.pop(function.DOMAIN, None)
+    undo = snapshot.undo(model)
+    if isinstance(undo, str):
+        record = dataclasses.replace(record, irreversible=undo)
+    else:
+        record = dataclasses.replace(record, undo=undo)
     write_record(model, record)
     return record
 
 
 def _rewrite_site(
-    site: AttentionSite, form: Form, scheme: QuantScheme, model: ir.Model, names: _Names, quantize_outputs: bool
+    site: AttentionSite,
+    form: Form,
+    scheme: QuantScheme,
+    model: ir.Model,
+    names: _Names,
+    quantize_outputs: bool,
+    int16_products: bool,
 ) -> RewrittenSite:
     if form is Form.ATTENTION:
         assert site.attention is not None
-        node = _insert_attention(site, site.attention, scheme, model, names)
+        node = _insert_attention(site, site.attention, scheme, model, names, int16_products)
     else:
         node = _insert_op(site, form, scheme, model, names, quantize_outputs)
     inputs = tuple(value.name or "" for value in node.inputs if value is not None)
@@ -139,7 +160,12 @@ def _insert_op(
 
 
 def _insert_attention(
-    site: AttentionSite, attention: Attention, scheme: QuantScheme, model: ir.Model, names: _Names
+    site: AttentionSite,
+    attention: Attention,
+    scheme: QuantScheme,
+    model: ir.Model,
+    names: _Names,
+    int16_products: bool,
 ) -> ir.Node:
     """Replace products, scale, masks, softmax and guard by one op; returns it."""
     product = site.value_products[0].node
@@ -155,6 +181,7 @@ def _insert_attention(
         value.perm,
         attention.out_perm,
         zeroes_masked_rows=attention.zeroes_masked_rows,
+        int16_products=int16_products,
     )
     chain = _Chain(query.value, prefix, names)
     op = chain.add(
