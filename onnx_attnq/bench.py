@@ -182,7 +182,7 @@ def _timed(run: Callable[[], object]) -> tuple[float, float]:
 def peak_memory() -> float:
     """Peak resident memory of this process so far, megabytes.
 
-    Linux counts what getrusage reports from before the process's exec on, which was the parent's memory; VmHWM it does not.
+    What getrusage reports on Linux includes the memory of the parent that the process was forked from; VmHWM does not.
     """
     status = Path("/proc/self/status")
     if status.exists():
