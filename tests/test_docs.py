@@ -64,4 +64,5 @@ def test_exit_codes_of_the_readme(tmp_path: Path) -> None:
     """Every subcommand explains itself, so that the README can refer to it."""
     for name in cli.commands:
         result = CliRunner().invoke(cli, [name, "--help"])
-        assert result.exit_code == 0 and "--json" in result.output, name
+        assert result.exit_code == 0, name
+        assert "--json" in result.output, name
