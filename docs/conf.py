@@ -21,5 +21,5 @@ autodoc_class_signature = "separated"
 nitpick_ignore_regex = [
     ("py:class", r"(click|collections|enum|numpy|np|npt|onnx_ir|onnxruntime|os|pathlib|typing)\..*"),
     ("py:class", r"(Any|Mapping|FloatArray|CodeArray|CanonicalJson)"),
-    ("py:class", r"onnx_attnq\.(attention|onnx_text|undo|walk)\..*"),  # what sites, records and forms are made of inside
+    ("py:class", r"onnx_attnq\.(attention|onnx_text|undo|walk)\..*"),  # what the public ones are made of
 ]

@@ -154,11 +154,11 @@ def _show(result: Compression, out: Console, *, real_data: bool) -> None:
         _show_verification(result.verification, out, real_data=real_data)
     if result.native_verification is not None:
         checks = result.native_verification.sites.values()
-        state = "[green]verified[/green]" if result.native_verification.passed else "[red]not verified[/red]"
+        state = "verified" if result.native_verification.passed else "not verified"
         codes, rounded = sum(c.codes for c in checks), sum(c.disagreements for c in checks)
         out.print(f"Native library: {state} ({codes:,} codes, {rounded:,} rounded otherwise)")
         for failure in result.native_verification.failures:
-            out.print(f"[red]failed:[/red] {failure}")
+            out.print(f"failed: {failure}")
     out.print(f"Wrote {result.output}")
 
 
