@@ -14,9 +14,9 @@ html_theme = "furo"
 html_title = f"onnx-attnq {release}"
 
 highlight_language = "text"  # blocks that name no language are what a program printed
+smartquotes = False  # --data is an option, not a dash
 default_role = "code"  # docstrings name objects in single backticks
 autodoc_member_order = "bysource"
-autodoc_class_signature = "separated"
 # Types of other packages are not linked: their indices are on the network, and the pages build without one.
 nitpick_ignore_regex = [
     ("py:class", r"(click|collections|enum|numpy|np|npt|onnx_ir|onnxruntime|os|pathlib|typing)\..*"),
