@@ -14,9 +14,11 @@ from onnx_attnq.expose import expose
 from onnx_attnq.generate import generate_samples
 from onnx_attnq.inputs import load_samples
 from onnx_attnq.model import fingerprint, load, save
+from onnx_attnq.native import native_library
 from onnx_attnq.plan import Plan, SitePlan, load_plan, save_plan, uniform_plan
 from onnx_attnq.record import Record, read_record
 from onnx_attnq.rewrite import rewrite
+from onnx_attnq.runtime import session
 from onnx_attnq.scheme import PRESETS, QuantScheme, preset
 from onnx_attnq.sites import AttentionSite, Rejection, Sites, find_sites
 from onnx_attnq.verify import Limit, Verification, verify
@@ -48,11 +50,13 @@ __all__ = [
     "load",
     "load_plan",
     "load_samples",
+    "native_library",
     "preset",
     "read_record",
     "rewrite",
     "save",
     "save_plan",
+    "session",
     "uniform_plan",
     "verify",
 ]

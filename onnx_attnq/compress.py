@@ -14,6 +14,7 @@ from onnx_attnq.expose import expose
 from onnx_attnq.generate import generate_samples
 from onnx_attnq.inputs import Sample
 from onnx_attnq.model import ExternalData, fingerprint, load, save
+from onnx_attnq.native import native_library
 from onnx_attnq.plan import Plan, uniform_plan
 from onnx_attnq.record import Record, refuse_rewritten
 from onnx_attnq.rewrite import rewrite
@@ -32,7 +33,8 @@ class Compression:
         sites: Everything that looked like attention.
         plan: What each site got.
         record: What was done, as the output says it of itself; None for a dry run.
-        verification: None when it was not asked for.
+        verification: Of the ops' standard bodies; None when it was not asked for.
+        native_verification: Of the native library's kernels; None where it was not built or has nothing to do.
         nodes: Number of nodes in the main graph and its subgraphs, before and after.
     """
 
@@ -42,6 +44,7 @@ class Compression:
     plan: Plan
     record: Record | None
     verification: Verification | None
+    native_verification: Verification | None
     nodes: tuple[int, int]
 
 
@@ -58,6 +61,7 @@ def compress(
     inline: bool = False,
     quantize_outputs: bool = False,
     keep_fused: bool = False,
+    int16_products: bool = False,
     external_data: ExternalData = "copy",
     dry_run: bool = False,
     verification: bool = True,
@@ -80,6 +84,7 @@ def compress(
         inline: Plain ops instead of ops with a function.
         quantize_outputs: Where probabilities are an output of the model, quantize that output too.
         keep_fused: Leave fused attention ops as they are.
+        int16_products: Let the native library multiply query and key in 16-bit integers.
         external_data: Whether external data is copied or referred to.
         dry_run: Only find and plan.
         verification: False to skip it.
@@ -109,7 +114,7 @@ def compress(
         raise NothingToRewrite(f"{source}: {_why_nothing(sites)}")
     before = count_nodes(original)
     if dry_run:
-        return Compression(source, None, sites, plan, None, None, (before, before))
+        return Compression(source, None, sites, plan, None, None, None, (before, before))
 
     left = {site.node for site in sites.sites if plan.scheme_of(site.id) is None}
     chosen, part = sites, plan
@@ -120,16 +125,21 @@ def compress(
         chosen = find_sites(work)
         present = {site.id for site in chosen.sites}
         part = Plan(plan.model, tuple(entry for entry in plan.sites if entry.site in present))
-    record = rewrite(work, chosen, part, inline=inline, quantize_outputs=quantize_outputs)
+    record = rewrite(
+        work, chosen, part, inline=inline, quantize_outputs=quantize_outputs, int16_products=int16_products
+    )
     target = source.with_name(f"{source.stem}.attnq.onnx") if output is None else Path(output)
     save(work, target, external_data)
     after = count_nodes(work)
-    checked = None
+    checked = native = None
     if verification:
         if samples is None:
             samples = generate_samples(original, sample_count, seed)
-        checked = verify(original, load(target), samples, limits=limits, threads=threads, progress=progress)
-    return Compression(source, target, sites, plan, record, checked, (before, after))
+        written = load(target)
+        checked = verify(original, written, samples, limits=limits, threads=threads, progress=progress)
+        if native_library() is not None and not inline:
+            native = verify(original, written, samples, limits=limits, threads=threads, native=True, progress=progress)
+    return Compression(source, target, sites, plan, record, checked, native, (before, after))
 
 
 def count_nodes(model: ir.Model) -> int:

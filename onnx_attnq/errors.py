@@ -41,6 +41,10 @@ class ExportFailed(AttnqError):
     """A model could not be exported to ONNX, or its export computes something else than PyTorch."""
 
 
+class MissingLibrary(AttnqError):
+    """The native library was asked for, but was not built or does not load."""
+
+
 class NothingToRewrite(AttnqError):
     """No attention was found, or every site was excluded."""
 

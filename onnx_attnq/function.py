@@ -158,6 +158,7 @@ def attention_attributes(
     out_perm: Sequence[int],
     *,
     zeroes_masked_rows: bool,
+    int16_products: bool = False,
 ) -> list[ir.Attr]:
     """The attributes of an attention node beside those of its scheme."""
     floor = float(np.finfo(np.float32).min) if zeroes_masked_rows else -np.inf
@@ -166,6 +167,7 @@ def attention_attributes(
     return [
         *(ir.AttrTensor(name, ir.tensor(np.array([value], np.float32), name=name)) for name, value in numbers.items()),
         *(ir.AttrInt64s(name, tuple(perm)) for name, perm in perms.items()),
+        ir.AttrInt64("qk", int(int16_products)),
     ]
 
 

@@ -37,6 +37,7 @@ def compression_json(result: Compression, model: ir.Model) -> dict[str, Any]:
         "scheme": scheme_json(result.plan),
         **sites_json(rewritten),
         "verification": None if result.verification is None else result.verification.to_json(),
+        "native_verification": None if result.native_verification is None else result.native_verification.to_json(),
     }
 
 

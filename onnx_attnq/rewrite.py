@@ -31,7 +31,13 @@ _LOWEST_IR_VERSION: Final = 8  # the first with model-local functions
 
 
 def rewrite(
-    model: ir.Model, sites: Sites, plan: Plan, *, inline: bool = False, quantize_outputs: bool = False
+    model: ir.Model,
+    sites: Sites,
+    plan: Plan,
+    *,
+    inline: bool = False,
+    quantize_outputs: bool = False,
+    int16_products: bool = False,
 ) -> Record:
     """Rewrite, in place, each site that the plan gives a scheme.
 
@@ -44,6 +50,8 @@ def rewrite(
         plan: A plan that covers them.
         inline: Plain ops of the model's opset instead of ops with a function, for runtimes that know no functions.
         quantize_outputs: Where probabilities are an output of the model, quantize that output too.
+        int16_products: Let the native library multiply query and key in 16-bit integers, which is faster and
+            flips more codes; the standard ops keep multiplying in float32.
 
     Returns:
         What was done, as it is written into the model's metadata.
@@ -65,7 +73,7 @@ def rewrite(
             continue
         # Plain ops are there to be read by any runtime, so they stay close to the original graph.
         form = Form.SOFTMAX if inline and site.form is Form.ATTENTION else site.form
-        done.append(_rewrite_site(site, form, scheme, model, names, quantize_outputs))
+        done.append(_rewrite_site(site, form, scheme, model, names, quantize_outputs, int16_products))
         # One body serves all schemes of a family; the lowest threshold decides how careful it must be.
         family = (form, function.softmax_op(scheme))
         if family not in bodies or scheme.threshold < bodies[family].threshold:
@@ -86,11 +94,17 @@ def rewrite(
 
 
 def _rewrite_site(
-    site: AttentionSite, form: Form, scheme: QuantScheme, model: ir.Model, names: _Names, quantize_outputs: bool
+    site: AttentionSite,
+    form: Form,
+    scheme: QuantScheme,
+    model: ir.Model,
+    names: _Names,
+    quantize_outputs: bool,
+    int16_products: bool,
 ) -> RewrittenSite:
     if form is Form.ATTENTION:
         assert site.attention is not None
-        node = _insert_attention(site, site.attention, scheme, model, names)
+        node = _insert_attention(site, site.attention, scheme, model, names, int16_products)
     else:
         node = _insert_op(site, form, scheme, model, names, quantize_outputs)
     inputs = tuple(value.name or "" for value in node.inputs if value is not None)
@@ -139,7 +153,12 @@ def _insert_op(
 
 
 def _insert_attention(
-    site: AttentionSite, attention: Attention, scheme: QuantScheme, model: ir.Model, names: _Names
+    site: AttentionSite,
+    attention: Attention,
+    scheme: QuantScheme,
+    model: ir.Model,
+    names: _Names,
+    int16_products: bool,
 ) -> ir.Node:
     """Replace products, scale, masks, softmax and guard by one op; returns it."""
     product = site.value_products[0].node
@@ -155,6 +174,7 @@ def _insert_attention(
         value.perm,
         attention.out_perm,
         zeroes_masked_rows=attention.zeroes_masked_rows,
+        int16_products=int16_products,
     )
     chain = _Chain(query.value, prefix, names)
     op = chain.add(

@@ -13,7 +13,8 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from onnx_attnq import model as models
-from onnx_attnq.errors import InvalidData, InvalidModel
+from onnx_attnq.errors import InvalidData, InvalidModel, MissingLibrary
+from onnx_attnq.native import native_library
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -26,16 +27,25 @@ class Session:
     Args:
         model: A path, or a model in memory; its external data is read from where it was loaded.
         threads: Number of threads inside an op; None leaves it to onnxruntime.
+        native: Register the native library, so that its kernels run in place of the ops' standard bodies.
         optimize: False runs the graph as it is, without onnxruntime's graph optimization.
 
     Raises:
         InvalidModel: onnxruntime does not take the model; the line says what it said.
+        MissingLibrary: The native library was asked for, but is not there or does not load.
     """
 
     def __init__(
-        self, model: str | os.PathLike[str] | ir.Model, *, threads: int | None = None, optimize: bool = True
+        self,
+        model: str | os.PathLike[str] | ir.Model,
+        *,
+        threads: int | None = None,
+        native: bool = False,
+        optimize: bool = True,
     ) -> None:
         options = onnxruntime.SessionOptions()
+        if native:
+            _register_library(options)
         options.log_severity_level = 4  # what goes wrong is raised
         options.intra_op_num_threads = threads or 0
         level = onnxruntime.GraphOptimizationLevel
@@ -72,6 +82,32 @@ class Session:
             return dict(zip(names, map(np.asarray, self._session.run(names, feeds)), strict=True))
         except (*_ERRORS, ValueError) as error:
             raise InvalidData(f"onnxruntime does not run the model on this sample: {_first_line(error)}") from None
+
+
+def session(path: str | os.PathLike[str], threads: int | None = None) -> onnxruntime.InferenceSession:
+    """An onnxruntime session on the CPU, with the native library registered where it was built.
+
+    Args:
+        path: A model file, rewritten or not.
+        threads: Threads inside an op; None leaves it to onnxruntime.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    if native_library() is not None:
+        _register_library(options)
+    return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+
+
+def _register_library(options: onnxruntime.SessionOptions) -> None:
+    library = native_library()
+    if library is None:
+        raise MissingLibrary(
+            "the native library was not built; `make native` builds it, or install with a C++ compiler"
+        )
+    try:
+        options.register_custom_ops_library(str(library))
+    except _ERRORS as error:
+        raise MissingLibrary(f"{library}: onnxruntime does not load it: {_first_line(error)}") from None
 
 
 _ERRORS = (

@@ -58,16 +58,18 @@ class SiteRows:
         model: A rewritten model.
         site: One of the sites of its record.
         threads: Threads inside an op.
+        native: Run the native library's kernels in place of the ops' standard bodies.
     """
 
-    def __init__(self, model: ir.Model, site: RewrittenSite, threads: int | None) -> None:
+    def __init__(self, model: ir.Model, site: RewrittenSite, threads: int | None, *, native: bool = False) -> None:
         self._site = site
         self._names = list(dict.fromkeys((*site.inputs, site.output)))  # key and value may be one
         flow = Dataflow(model)
         values = flow.values_in(site.scope)
-        self._session = Session(probe(model, self._names, site.scope), threads=threads)
+        probed = probe(model, self._names, site.scope)
+        self._session = Session(probed, threads=threads, native=native)
         self._loops = {name: flow.loops_around(values[name]) for name in self._names}
-        self._alone = _AttentionAlone(model, site, threads) if site.form is Form.ATTENTION else None
+        self._alone = _AttentionAlone(model, site, threads, native) if site.form is Form.ATTENTION else None
 
     def run(self, sample: Sample) -> Iterator[Rows]:
         """The rows of one run: of each iteration of a loop, none where a branch of an If was not taken."""
@@ -99,7 +101,7 @@ def _iterations(arrays: dict[str, Array], loops: Mapping[str, int]) -> Iterator[
 class _AttentionAlone:
     """One attention op of a model, taken out of it."""
 
-    def __init__(self, model: ir.Model, site: RewrittenSite, threads: int | None) -> None:
+    def __init__(self, model: ir.Model, site: RewrittenSite, threads: int | None, native: bool) -> None:
         output = Dataflow(model).values_in(site.scope).get(site.output)
         node = None if output is None else output.producer()
         if node is None or node.op_identifier() not in model.functions:
@@ -110,7 +112,8 @@ class _AttentionAlone:
             tuple(node.attributes[name].as_ints()) for name in ("q_perm", "k_perm", "v_perm", "out_perm")
         )
         self._zeroes_masked_rows = bool(np.isfinite(node.attributes["row_max_floor"].as_tensor().numpy()[0]))
-        self._session = Session(self._model(node, model), threads=threads)
+        self._int16_products = native and bool(node.attributes["qk"].as_int())
+        self._session = Session(self._model(node, model), threads=threads, native=native)
 
     def run(self, inputs: Sequence[Array]) -> tuple[Array, Array, Array]:
         """Scores in float64, the probabilities that the op makes of them, and how far its own scores may be off.
@@ -126,6 +129,12 @@ class _AttentionAlone:
         scores = q @ k * self._scale + mask
         # Rounding of each of D products and sums, and of the sum with the mask; of a score and of the row's maximum.
         error = _EPS * ((q.shape[-1] / 2 + 2) * (np.abs(q) @ np.abs(k)) * abs(self._scale) + np.abs(scores))
+        if self._int16_products:
+            # A row of 16-bit integers is off by half of its largest magnitude / 32767 in each of its elements.
+            q_step, k_step = np.abs(q).max(-1, keepdims=True) / 65534, np.abs(k).max(-2, keepdims=True) / 65534
+            error = error + abs(self._scale) * (
+                q_step * np.abs(k).sum(-2, keepdims=True) + np.abs(q).sum(-1, keepdims=True) * k_step
+            )
         error = np.where(np.isfinite(error), error, 0.0)
         return scores, self._with_masked_rows(scores, probabilities), error + error.max(-1, keepdims=True)
 

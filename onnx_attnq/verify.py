@@ -133,6 +133,7 @@ def verify(
     *,
     limits: Sequence[Limit] = (),
     threads: int | None = None,
+    native: bool = False,
     progress: Progress | None = None,
 ) -> Verification:
     """Run both models on the samples and compare.
@@ -146,6 +147,7 @@ def verify(
         samples: Inputs; real ones say more than generated ones.
         limits: Bounds on the deviation of every output.
         threads: Threads inside an op.
+        native: Run the native library's kernels in place of the ops' standard bodies.
         progress: Called after each step.
 
     Raises:
@@ -162,17 +164,19 @@ def verify(
         if progress is not None:
             progress(what, done, steps)
 
-    deviation = _deviations(original, rewritten, samples, threads)
+    deviation = _deviations(original, rewritten, samples, threads, native)
     advance("outputs")
     checks: dict[str, CodeCheck] = {}
     for site in record.sites:
-        checks[site.id] = _check_site(rewritten, site, samples, threads)
+        checks[site.id] = _check_site(rewritten, site, samples, threads, native)
         advance(site.id)
     return Verification(checks, deviation, tuple(limits), len(samples))
 
 
-def _check_site(model: ir.Model, site: RewrittenSite, samples: Sequence[Sample], threads: int | None) -> CodeCheck:
-    site_rows = SiteRows(model, site, threads)
+def _check_site(
+    model: ir.Model, site: RewrittenSite, samples: Sequence[Sample], threads: int | None, native: bool
+) -> CodeCheck:
+    site_rows = SiteRows(model, site, threads, native=native)
     total = CodeCheck()
     for sample in samples:
         for rows in site_rows.run(sample):
@@ -189,14 +193,14 @@ def _check_site(model: ir.Model, site: RewrittenSite, samples: Sequence[Sample],
 
 
 def _deviations(
-    original: ir.Model, rewritten: ir.Model, samples: Sequence[Sample], threads: int | None
+    original: ir.Model, rewritten: ir.Model, samples: Sequence[Sample], threads: int | None, native: bool
 ) -> dict[str, Deviation]:
     # One model after the other: two sets of weights at a time would be one too many.
     session = Session(original, threads=threads)
     distributions = {value.name for value in original.graph.outputs if _is_distribution(value)}
     expected = [session.run(sample) for sample in samples]
     del session
-    session = Session(rewritten, threads=threads)
+    session = Session(rewritten, threads=threads, native=native)
     result: dict[str, Deviation] = {}
     for sample, before in zip(samples, expected, strict=True):
         after = session.run(sample)

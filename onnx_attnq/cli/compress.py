@@ -46,6 +46,13 @@ from onnx_attnq.verify import Limit, Verification
 @click.option("--threads", type=click.IntRange(1), help="Threads inside an op.  [default: all cores]")
 @click.option("--inline", is_flag=True, help="Plain ops, for runtimes without model-local functions (OpenVINO).")
 @click.option("--quantize-outputs", is_flag=True, help="Also quantize probabilities that are outputs of the model.")
+@click.option(
+    "--qk",
+    type=click.Choice(["float32", "int16"]),
+    default="float32",
+    show_default=True,
+    help="How the native library multiplies query and key.",
+)
 @click.option("--keep-fused", is_flag=True, help="Leave fused attention ops as they are.")
 @click.option(
     "--external-data",
@@ -74,6 +81,7 @@ def compress(
     threads: int | None,
     inline: bool,
     quantize_outputs: bool,
+    qk: str,
     keep_fused: bool,
     external_data: Any,
     dry_run: bool,
@@ -100,6 +108,7 @@ def compress(
             inline=inline,
             quantize_outputs=quantize_outputs,
             keep_fused=keep_fused,
+            int16_products=qk == "int16",
             external_data=external_data,
             dry_run=dry_run,
             verification=not no_verify,
@@ -114,7 +123,8 @@ def compress(
         write_json(compression_json(result, original), json_path)
     if json_path != "-":
         _show(result, console(), real_data=data is not None)
-    return 0 if result.verification is None or result.verification.passed else 1
+    verified = (v.passed for v in (result.verification, result.native_verification) if v is not None)
+    return 0 if all(verified) else 1
 
 
 def _refuse_beside(reason: str, given: object, others: Mapping[str, object]) -> None:
@@ -142,6 +152,14 @@ def _show(result: Compression, out: Console, *, real_data: bool) -> None:
     out.print(table)
     if result.verification is not None:
         _show_verification(result.verification, out, real_data=real_data)
+    if result.native_verification is not None:
+        passed, checks = result.native_verification.passed, result.native_verification.sites.values()
+        state = "verified" if passed else "not verified"
+        codes, rounded = sum(c.codes for c in checks), sum(c.disagreements for c in checks)
+        style = "green" if passed else "red"
+        out.print(f"Native library: {state} ({codes:,} codes, {rounded:,} rounded otherwise)", style=style)
+        for failure in result.native_verification.failures:
+            out.print(f"failed: {failure}", style="red")
     out.print(f"Wrote {result.output}")
 
 
