@@ -66,8 +66,7 @@ class SiteRows:
         self._names = list(dict.fromkeys((*site.inputs, site.output)))  # key and value may be one
         flow = Dataflow(model)
         values = flow.values_in(site.scope)
-        probed = probe(model, self._names, site.scope)
-        self._session = Session(probed, threads=threads, native=native)
+        self._session = Session(probe(model, self._names, site.scope), threads=threads, native=native)
         self._loops = {name: flow.loops_around(values[name]) for name in self._names}
         self._alone = _AttentionAlone(model, site, threads, native) if site.form is Form.ATTENTION else None
 
