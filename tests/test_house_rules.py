@@ -34,3 +34,9 @@ def test_only_the_command_line_prints() -> None:
             continue
         calls = [n.func for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
         assert not any(isinstance(f, ast.Name) and f.id == "print" for f in calls), path
+
+
+def test_the_command_line_writes_no_markup() -> None:
+    # Its console shows text as it is, because names of files and nodes may look like markup.
+    for path in (PACKAGE / "cli").glob("*.py"):
+        assert "[/" not in path.read_text(encoding="utf-8"), path
