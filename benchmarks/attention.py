@@ -4,7 +4,7 @@
 
 All contenders run interleaved on one thread; times are medians of process CPU time, and what is printed is the time of
 MultiHeadAttention divided by theirs: above 1 is faster. ``dense`` is the same kernel with every key kept and exact
-MultiHeadAttention divided by theirs: above 1 is faster. ``dense`` is the same kernel with all keys kept and exact
+probabilities: the step from 1 to it is what the kernel gives, the step from it to the schemes what pruning gives.
 PyTorch's scaled_dot_product_attention and OpenVINO take part when they are installed.
 """
 

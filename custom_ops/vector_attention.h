@@ -27,7 +27,7 @@ struct Layout {
 static Index rows_per_block(const Attention& a) {
   // Scores of a block stay in the second-level cache.
   const Index budget = 512 * 1024 / 4 / larger(a.keys, 1) / kTileRows * kTileRows;
-  return larger(kTileRows, smaller(48, budget));
+  return larger(kTileRows, smaller(a.keys <= 512 ? 24 : 48, budget));
 }
 
 static Layout layout_of(const Attention& a) {

@@ -128,7 +128,7 @@ def main() -> None:
     jobs = [("minilm", "all-MiniLM-L6-v2 (int8 weights)", minilm, "xquad", "XQuAD-en paragraphs", three)]
     if arguments.rxnmapper is not None:
         jobs.append(
-            ("rxnmapper", arguments.rxnmapper, "reactions", "USPTO-50k reactions", ("input_ids", "attention_mask"))
+            ("rxnmapper", "rxnmapper 0.4.3", arguments.rxnmapper, "reactions", "USPTO-50k reactions", three[:2])
         )
     file = HERE / "results" / "numbers.json"
     results = json.loads(file.read_text()) if file.exists() else {}
