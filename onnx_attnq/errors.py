@@ -33,6 +33,10 @@ class AlreadyRewritten(AttnqError):
     """The model carries a rewrite already; a second one would quantize quantized values."""
 
 
+class CannotRevert(AttnqError):
+    """A rewritten model whose original graph cannot be given back."""
+
+
 class MissingExtra(AttnqError):
     """An optional package that is needed here is not installed, or in a version that does not fit."""
 

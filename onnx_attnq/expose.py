@@ -10,8 +10,10 @@ from onnx_ir.passes.common import InlinePass
 from onnx_attnq.fused import Declined, decompose, is_fused_attention
 from onnx_attnq.model import fingerprint
 from onnx_attnq.sites import DECLINED, ORIGIN, Origin, find_sites, is_softmax
+from onnx_attnq.undo import Snapshot
 
 _ORIGINAL = "onnx_attnq.original"
+_SNAPSHOT = "onnx_attnq.snapshot"
 
 
 def expose(model: ir.Model, keep: Callable[[ir.Node], bool] = lambda node: False) -> None:
@@ -27,6 +29,7 @@ def expose(model: ir.Model, keep: Callable[[ir.Node], bool] = lambda node: False
         keep: Tells which fused ops to leave as they are.
     """
     model.meta[_ORIGINAL] = original_fingerprint(model)
+    model.meta[_SNAPSHOT] = original_snapshot(model)
     if model.functions:
         hidden = _hiding(model.functions.values())
         InlinePass(lambda f: f.identifier() in hidden)(model)
@@ -48,6 +51,12 @@ def original_fingerprint(model: ir.Model) -> str:
     """The fingerprint that a model had before it was exposed, which is the one that plans refer to."""
     known: str | None = model.meta.get(_ORIGINAL)
     return fingerprint(model) if known is None else known
+
+
+def original_snapshot(model: ir.Model) -> Snapshot:
+    """The wiring that a model had before it was exposed, or has now if it was not."""
+    known: Snapshot | None = model.meta.get(_SNAPSHOT)
+    return Snapshot(model) if known is None else known
 
 
 def _hiding(functions: Iterable[ir.Function]) -> set[ir.OperatorIdentifier]:

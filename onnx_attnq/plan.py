@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -67,6 +68,12 @@ class Plan:
     def scheme_of(self, site: str) -> QuantScheme | None:
         """The scheme of a site, None when it is left as it is."""
         return next((entry.scheme for entry in self.sites if entry.site == site), None)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the model's fingerprint and what each site gets; why others are left plays no part."""
+        given = [(entry.site, entry.scheme.to_json()) for entry in self.sites if entry.scheme is not None]
+        return hashlib.sha256(json.dumps([self.model, given], sort_keys=True).encode()).hexdigest()
 
     def check(self, model: str, sites: Iterable[str]) -> None:
         """Make sure that the plan belongs to a model and covers each of its sites.

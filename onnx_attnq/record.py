@@ -13,6 +13,7 @@ from onnx_attnq.errors import AlreadyRewritten, InvalidModel
 from onnx_attnq.function import DOMAIN
 from onnx_attnq.scheme import QuantScheme
 from onnx_attnq.sites import Form
+from onnx_attnq.undo import Undo
 
 METADATA: Final = "onnx_attnq"
 """Key of the model's metadata under which a `Record` is kept."""
@@ -60,14 +61,20 @@ class Record:
     Attributes:
         version: Version of onnx-attnq that wrote it.
         original: Fingerprint of the model before.
+        plan: `Plan.hash` of the plan that was carried out.
         inlined: True when the ops were replaced by their bodies.
         sites: The sites that were rewritten.
+        undo: How to get the original graph back, or None.
+        irreversible: Why there is none; else empty.
     """
 
     version: str
     original: str
+    plan: str
     inlined: bool
     sites: tuple[RewrittenSite, ...]
+    undo: Undo | None = dataclasses.field(default=None, repr=False)
+    irreversible: str = ""
 
 
 def read_record(model: ir.Model) -> Record | None:
@@ -82,8 +89,11 @@ def read_record(model: ir.Model) -> Record | None:
     try:
         data = json.loads(text)
         sites = tuple(RewrittenSite.from_json(site) for site in data["sites"])
-        return Record(data["version"], data["original"], data["inlined"], sites)
-    except (ValueError, KeyError, TypeError) as error:
+        undo = None if data["undo"] is None else Undo.from_json(data["undo"])
+        return Record(
+            data["version"], data["original"], data["plan"], data["inlined"], sites, undo, data["irreversible"]
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidModel(f"the metadata {METADATA!r} of the model cannot be read: {error}") from None
 
 
@@ -95,5 +105,13 @@ def refuse_rewritten(model: ir.Model) -> None:
 
 def write_record(model: ir.Model, record: Record) -> None:
     """Put the record into the model's metadata."""
-    data = {**dataclasses.asdict(record), "sites": [site.to_json() for site in record.sites]}
+    data = {
+        "version": record.version,
+        "original": record.original,
+        "plan": record.plan,
+        "inlined": record.inlined,
+        "sites": [site.to_json() for site in record.sites],
+        "undo": None if record.undo is None else record.undo.to_json(),
+        "irreversible": record.irreversible,
+    }
     model.metadata_props[METADATA] = json.dumps(data)

@@ -49,6 +49,9 @@ def inspection_json(path: Path, model: ir.Model, found: Sites, record: Record | 
         data["sites"] = [site.to_json() for site in record.sites]
         data["scheme"] = schemes.pop().to_json() if len(schemes) == 1 else None
         data["original"] = {"fingerprint": record.original}
+        data["plan"] = {"sha256": record.plan}
+        data["revertible"] = record.undo is not None
+        data["irreversible"] = record.irreversible
         data["written_by"] = record.version
     return data
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from onnx_attnq import function
 from onnx_attnq import model as models
 from onnx_attnq.attention import Added, Attention, Bounded, Filled
 from onnx_attnq.errors import InvalidModel
-from onnx_attnq.expose import original_fingerprint
+from onnx_attnq.expose import original_fingerprint, original_snapshot
 from onnx_attnq.infer import dtype_of, rank_of
 from onnx_attnq.plan import Plan
 from onnx_attnq.record import Record, RewrittenSite, refuse_rewritten, write_record
@@ -63,6 +64,7 @@ def rewrite(
     """
     refuse_rewritten(model)
     original = original_fingerprint(model)
+    snapshot = original_snapshot(model)
     plan.check(original, [site.id for site in sites.sites])
     names = _Names(model)
     done: list[RewrittenSite] = []
@@ -78,7 +80,7 @@ def rewrite(
         family = (form, function.softmax_op(scheme))
         if family not in bodies or scheme.threshold < bodies[family].threshold:
             bodies[family] = scheme
-    record = Record(__version__, original, inline, tuple(done))
+    record = Record(__version__, original, plan.hash, inline, tuple(done))
     if not done:
         return record
     for (form, _), scheme in bodies.items():
@@ -89,6 +91,11 @@ def rewrite(
     if inline:
         InlinePass(lambda f: f.domain == function.DOMAIN)(model)
         model.graph.opset_imports.pop(function.DOMAIN, None)
+    undo = snapshot.undo(model)
+    if isinstance(undo, str):
+        record = dataclasses.replace(record, irreversible=undo)
+    else:
+        record = dataclasses.replace(record, undo=undo)
     write_record(model, record)
     return record
 

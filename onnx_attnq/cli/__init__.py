@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from onnx_attnq.cli.analyze import analyze
+from onnx_attnq.cli.bench import bench
 from onnx_attnq.cli.canonical import canonical
 from onnx_attnq.cli.compress import compress
 from onnx_attnq.cli.diff import diff
@@ -18,6 +19,7 @@ from onnx_attnq.cli.evaluate import evaluate
 from onnx_attnq.cli.export import export
 from onnx_attnq.cli.fingerprint import fingerprint
 from onnx_attnq.cli.inspect import inspect
+from onnx_attnq.cli.revert import revert
 from onnx_attnq.errors import AttnqError
 from onnx_attnq.version import __version__
 
@@ -44,7 +46,7 @@ def cli() -> None:
     """
 
 
-for command in (compress, inspect, analyze, evaluate, export, diff, canonical, fingerprint):
+for command in (compress, inspect, bench, analyze, evaluate, export, diff, canonical, fingerprint, revert):
     cli.add_command(command)
 
 

@@ -43,6 +43,10 @@ def inspect(model: Path, explain: str | None, json_path: str | None) -> None:
             s = done.scheme
             table.add_row(done.id, str(done.form), s.name, "-" if s.bits is None else str(s.bits), f"{s.threshold:g}")
         out.print(f"{model}: rewritten by onnx-attnq {record.version}")
+        out.print(f"original: {record.original}")
+        out.print(f"plan:     {record.plan}")
+        if record.undo is None:
+            out.print(f"cannot be reverted: {record.irreversible}")
         out.print(table)
     if found.sites:
         table = plain_table("site", "form", "scope", "heads", "from scores to context")

@@ -1,0 +1,158 @@
+"""A rewritten model gives its original graph back, or says why it does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import small_models
+
+from onnx_attnq.cli import main
+from onnx_attnq.compress import compress
+from onnx_attnq.diff import diff_models
+from onnx_attnq.errors import CannotRevert, NothingToRewrite
+from onnx_attnq.fingerprint import fingerprint
+from onnx_attnq.model import load, save
+from onnx_attnq.plan import Plan, SitePlan
+from onnx_attnq.record import METADATA, read_record, write_record
+from onnx_attnq.revert import revert
+from onnx_attnq.scheme import preset
+from onnx_attnq.undo import LIMIT, Snapshot
+
+MODELS = sorted((Path(__file__).parent / "models").glob("*.onnx"))
+
+
+@pytest.fixture
+def rewritten(tmp_path):
+    original = small_models.write(small_models.attention(), tmp_path / "a.onnx")
+    compress(original, tmp_path / "b.onnx", verification=False)
+    return original, tmp_path / "b.onnx"
+
+
+@pytest.mark.parametrize("options", [{}, {"inline": True}, {"quantize_outputs": True}], ids=str)
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_gives_back_the_original(path, options, tmp_path):
+    try:
+        compress(path, tmp_path / "b.onnx", verification=False, **options)
+    except NothingToRewrite:
+        pytest.skip("has no attention that can be rewritten")
+    model = load(tmp_path / "b.onnx")
+    assert not diff_models(load(path), load(tmp_path / "b.onnx")).equal
+    revert(model)
+    save(model, tmp_path / "c.onnx")
+    original, back = load(path), load(tmp_path / "c.onnx")
+    assert diff_models(original, back, metadata=True).equal
+    # Names and order too, of which diff knows nothing.
+    assert fingerprint(original) == fingerprint(back)
+    assert [node.name for node in original.graph] == [node.name for node in back.graph]
+
+
+def test_gives_back_types_of_values(rewritten, tmp_path):
+    original, path = rewritten
+    model = load(path)
+    revert(model)
+    typed = {v.name: (v.type, v.shape) for node in load(original).graph for v in node.outputs}
+    assert {v.name: (v.type, v.shape) for node in model.graph for v in node.outputs} == typed
+
+
+def test_some_sites_only(tmp_path):
+    path = next(path for path in MODELS if path.stem == "odd_if__ts17-script")
+    ids = [site.id for site in compress(path, dry_run=True).sites.sites]
+    for chosen in itertools.chain.from_iterable(itertools.combinations(ids, n) for n in range(1, len(ids))):
+        entries = [SitePlan(i, preset()) if i in chosen else SitePlan(i, None, "left") for i in ids]
+        plan = Plan(fingerprint(load(path)), tuple(entries))
+        result = compress(path, tmp_path / "b.onnx", plan=plan, verification=False)
+        assert result.record.plan == plan.hash
+        model = load(tmp_path / "b.onnx")
+        revert(model)
+        assert diff_models(load(path), model, metadata=True).equal
+
+
+def test_an_original_has_nothing_to_revert(rewritten):
+    with pytest.raises(CannotRevert, match="carries no record"):
+        revert(load(rewritten[0]))
+
+
+def test_a_model_that_was_changed_afterwards(rewritten):
+    model = load(rewritten[1])
+    node = model.graph.node(0)
+    model.graph.insert_after(node, ir.Node("", "Identity", [node.outputs[0]], name="added"))
+    with pytest.raises(CannotRevert, match="changed after it was rewritten"):
+        revert(model)
+    model = load(rewritten[1])
+    model.graph.outputs[0].name = "renamed"
+    with pytest.raises(CannotRevert, match="changed after it was rewritten"):
+        revert(model)
+
+
+def test_what_was_too_large_to_keep_is_said_so(rewritten, tmp_path):
+    original, path = rewritten
+    model = load(original)
+    table = ir.tensor(np.zeros(LIMIT, np.uint8), name="table")
+    constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", table)])
+    model.graph.insert_before(model.graph.node(0), constant)
+    snapshot = Snapshot(model)
+    model.graph.remove(constant)
+    reason = snapshot.undo(model)
+    assert reason == "what was removed is too large to be kept"
+
+    model = load(path)
+    write_record(model, dataclasses.replace(read_record(model), undo=None, irreversible=reason))
+    save(model, tmp_path / "c.onnx")
+    with pytest.raises(CannotRevert, match=reason):
+        revert(load(tmp_path / "c.onnx"))
+
+
+def test_a_removed_node_with_subgraphs_cannot_be_put_back():
+    model = load(next(path for path in MODELS if path.stem == "odd_if__ts17-script"))
+    branch = next(node for node in model.graph if node.op_type == "If")
+    snapshot = Snapshot(model)
+    model.graph.remove(branch)
+    assert "has subgraphs" in snapshot.undo(model)
+
+
+def test_the_same_bytes_each_time(tmp_path):
+    for path in MODELS[:1]:
+        compress(path, tmp_path / "b.onnx", verification=False)
+        compress(path, tmp_path / "c.onnx", verification=False)
+        assert (tmp_path / "b.onnx").read_bytes() == (tmp_path / "c.onnx").read_bytes()
+
+
+def test_damaged_record(rewritten):
+    model = load(rewritten[1])
+    data = json.loads(model.metadata_props[METADATA])
+    data["undo"]["graphs"][0]["removed"] = [10_000]
+    model.metadata_props[METADATA] = json.dumps(data)
+    with pytest.raises(CannotRevert, match="changed after it was rewritten"):
+        revert(model)
+
+
+def test_command_line(rewritten, tmp_path, capsys):
+    original, path = rewritten
+    with pytest.raises(SystemExit) as stop:
+        main(["revert", str(path), "-o", str(tmp_path / "c.onnx"), "--json", "-"])
+    assert not stop.value.code
+    assert json.loads(capsys.readouterr().out)["fingerprint"] == fingerprint(load(original))
+    assert diff_models(load(original), load(tmp_path / "c.onnx"), metadata=True).equal
+    with pytest.raises(SystemExit) as stop:
+        main(["revert", str(original), "-o", str(tmp_path / "d.onnx")])
+    assert stop.value.code == 2
+    assert str(original) in capsys.readouterr().err
+    assert not (tmp_path / "d.onnx").exists()
+
+
+def test_inspect_reads_the_provenance(rewritten, capsys):
+    original, path = rewritten
+    with pytest.raises(SystemExit):
+        main(["inspect", str(path), "--json", "-"])
+    data = json.loads(capsys.readouterr().out)
+    assert data["original"]["fingerprint"] == fingerprint(load(original))
+    assert data["plan"]["sha256"] == compress(original, dry_run=True).plan.hash
+    assert data["written_by"] == read_record(load(path)).version
+    assert data["sites"][0]["scheme"] == preset().to_json()
+    assert data["revertible"]
