@@ -63,13 +63,16 @@ class SiteRows:
 
     def __init__(self, model: ir.Model, site: RewrittenSite, threads: int | None, *, native: bool = False) -> None:
         self._site = site
-        probed = probe(model, [*site.inputs, site.output], site.scope)
+        # One value may be both query and value; a model can give it back but once.
+        self._names = tuple(dict.fromkeys((*site.inputs, site.output)))
+        probed = probe(model, self._names, site.scope)
         self._session = Session(probed, threads=threads, native=native)
         self._alone = _AttentionAlone(model, site, threads, native) if site.form is Form.ATTENTION else None
 
     def run(self, sample: Sample) -> Rows | None:
         """The rows of one run; None when the site is in a branch of an If that was not taken."""
-        *inputs, output = self._session.run(sample).values()
+        arrays = dict(zip(self._names, self._session.run(sample).values(), strict=True))
+        inputs, output = [arrays[name] for name in self._site.inputs], arrays[self._site.output]
         if output.size == 0:
             return None
         if self._alone is None:

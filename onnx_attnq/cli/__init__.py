@@ -19,6 +19,7 @@ from onnx_attnq.cli.export import export
 from onnx_attnq.cli.fingerprint import fingerprint
 from onnx_attnq.cli.inspect import inspect
 from onnx_attnq.cli.revert import revert
+from onnx_attnq.cli.verify import verify
 from onnx_attnq.errors import AttnqError
 from onnx_attnq.version import __version__
 
@@ -45,7 +46,7 @@ def cli() -> None:
     """
 
 
-for command in (compress, inspect, analyze, evaluate, export, diff, canonical, fingerprint, revert):
+for command in (compress, inspect, analyze, evaluate, export, diff, canonical, fingerprint, revert, verify):
     cli.add_command(command)
 
 
