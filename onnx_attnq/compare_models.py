@@ -114,6 +114,50 @@ class OutputComparison:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bounds:
+    """What is asked of the outputs of a model; false when nothing is.
+
+    Attributes:
+        tolerances: Bounds on figures.
+        rtol: Relative tolerance of each element, or None; together with ``atol`` as in numpy.isclose.
+        atol: Absolute tolerance of each element, or None; None is 0 where the other is given.
+    """
+
+    tolerances: tuple[Tolerance, ...] = ()
+    rtol: float | None = None
+    atol: float | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.tolerances) or self.rtol is not None or self.atol is not None
+
+    def check(self, model: ir.Model) -> None:
+        """Raise InvalidScheme for a tolerance of an output that the model does not have."""
+        outputs = [value.name or "" for value in model.graph.outputs]
+        for tolerance in self.tolerances:
+            if tolerance.output is not None and tolerance.output not in outputs:
+                raise InvalidScheme(f"{tolerance}: no output is called so; the outputs are {', '.join(outputs)}")
+
+    def violations(self, outputs: Mapping[str, OutputComparison]) -> list[str]:
+        """What is not within them, a sentence each."""
+        found = []
+        for name, output in outputs.items():
+            if output.kinds:
+                found.append(f"output {name!r}: {output.kinds} elements are NaN or infinite in one model only")
+            if output.far:
+                bound = f"atol {self.atol or 0:g} and rtol {self.rtol or 0:g}"
+                found.append(f"output {name!r}: {output.far} elements differ by more than {bound}")
+            for tolerance in self.tolerances:
+                figure = output.figure(tolerance.metric)
+                if tolerance.output in (None, name) and not tolerance.is_met(figure):
+                    found.append(f"output {name!r}: {tolerance.metric} is {figure:.6g}, not {tolerance}")
+        return found
+
+    def hold(self, outputs: Mapping[str, OutputComparison]) -> bool:
+        """Whether all outputs are within them."""
+        return not self.violations(outputs)
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """What one way of running the second model gave.
 
@@ -132,16 +176,12 @@ class Comparison:
 
     Attributes:
         runs: ``standard`` ops; and ``native`` kernels, where the model has ops for them and the library was built.
-        tolerances: Bounds that were asked for.
-        rtol: Relative tolerance of each element, or None.
-        atol: Absolute tolerance of each element, or None.
+        bounds: What was asked of the outputs.
         samples: Number of samples.
     """
 
     runs: Mapping[str, Run]
-    tolerances: tuple[Tolerance, ...]
-    rtol: float | None
-    atol: float | None
+    bounds: Bounds
     samples: int
 
     @property
@@ -155,17 +195,7 @@ class Comparison:
             for name, check in run.sites.items()
             if not check.passed
         ]
-        for name, output in run.outputs.items():
-            if output.kinds:
-                found.append(f"output {name!r}: {output.kinds} elements are NaN or infinite in one model only")
-            if output.far:
-                bound = f"atol {self.atol or 0:g} and rtol {self.rtol or 0:g}"
-                found.append(f"output {name!r}: {output.far} elements differ by more than {bound}")
-            for tolerance in self.tolerances:
-                figure = output.figure(tolerance.metric)
-                if tolerance.output in (None, name) and not tolerance.is_met(figure):
-                    found.append(f"output {name!r}: {tolerance.metric} is {figure:.6g}, not {tolerance}")
-        return found
+        return found + self.bounds.violations(run.outputs)
 
     @property
     def passed(self) -> bool:
@@ -178,9 +208,9 @@ class Comparison:
             "passed": self.passed,
             "failures": list(self.failures),
             "samples": self.samples,
-            "rtol": self.rtol,
-            "atol": self.atol,
-            "tolerances": [str(tolerance) for tolerance in self.tolerances],
+            "rtol": self.bounds.rtol,
+            "atol": self.bounds.atol,
+            "tolerances": [str(tolerance) for tolerance in self.bounds.tolerances],
             "runs": {
                 way: {
                     "outputs": {name: output.to_json() for name, output in run.outputs.items()},
@@ -196,25 +226,21 @@ def compare_models(
     b: ir.Model,
     samples: Sequence[Sample],
     *,
-    tolerances: Sequence[Tolerance] = (),
-    rtol: float | None = None,
-    atol: float | None = None,
+    bounds: Bounds | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Run both models on the samples and compare every output; check the codes of a rewritten one.
 
     A rewritten ``b`` is run on the standard ops that it carries, and with the native library where that was built.
-    Without any tolerance, two models must agree within `RTOL` and `ATOL`; a rewritten ``b`` deviates on purpose, so it
+    Without bounds, two models must agree within `RTOL` and `ATOL`; a rewritten ``b`` deviates on purpose, so it
     must only be implemented right, and have no new NaN.
 
     Args:
         a: What should be.
         b: What is.
         samples: Inputs.
-        tolerances: Bounds on figures of outputs.
-        rtol: Relative to ``a``; together with ``atol`` as in numpy.isclose. None is 0 if the other is given.
-        atol: Absolute.
+        bounds: What is asked of the outputs.
         threads: Threads inside an op.
         progress: Called after each step.
 
@@ -224,13 +250,9 @@ def compare_models(
         VerificationFailed: An output has another shape.
     """
     _check_interface(a, b)
-    outputs = [value.name or "" for value in a.graph.outputs]
-    for tolerance in tolerances:
-        if tolerance.output is not None and tolerance.output not in outputs:
-            raise InvalidScheme(f"{tolerance}: there is no output {tolerance.output!r}; there are {', '.join(outputs)}")
     record = read_record(b)
-    if record is None and rtol is None and atol is None and not tolerances:
-        rtol, atol = RTOL, ATOL
+    bounds = bounds or (Bounds(rtol=RTOL, atol=ATOL) if record is None else Bounds())
+    bounds.check(a)
     sites = () if record is None else record.sites
     ways = ["standard"]
     if DOMAIN in b.graph.opset_imports and native_library() is not None:
@@ -257,9 +279,14 @@ def compare_models(
         del session
         compared = {
             name: compare_output(
-                name, [e[name] for e in expected], [c[name] for c in actual], name in distributions, rtol, atol
+                name,
+                [arrays[name] for arrays in expected],
+                [arrays[name] for arrays in actual],
+                name in distributions,
+                bounds.rtol,
+                bounds.atol,
             )
-            for name in outputs
+            for name in expected[0]
         }
         advance(f"outputs of B, {way}")
         checks: dict[str, CodeCheck] = {}
@@ -267,7 +294,7 @@ def compare_models(
             checks[site.id] = check_site(b, site, samples, threads, native)
             advance(f"{site.id}, {way}")
         runs[way] = Run(compared, checks)
-    return Comparison(runs, tuple(tolerances), rtol, atol, len(samples))
+    return Comparison(runs, bounds, len(samples))
 
 
 def compare_output(
@@ -326,4 +353,14 @@ def _fit(a: tuple[Dim, ...] | None, b: tuple[Dim, ...] | None) -> bool:
     )
 
 
-__all__ = ["ATOL", "QUANTILES", "RTOL", "Comparison", "OutputComparison", "Run", "Tolerance", "compare_models"]
+__all__ = [
+    "ATOL",
+    "QUANTILES",
+    "RTOL",
+    "Bounds",
+    "Comparison",
+    "OutputComparison",
+    "Run",
+    "Tolerance",
+    "compare_models",
+]

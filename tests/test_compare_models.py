@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_attnq.cli import main
-from onnx_attnq.compare_models import QUANTILES, Tolerance, compare_models, compare_output
+from onnx_attnq.compare_models import QUANTILES, Bounds, Tolerance, compare_models, compare_output
 from onnx_attnq.compress import compress
 from onnx_attnq.deviation import METRICS
 from onnx_attnq.errors import InvalidModel, InvalidScheme, VerificationFailed
@@ -115,7 +115,7 @@ def test_a_rewritten_model_is_checked_site_by_site(bert, tmp_path, way):
     (check,) = found.runs[way].sites.values()
     assert check.codes > 0
     assert found.runs[way].outputs["y"].deviation.max_abs > 1e-3  # it is another model
-    tight = compare_models(a, b, generate_samples(a), tolerances=[Tolerance("max_abs", 1e-6)])
+    tight = compare_models(a, b, generate_samples(a), bounds=Bounds((Tolerance("max_abs", 1e-6),)))
     assert any(failure.startswith(way) for failure in tight.failures)
 
 

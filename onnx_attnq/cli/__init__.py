@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from onnx_attnq.cli.analyze import analyze
+from onnx_attnq.cli.bisect import bisect
 from onnx_attnq.cli.canonical import canonical
 from onnx_attnq.cli.compress import compress
 from onnx_attnq.cli.diff import diff
@@ -46,7 +47,7 @@ def cli() -> None:
     """
 
 
-for command in (compress, inspect, analyze, evaluate, export, diff, canonical, fingerprint, revert, verify):
+for command in (compress, inspect, analyze, evaluate, export, diff, canonical, fingerprint, revert, verify, bisect):
     cli.add_command(command)
 
 

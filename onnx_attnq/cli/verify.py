@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from onnx_attnq.cli.output import console, json_option, plain_table, progress_bar, write_json
-from onnx_attnq.compare_models import Comparison, Tolerance, compare_models
+from onnx_attnq.compare_models import Bounds, Comparison, Tolerance, compare_models
 from onnx_attnq.generate import edge_samples, generate_samples
 from onnx_attnq.inputs import load_samples
 from onnx_attnq.model import load
@@ -63,15 +63,13 @@ def verify(
         if data is None
         else load_samples(data, model_a)
     )
-    tolerances = [Tolerance.parse(text) for text in metrics]
+    bounds = Bounds(tuple(Tolerance.parse(text) for text in metrics), rtol, atol)
     with progress_bar("Verifying") as progress:
         result = compare_models(
             model_a,
             model_b,
             given,
-            tolerances=tolerances,
-            rtol=rtol,
-            atol=atol,
+            bounds=bounds,
             threads=threads,
             progress=progress,
         )
