@@ -147,8 +147,6 @@ def test_a_second_application_is_refused(inline: bool) -> None:
 @pytest.mark.parametrize("name", FORMS)
 def test_two_runs_write_the_same_bytes(name: str, inline: bool, tmp_path: Path) -> None:
     form = FORMS[name]
-    if name == "a function, called twice":
-        pytest.xfail("see test_sites.STALE_QUERY")
     save(parse(form.text, opset=form.opset, functions=form.functions, inferred=True), tmp_path / "m.onnx")
     for output in ("a.onnx", "b.onnx"):
         compress(tmp_path / "m.onnx", tmp_path / output, inline=inline, verification=False)
@@ -169,7 +167,7 @@ def test_the_record_reads_back_what_was_done(tmp_path: Path) -> None:
 # --- inline
 
 
-@pytest.mark.parametrize("name", [n for n in FORMS if n != "a function, called twice"])
+@pytest.mark.parametrize("name", FORMS)
 def test_inline_leaves_plain_ops_only(name: str) -> None:
     form = FORMS[name]
     original = parse(form.text, opset=form.opset, functions=form.functions, inferred=True)
