@@ -94,7 +94,7 @@ class Deviation:
 def compare(a: npt.ArrayLike, b: npt.ArrayLike, *, distribution: bool = False) -> Deviation:
     """The deviation of ``b`` from ``a``, arrays of one shape.
 
-    Elements that are not finite in ``a`` are compared by kind only: they must not be finite in ``b``.
+    Elements that are not finite in one of them take no part, but those that are finite in ``a`` only are counted.
 
     Args:
         a: What should be.

@@ -68,6 +68,7 @@ class AttentionSite:
         id: Stable name, unique in the model: the node's name, or its output's.
         op_type: Op of the node in the file, such as ``Softmax`` or ``MultiHeadAttention``.
         node: Name of that node.
+        output: Name of its first output.
         scope: ``main``, or the path of the subgraph it is in.
         form: What the rewriter replaces.
         heads: Number of heads where the shapes tell, else None.
@@ -84,6 +85,7 @@ class AttentionSite:
     id: str
     op_type: str
     node: str
+    output: str
     scope: str
     form: Form
     heads: int | None
@@ -186,6 +188,7 @@ def _site(node: ir.Node, root: _Root, found: _Found, scope: str, taken: dict[str
         id=_unique_id(origin.node or origin.output or origin.op_type, scope, taken),
         op_type=origin.op_type,
         node=origin.node,
+        output=origin.output,
         scope=scope,
         form=root.form if whole is None else Form.ATTENTION,
         heads=_heads(root.probabilities),

@@ -328,3 +328,17 @@ def test_every_optimization_level_computes_the_same(level: str) -> None:
     np.testing.assert_allclose(
         session.run(None, feeds)[0], Session(model).run(sample())["logits"], rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(("exclude", "kept"), [((), []), (("a",), ["a"]), (("y",), ["y"])])
+def test_fused_ops_without_a_name_are_told_apart(exclude: tuple[str, ...], kept: list[str], tmp_path: Path) -> None:
+    op = "com.microsoft.MultiHeadAttention<num_heads=2>"
+    model = parse(f"(float[B,L,8] x) => (float[B,L,8] y) {{ a = {op}(x, x, x) y = {op}(a, a, a) }}")
+    for node in model.graph:
+        node.name = None
+    save(model, tmp_path / "m.onnx")
+    result = compress(tmp_path / "m.onnx", exclude=exclude)
+    written = ir.load(tmp_path / "m.attnq.onnx")
+    assert [n.outputs[0].name for n in written.graph if n.op_type == "MultiHeadAttention"] == kept
+    assert result.verification is not None
+    assert result.verification.passed
