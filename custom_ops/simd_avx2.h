@@ -113,8 +113,10 @@ struct Simd {
     return _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(0xffff)), _mm256_slli_epi32(high, 16));
   }
   static void store_int(std::int32_t* p, Int v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
-  static Int zero_int() { return _mm256_setzero_si256(); }
-  static Int add_products(Int sum, Int a, Int b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+  using Products = int __attribute__((vector_size(32)));
+  static Products add_products(Products sum, Int a, Int b) {
+    return sum + reinterpret_cast<Products>(_mm256_madd_epi16(a, b));
+  }
 };
 
 }  // namespace

@@ -86,8 +86,12 @@ struct Simd {
     return _mm512_or_si512(_mm512_and_si512(low, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(high, 16));
   }
   static void store_int(std::int32_t* p, Int v) { _mm512_storeu_si512(p, v); }
-  static Int zero_int() { return _mm512_setzero_si512(); }
-  static Int add_products(Int sum, Int a, Int b) { return _mm512_dpwssd_epi32(sum, a, b); }
+  // As text: around the intrinsic, GCC copies every sum.
+  using Products = int __attribute__((vector_size(64)));
+  static Products add_products(Products sum, Int a, Int b) {
+    asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
+  }
 };
 
 }  // namespace

@@ -27,7 +27,7 @@ struct Layout {
 static Index rows_per_block(const Attention& a) {
   // Scores of a block stay in the second-level cache.
   const Index budget = 512 * 1024 / 4 / larger(a.keys, 1) / kTileRows * kTileRows;
-  return larger(kTileRows, smaller(48, budget));
+  return larger(kTileRows, smaller(a.keys <= 512 ? 24 : 48, budget));
 }
 
 static Layout layout_of(const Attention& a) {
@@ -265,10 +265,12 @@ class Block {
       });
       for (Index r = row; r < row + count; ++r) rescale(r, panel, keys + panel_scales(a_));
     } else {
+      const bool whole = mask_ == nullptr && (panel + 1) * kTileKeys <= a_.keys;
       with_rows(count, [&](auto n) {
-        multiply_tile<n(), kTileVectors, false>(a_.depth, query(row), layout_.query_row, keys, kTileKeys, out,
-                                                layout_.score_row);
+        const auto multiply = whole ? multiply_tile<n(), kTileVectors, false, true> : multiply_tile<n(), kTileVectors, false, false>;
+        multiply(a_.depth, query(row), layout_.query_row, keys, kTileKeys, out, layout_.score_row, peaks(row));
       });
+      if (whole) return;
     }
     for (Index r = row; r < row + count; ++r) finish_scores(r, panel);
   }
@@ -312,11 +314,6 @@ class Block {
     float* out = scores(row) + panel * kTileKeys;
     const Index rest = a_.keys - panel * kTileKeys;
     Float peak = Simd::load(peaks(row));
-    if (mask_ == nullptr && rest >= kTileKeys) {
-      for (int v = 0; v < kTileVectors; ++v) peak = Simd::max(Simd::load(out + v * kLanes), peak);
-      Simd::store(peaks(row), peak);
-      return;
-    }
     const float* m = mask_ == nullptr ? nullptr : mask(row);
     for (int v = 0; v < kTileVectors; ++v) {
       const int count = static_cast<int>(larger(0, smaller(kLanes, rest - v * kLanes)));
@@ -377,11 +374,11 @@ class Block {
     const Index width = value_row(a_);
     Index d = 0;
     for (; d + kTileKeys <= width; d += kTileKeys) {
-      multiply_tile<kRows, kTileVectors, true>(keys, weights, layout_.score_row, value + d, value_row_, context(0) + d,
+      multiply_tile<kRows, kTileVectors, true, false>(keys, weights, layout_.score_row, value + d, value_row_, context(0) + d,
                                                width);
     }
     for (; d < width; d += kLanes) {
-      multiply_tile<kRows, 1, true>(keys, weights, layout_.score_row, value + d, value_row_, context(0) + d, width);
+      multiply_tile<kRows, 1, true, false>(keys, weights, layout_.score_row, value + d, value_row_, context(0) + d, width);
     }
   }
 

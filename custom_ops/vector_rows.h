@@ -95,7 +95,7 @@ enum class Levels { kPermuted, kGathered };
 
 // Sums over a row, in lanes.
 struct Sums {
-  Float weights, kept;
+  Float weights, kept, all;  // `all` only of a scheme that keeps values as they are
   Mask nan;
 };
 
@@ -109,7 +109,7 @@ static inline Index weigh(float* row, Index padded, float peak, float factor, fl
   const Float shift = Simd::set1(peak), slope = Simd::set1(factor), start = Simd::set1(offset);
   const Float one = Simd::set1(1.0f), zero = Simd::set1(0.0f), top = Simd::set1(table.levels);
   const Float levels = Simd::load(table.level);
-  Float weights = zero, kept_sum = zero;
+  Float weights = zero, kept_sum = zero, all = zero;
   Mask nan = Simd::none();
   Index kept_count = 0;
   for (Index block = 0; block < padded; block += kListBlock) {
@@ -130,7 +130,9 @@ static inline Index weigh(float* row, Index padded, float peak, float factor, fl
         kept = Simd::at_least(position, one);
       } else {
         kept = Simd::at_least(distance, start);
-        weight = Simd::keep(kept, exp_negative(distance));
+        const Float x = exp_negative(distance);
+        all = Simd::add(all, x);
+        weight = Simd::keep(kept, x);
       }
       if (sum_kept) kept_sum = Simd::add(kept_sum, Simd::keep(kept, exp_negative(distance)));
       weights = Simd::add(weights, weight);
@@ -141,7 +143,7 @@ static inline Index weigh(float* row, Index padded, float peak, float factor, fl
     }
   }
   if (kept_keys != nullptr) kept_keys->starts[(padded + kListBlock - 1) / kListBlock] = static_cast<std::int32_t>(kept_count);
-  sums = {weights, kept_sum, nan};
+  sums = {weights, kept_sum, all, nan};
   return kept_count;
 }
 
@@ -165,16 +167,19 @@ static inline RowResult weights_of_scores(float* row, Index padded, float peak, 
   const bool mass = form.normalize == Normalize::kMass;
   const bool unit = form.normalize == Normalize::kUnit;
   // The default scheme, and every row-max scheme that is normalized to 1, never needs the sum.
-  const float sum = absolute || !unit ? exp_sum(row, padded, peak) : 1.0f;
+  // Where values are kept as they are it comes with them, unless an absolute threshold has to be known before.
+  const bool sum_first = quantizes(form) ? absolute || !unit : absolute && table.threshold > 0;
+  float sum = sum_first ? exp_sum(row, padded, peak) : 1.0f;
   const bool permuted = table.levels < Simd::kPermuted;
 
   Sums sums;
   Index kept = 0;
   if (!quantizes(form)) {
     // x >= threshold, in logarithms.
-    const float lowest = table.log_threshold + (absolute ? __builtin_logf(sum) : 0.0f);
+    const float lowest = table.log_threshold + (sum_first ? __builtin_logf(sum) : 0.0f);
     kept = weigh<true, false, Levels::kGathered>(row, padded, peak, 0, lowest < kLowest ? kLowest : lowest, table, false,
                                                  kept_keys, sums);
+    sum = Simd::sum(sums.all);
   } else if (form.spacing == Spacing::kLog) {
     const float slope = table.inverse_step;
     const float offset = absolute ? table.offset - __builtin_logf(sum) * slope : table.offset;

@@ -23,10 +23,11 @@ static inline void with_rows(Index rows, const Function& function) {
 }
 
 // out[r][v] (+)= sum over k < depth of a[r][k] * b[k][v]: a tile whose sums stay in registers until they are complete.
-// Rows of a lie a_row apart, rows of b, of kVectors registers each, b_row apart, rows of out out_row.
-template <int kRows, int kVectors, bool kAdd>
+// Rows of a lie a_row apart, rows of b, of kVectors registers each, b_row apart, rows of out out_row. With kPeaks, the
+// maximum of each row goes to its register of `peaks`, if it is larger; a NaN is passed over.
+template <int kRows, int kVectors, bool kAdd, bool kPeaks>
 static inline void multiply_tile(Index depth, const float* a, Index a_row, const float* b, Index b_row, float* out,
-                                 Index out_row) {
+                                 Index out_row, float* peaks = nullptr) {
   Float sums[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -48,8 +49,13 @@ static inline void multiply_tile(Index depth, const float* a, Index a_row, const
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
+    Float peak = kPeaks ? Simd::load(peaks + r * kLanes) : Simd::set1(0.0f);
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) Simd::store(out + r * out_row + v * kLanes, sums[r][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      Simd::store(out + r * out_row + v * kLanes, sums[r][v]);
+      if (kPeaks) peak = Simd::max(sums[r][v], peak);
+    }
+    if (kPeaks) Simd::store(peaks + r * kLanes, peak);
   }
 }
 
@@ -57,11 +63,11 @@ static inline void multiply_tile(Index depth, const float* a, Index a_row, const
 template <int kRows>
 static inline void multiply_tile_int16(Index pairs, const std::int32_t* a, Index a_row, const std::int32_t* b, float* out,
                                        Index out_row) {
-  Int sums[kRows][kTileVectors];
+  Simd::Products sums[kRows][kTileVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) sums[r][v] = Simd::zero_int();
+    for (int v = 0; v < kTileVectors; ++v) sums[r][v] = Simd::Products{};
   }
   for (Index k = 0; k < pairs; ++k) {
     Int right[kTileVectors];
@@ -79,7 +85,7 @@ static inline void multiply_tile_int16(Index pairs, const std::int32_t* a, Index
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) Simd::store(out + r * out_row + v * kLanes, Simd::to_float(sums[r][v]));
+    for (int v = 0; v < kTileVectors; ++v) Simd::store(out + r * out_row + v * kLanes, Simd::to_float(Int(sums[r][v])));
   }
 }
 

@@ -53,6 +53,19 @@ def fold_probabilities(array: Array, axis: int, batch: int) -> Array:
     return p.reshape(first, rows // first, queries, keys)
 
 
+def heads_first(probabilities: Array, sample: Sample) -> Array:
+    """(B, H, L_q, L_k) also where a multi-query export has (B, L_q, H, L_k).
+
+    Only the inputs tell: their second axis is the number of tokens.
+
+    >>> heads_first(np.zeros((2, 5, 3, 5)), {"input_ids": np.zeros((2, 5))}).shape
+    (2, 3, 5, 5)
+    """
+    lengths = {array.shape[1] for array in sample.values() if array.ndim == 2}
+    turned = probabilities.shape[1] in lengths and probabilities.shape[2] not in lengths
+    return np.swapaxes(probabilities, 1, 2) if turned else probabilities
+
+
 def fold_value(array: Array, product: Product, probabilities: Array) -> Array | None:
     """V as (B, H, L_k, D), to go with folded probabilities; None when it cannot be told how.
 
@@ -86,13 +99,16 @@ def fold_context(array: Array, product: Product, batch: int, heads: int) -> Arra
     return _outer(array if product.is_left else np.swapaxes(array, -1, -2), batch, heads)
 
 
-def agrees(probabilities: Array, value: Array, context: Array) -> bool:
-    """Whether P·V is the context that the model computed, so that nothing lies between them but layout."""
-    p, v = np.nan_to_num(probabilities.astype(np.float32)), value.astype(np.float32)
-    expected = p @ np.broadcast_to(v, (*p.shape[:2], *v.shape[-2:]))
-    context = np.nan_to_num(context.astype(np.float32))
+def agrees(probabilities: Array, value: Array, context: Array, valid: BoolArray) -> bool:
+    """Whether P·V is the context that the model computed, so that nothing lies between them but layout.
+
+    Only rows with valid positions count: some models set the rows of padding to 0 after the softmax.
+    """
+    p = np.where(valid, np.nan_to_num(probabilities.astype(np.float32)), np.float32(0.0))
+    expected = p @ np.broadcast_to(value.astype(np.float32), (*p.shape[:2], *value.shape[-2:]))
     if expected.shape != context.shape:
         return False
+    context = np.nan_to_num(context.astype(np.float32)) * valid.any(axis=-1, keepdims=True)
     distance = float(np.linalg.norm(expected - context))
     return distance <= CONTEXT_TOLERANCE * float(np.linalg.norm(context))
 
@@ -197,6 +213,7 @@ __all__ = [
     "fold_context",
     "fold_probabilities",
     "fold_value",
+    "heads_first",
     "query_masks",
     "valid_positions",
 ]

@@ -7,6 +7,7 @@ into a memory budget, and nothing is kept of a run but its statistics.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
@@ -15,8 +16,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_attnq import layout, numerics
+from onnx_attnq.dataflow import Dataflow
 from onnx_attnq.errors import InvalidData, NothingToRewrite
-from onnx_attnq.infer import dtype_of, rank_of
+from onnx_attnq.infer import dtype_of
 from onnx_attnq.inputs import Sample
 from onnx_attnq.measure import measure
 from onnx_attnq.probe import probe
@@ -31,6 +33,8 @@ MEMORY: Final = 64 * 2**20
 
 EXAMPLE_TOKENS: Final = 40
 """Tokens of the example: as many as can be read as labels of an attention map."""
+
+_FLOAT_PRODUCTS: Final = frozenset({"MatMul", "Einsum", "Gemm", "FusedMatMul", "TransposeMatMul"})
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being observed, how many steps are done, and how many there are: a step is a site on a sample."""
@@ -89,12 +93,14 @@ def observe(
         raise NothingToRewrite(f"{source.model} has no attention to analyze")
     if not samples:
         raise InvalidData("there are no samples to analyze with")
-    taps = [_Tap.of(site) for site in sites]
     run = _Run(samples, tuple(schemes), separator_ids, labels or {})
+    run.failed = {site.id: "its probabilities are 8-bit integers" for site in sites if site.op_type == "QLinearSoftmax"}
+    flow = Dataflow(model)
+    taps = [_Tap.of(site, flow) for site in sites if site.id not in run.failed]
     group = 1  # how large the arrays are is not known before the first run
     done = 0
     while done < len(taps):
-        chosen = taps[done : done + group]
+        chosen = _of_one_scope(taps[done : done + group])
 
         def advance(sample: int, first: int = done, chosen: Sequence[_Tap] = chosen) -> None:
             if progress is not None:
@@ -111,34 +117,42 @@ class _Tap:
     """The values to look at for one site, by name.
 
     ``probabilities`` are the scores instead where the model computes in 16 bits, in which small
-    probabilities are 0 as if they had been masked.
+    probabilities are 0 as if they had been masked. ``loops`` is the number of loops around it: each adds an axis.
+    ``value`` and ``context`` are None for integer products.
     """
 
     site: AttentionSite
     probabilities: str
     are_scores: bool
-    rank: int | None
-    value: str
-    context: str
+    loops: int
+    value: str | None
+    context: str | None
 
     @classmethod
-    def of(cls, site: AttentionSite) -> _Tap:
+    def of(cls, site: AttentionSite, flow: Dataflow) -> _Tap:
         narrow = dtype_of(site.probabilities) in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
         first = site.scores if narrow and site.scores is not None else site.probabilities
         product = site.value_products[0]
-        context = product.node.outputs[0]
+        together = product.node.graph is first.graph  # not where probabilities leave a branch before their product
+        is_float = together and product.node.op_type in _FLOAT_PRODUCTS
         return cls(
             site,
             str(first.name),
             first is site.scores,
-            rank_of(first),
-            str(product.other.name),
-            str(context.name),
+            _loops_around(first, flow),
+            product.other.name if is_float else None,
+            product.node.outputs[0].name if is_float else None,
         )
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (self.probabilities, self.value, self.context)
+        return tuple(name for name in (self.probabilities, self.value, self.context) if name is not None)
+
+
+def _of_one_scope(taps: Sequence[_Tap]) -> list[_Tap]:
+    """The first of them, and those after it that are in the same graph: one run looks into one graph."""
+    scope = taps[0].site.scope
+    return list(itertools.takewhile(lambda tap: tap.site.scope == scope, taps))
 
 
 class _Run:
@@ -163,12 +177,12 @@ class _Run:
     def add_group(
         self, model: ir.Model, taps: Sequence[_Tap], threads: int | None, advance: Callable[[int], None]
     ) -> int:
-        """Measure some sites on every sample; returns the bytes of the largest run.
+        """Measure some sites of one scope on every sample; returns the bytes of the largest run.
 
         A method of its own, so that session and arrays are gone before the next group has its own.
         """
         names = list(dict.fromkeys(name for tap in taps for name in tap.names))
-        session = Session(probe(model, names), threads=threads)
+        session = Session(probe(model, names, taps[0].site.scope), threads=threads)
         largest = 0
         for index, sample in enumerate(self.samples):
             values = session.run(sample)
@@ -183,19 +197,19 @@ class _Run:
     def add(self, tap: _Tap, arrays: Mapping[str, npt.NDArray[Any]], index: int) -> None:
         """Measure one site on one sample."""
         site, sample = tap.site, self.samples[index]
-        array = _unstacked(arrays[tap.probabilities], tap.rank)
+        array = _unstacked(arrays[tap.probabilities], tap.loops)
         if array.size == 0 or site.id in self.failed:
             return  # a branch that was not taken, or a past of length 0
         if tap.are_scores:
             array = numerics.softmax(array, site.axis)
-        p = layout.fold_probabilities(array, site.axis, layout.batch_of(sample))
+        p = layout.heads_first(layout.fold_probabilities(array, site.axis, layout.batch_of(sample)), sample)
         valid = layout.valid_positions(p, sample)
         stats = measure(
             site.id,
             p,
             valid,
             self.schemes,
-            value=self._value(tap, arrays, p),
+            value=self._value(tap, arrays, p, valid),
             separators=self._separators(sample, p.shape),
         )
         before = self.stats.get(site.id)
@@ -225,12 +239,16 @@ class _Run:
             example=Example(self.tokens, self.maps) if self.maps else None,
         )
 
-    def _value(self, tap: _Tap, arrays: Mapping[str, npt.NDArray[Any]], p: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+    def _value(
+        self, tap: _Tap, arrays: Mapping[str, npt.NDArray[Any]], p: npt.NDArray[Any], valid: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[Any] | None:
         """V, if the probabilities times V are what the model computed."""
         product = tap.site.value_products[0]
+        if tap.value is None or tap.context is None:
+            return None
         value = layout.fold_value(arrays[tap.value], product, p)
         context = layout.fold_context(arrays[tap.context], product, p.shape[0], p.shape[1])
-        if value is None or context is None or not layout.agrees(p, value, context):
+        if value is None or context is None or not layout.agrees(p, value, context, valid):
             return None
         return value
 
@@ -254,10 +272,19 @@ class _Run:
             self.tokens = tuple(str(key) for key in keys)
 
 
-def _unstacked(array: npt.NDArray[Any], rank: int | None) -> npt.NDArray[Any]:
-    """The iterations of a loop, which come first, taken together with the batch."""
-    extra = 0 if rank is None or array.size == 0 else array.ndim - rank
-    return array.reshape(-1, *array.shape[extra + 1 :]) if extra > 0 else array
+def _loops_around(value: ir.Value, flow: Dataflow) -> int:
+    """How many Loop and Scan nodes a value is inside of."""
+    count = 0
+    graph = value.graph
+    while isinstance(graph, ir.Graph) and (owner := flow.owner(graph)) is not None:
+        count += owner.op_type in ("Loop", "Scan")
+        graph = owner.graph
+    return count
+
+
+def _unstacked(array: npt.NDArray[Any], loops: int) -> npt.NDArray[Any]:
+    """The iterations of loops, which come first, taken together with the batch."""
+    return array.reshape(-1, *array.shape[loops + 1 :]) if loops and array.size else array
 
 
 __all__ = ["EXAMPLE_TOKENS", "MEMORY", "Progress", "Source", "observe"]

@@ -144,6 +144,7 @@ def per_layer(study: Study, metric: SchemeMetric = DIVERGENCE) -> Figure:
             mean,
             yerr=[mean - low, high - mean],
             marker="osD^vP*X"[index % 8],
+            linestyle="-" if index < len(LINES) else "--",
             markersize=3.5,
             color=LINES[index % len(LINES)],
             elinewidth=0.6,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +17,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from onnx_attnq import model as models
-from onnx_attnq.errors import InvalidData, InvalidModel, MissingLibrary
+from onnx_attnq.errors import AttnqError, InvalidData, InvalidModel, MissingLibrary
 from onnx_attnq.native import native_library
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -96,6 +100,27 @@ def session(path: str | os.PathLike[str], threads: int | None = None) -> onnxrun
     if native_library() is not None:
         _register_library(options)
     return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+
+
+def optimize_transformer(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+    """What onnxruntime's transformer optimizer makes of a model: the best that it offers for the original.
+
+    Raises:
+        InvalidModel: The optimizer does not take the model, or finds no attention to fuse.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            optimizer = importlib.import_module("onnxruntime.transformers.optimizer")
+            logging.getLogger("onnxruntime.transformers").setLevel(logging.ERROR)
+            optimized = optimizer.optimize_model(os.fspath(source), model_type="bert", opt_level=0)
+            counts = optimized.get_fused_operator_statistics()
+            if not counts.get("Attention") and not counts.get("MultiHeadAttention"):
+                raise InvalidModel("onnxruntime's transformer optimizer finds no attention to fuse")
+            optimized.save_model_to_file(os.fspath(output))
+    except AttnqError:
+        raise
+    except Exception as error:  # whatever the optimizer stumbles over, it is not the user's fault
+        raise InvalidModel(f"onnxruntime's transformer optimizer fails: {_first_line(error)}") from error
 
 
 def _register_library(options: onnxruntime.SessionOptions) -> None:

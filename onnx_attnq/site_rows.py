@@ -6,7 +6,7 @@ The probabilities of an attention op stay inside of it, but with an identity mat
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,23 +63,38 @@ class SiteRows:
 
     def __init__(self, model: ir.Model, site: RewrittenSite, threads: int | None, *, native: bool = False) -> None:
         self._site = site
-        # One value may be both query and value; a model can give it back but once.
-        self._names = tuple(dict.fromkeys((*site.inputs, site.output)))
-        probed = probe(model, self._names, site.scope)
-        self._session = Session(probed, threads=threads, native=native)
+        self._names = list(dict.fromkeys((*site.inputs, site.output)))  # key and value may be one
+        flow = Dataflow(model)
+        values = flow.values_in(site.scope)
+        self._session = Session(probe(model, self._names, site.scope), threads=threads, native=native)
+        self._loops = {name: flow.loops_around(values[name]) for name in self._names}
         self._alone = _AttentionAlone(model, site, threads, native) if site.form is Form.ATTENTION else None
 
-    def run(self, sample: Sample) -> Rows | None:
-        """The rows of one run; None when the site is in a branch of an If that was not taken."""
-        arrays = dict(zip(self._names, self._session.run(sample).values(), strict=True))
-        inputs, output = [arrays[name] for name in self._site.inputs], arrays[self._site.output]
-        if output.size == 0:
-            return None
-        if self._alone is None:
-            return Rows(inputs[0], output, self._site.form is Form.SOFTMAX, np.zeros(()), 0)
-        scores, probabilities, error = self._alone.run(inputs)
-        wrong = self._alone.wrong_contexts(inputs[2], output, scores, probabilities, error)
-        return Rows(scores, probabilities, True, error, wrong)
+    def run(self, sample: Sample) -> Iterator[Rows]:
+        """The rows of one run: of each iteration of a loop, none where a branch of an If was not taken."""
+        found = dict(zip(self._names, self._session.run(sample).values(), strict=True))
+        for arrays in _iterations(found, self._loops):
+            inputs, output = [arrays[name] for name in self._site.inputs], arrays[self._site.output]
+            if output.size == 0:
+                continue
+            if self._alone is None:
+                yield Rows(inputs[0], output, self._site.form is Form.SOFTMAX, np.zeros(()), 0)
+                continue
+            scores, probabilities, error = self._alone.run(inputs)
+            wrong = self._alone.wrong_contexts(inputs[2], output, scores, probabilities, error)
+            yield Rows(scores, probabilities, True, error, wrong)
+
+
+def _iterations(arrays: dict[str, Array], loops: Mapping[str, int]) -> Iterator[dict[str, Array]]:
+    """The values of each iteration, where what is inside of loops has an axis of iterations for each of them."""
+    deepest = max(loops.values())
+    if deepest == 0:
+        yield arrays
+        return
+    inside = [name for name, depth in loops.items() if depth == deepest]
+    outer = {name: min(depth, deepest - 1) for name, depth in loops.items()}
+    for index in range(len(arrays[inside[0]])):
+        yield from _iterations({**arrays, **{name: arrays[name][index] for name in inside}}, outer)
 
 
 class _AttentionAlone:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ class Limit:
             number = float(value)
         except ValueError:
             equals = ""
-        if not equals or metric not in METRICS:
+        if not equals or metric not in METRICS or math.isnan(number):
             raise InvalidScheme(f"{text!r} is no limit; write METRIC=VALUE with METRIC one of {', '.join(METRICS)}")
         return cls(metric, number)
 
@@ -179,19 +180,16 @@ def check_site(
     site_rows = SiteRows(model, site, threads, native=native)
     total = CodeCheck()
     for sample in samples:
-        rows = site_rows.run(sample)
-        if rows is None:
-            continue
-        counted = _real_rows(rows.result.shape[:-1], sample)
-        found = check_rows(
-            rows.source,
-            rows.result,
-            site.scheme,
-            is_scores=rows.is_scores,
-            counted=counted,
-            score_error=rows.score_error,
-        )
-        total = total.merge(found).merge(CodeCheck(errors=rows.wrong))
+        for rows in site_rows.run(sample):
+            found = check_rows(
+                rows.source,
+                rows.result,
+                site.scheme,
+                is_scores=rows.is_scores,
+                counted=_real_rows(rows.result.shape[:-1], sample),
+                score_error=rows.score_error,
+            )
+            total = total.merge(found).merge(CodeCheck(errors=rows.wrong))
     return total
 
 

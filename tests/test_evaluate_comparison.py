@@ -144,7 +144,7 @@ def test_the_command_compresses_evaluates_and_leaves_nothing_behind(
     arguments += " --scheme ji2021 --bits 2 --resamples 20 --threads 1"
     with pytest.raises(SystemExit) as caught:
         main([*arguments.split(), "--json", "-"])
-    assert caught.value.code == 0
+    assert not caught.value.code
     report = json.loads(capsys.readouterr().out)
     assert report["task"] == "sentence-similarity"
     assert report["compressed"][0]["metrics"][0]["metric"] == "Spearman"
@@ -152,7 +152,7 @@ def test_the_command_compresses_evaluates_and_leaves_nothing_behind(
     assert sorted(original.parent.iterdir()) == before
     with pytest.raises(SystemExit) as caught:
         main(arguments.split())
-    assert caught.value.code == 0
+    assert not caught.value.code
     assert "attention.ji2021-2bit.onnx" in capsys.readouterr().out
 
 

@@ -24,12 +24,14 @@ def output_of(text: str) -> ir.Value:
         ("(float[a,b] x) => (float[b,a] y) { u = Transpose<perm=[1,0]>(x) y = Neg(u) }", 2),
         ("(int64[a,b] i, float[9,4] w) => (float[a,b,4] y) { u = Gather(w, i) y = Neg(u) }", 3),
         (
-            "(int64[a,b] i, float[9,4] w, float[4,1] wg) => (float[a,b,1] y) { e = Gather(w, i) u = MatMul(e, wg) y = Neg(u) }",
+            "(int64[a,b] i, float[9,4] w, float[4,1] wg) => (float[a,b,1] y) { e = Gather(w, i) u = MatMul(e, wg)"
+            " y = Neg(u) }",
             3,
         ),
         ("(float[a,b] x) => (float[a,1,b] y) { n = Constant<value_ints=[1]>() u = Unsqueeze(x, n) y = Neg(u) }", 3),
         (
-            "(float[a,b] x) => (float[a,b,1,1] y) { n = Constant<value_ints=[0,0,1,1]>() u = Reshape(x, n) y = Neg(u) }",
+            "(float[a,b] x) => (float[a,b,1,1] y) { n = Constant<value_ints=[0,0,1,1]>() u = Reshape(x, n)"
+            " y = Neg(u) }",
             4,
         ),
         ("(float[a,b] x, int64[n] s) => (float y) { t = Reshape(x, s) u = Neg(t) y = ReduceSum<keepdims=0>(u) }", None),

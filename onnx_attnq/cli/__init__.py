@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from onnx_attnq.cli.analyze import analyze
+from onnx_attnq.cli.bench import bench
 from onnx_attnq.cli.bisect import bisect
 from onnx_attnq.cli.canonical import canonical
 from onnx_attnq.cli.compress import compress
@@ -47,7 +48,9 @@ def cli() -> None:
     """
 
 
-for command in (compress, inspect, analyze, evaluate, export, diff, canonical, fingerprint, revert, verify, bisect):
+_COMMANDS = (compress, inspect, bench, analyze, evaluate, export, verify, bisect, revert, diff, canonical, fingerprint)
+
+for command in _COMMANDS:
     cli.add_command(command)
 
 

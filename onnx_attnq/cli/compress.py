@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from rich.console import Console
 from onnx_attnq.cli.output import console, file_size, in_megabytes, json_option, plain_table, progress_bar, write_json
 from onnx_attnq.compress import Compression
 from onnx_attnq.compress import compress as run
-from onnx_attnq.errors import InvalidPlan
 from onnx_attnq.inputs import load_samples
 from onnx_attnq.model import load
 from onnx_attnq.plan import load_plan, save_plan
@@ -23,7 +23,7 @@ from onnx_attnq.verify import Limit, Verification
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write.  [default: MODEL.attnq.onnx]")
-@click.option("--scheme", type=click.Choice(PRESETS), default=PRESETS[0], show_default=True, help="What a site gets.")
+@click.option("--scheme", type=click.Choice(PRESETS), help=f"What a site gets.  [default: {PRESETS[0]}]")
 @click.option("--bits", type=int, help="Bits for each probability, 1 to 8.  [default: the scheme's, 3]")
 @click.option("--threshold", type=float, help="Below this, values are pruned.  [default: the scheme's]")
 @click.option("--include", multiple=True, metavar="GLOB", help="Rewrite only sites whose id matches; may be repeated.")
@@ -67,7 +67,7 @@ from onnx_attnq.verify import Limit, Verification
 def compress(
     model: Path,
     output: Path | None,
-    scheme: str,
+    scheme: str | None,
     bits: int | None,
     threshold: float | None,
     include: tuple[str, ...],
@@ -90,13 +90,16 @@ def compress(
 ) -> int:
     """Rewrite the attention of MODEL and verify the result."""
     original = load(model)
-    if plan_path is not None and (include or exclude):
-        raise InvalidPlan("--plan says what every site gets; it does not go with --include or --exclude")
+    chosen = {"--scheme": scheme, "--bits": bits, "--threshold": threshold, "--include": include, "--exclude": exclude}
+    _refuse_beside("--plan says what every site gets", plan_path, chosen)
+    unused = {"--data": data, "--max-deviation": max_deviation}
+    _refuse_beside("--no-verify runs no model", no_verify, unused)
+    _refuse_beside("--dry-run runs no model", dry_run, unused)
     with progress_bar("Verifying") as progress:
         result = run(
             model,
             output,
-            scheme=preset(scheme, bits=bits, threshold=threshold),
+            scheme=preset(scheme or PRESETS[0], bits=bits, threshold=threshold),
             plan=None if plan_path is None else load_plan(plan_path),
             include=include,
             exclude=exclude,
@@ -124,12 +127,17 @@ def compress(
     return 0 if all(verified) else 1
 
 
+def _refuse_beside(reason: str, given: object, others: Mapping[str, object]) -> None:
+    """An option that would be ignored is an error."""
+    for name, value in others.items():
+        if given and value not in (None, ()):
+            raise click.UsageError(f"{reason}; it does not go with {name}")
+
+
 def _show(result: Compression, out: Console, *, real_data: bool) -> None:
     rewritten = [entry for entry in result.plan.sites if entry.scheme is not None]
     schemes = sorted({_describe(entry.scheme) for entry in rewritten})
-    out.print(
-        f"[bold]{result.source}[/bold]: {len(rewritten)} of {len(result.sites.sites)} sites, {', '.join(schemes)}"
-    )
+    out.print(f"{result.source}: {len(rewritten)} of {len(result.sites.sites)} sites, {', '.join(schemes)}")
     for rejection in result.sites.rejections:
         out.print(f"  left: {rejection.op_type} {rejection.node!r}: {rejection.reason}")
     for entry in result.plan.sites:
@@ -146,12 +154,14 @@ def _show(result: Compression, out: Console, *, real_data: bool) -> None:
         _show_verification(result.verification, out, real_data=real_data)
     if result.native_verification is not None:
         checks = result.native_verification.sites.values()
-        state = "[green]verified[/green]" if result.native_verification.passed else "[red]not verified[/red]"
+        passed = result.native_verification.passed
+        state = "verified" if passed else "not verified"
         codes, rounded = sum(c.codes for c in checks), sum(c.disagreements for c in checks)
-        out.print(f"Native library: {state} ({codes:,} codes, {rounded:,} rounded otherwise)")
+        summary = f"Native library: {state} ({codes:,} codes, {rounded:,} rounded otherwise)"
+        out.print(summary, style="green" if passed else "red")
         for failure in result.native_verification.failures:
-            out.print(f"[red]failed:[/red] {failure}")
-    out.print(f"Wrote [bold]{result.output}[/bold]")
+            out.print(f"failed: {failure}", style="red")
+    out.print(f"Wrote {result.output}")
 
 
 def _show_verification(verification: Verification, out: Console, *, real_data: bool) -> None:
@@ -172,8 +182,8 @@ def _show_verification(verification: Verification, out: Console, *, real_data: b
     kind = "samples" if real_data else "made-up samples; give real ones with --data"
     out.print(f"{verification.pruned_share:.1%} of the attention values pruned ({verification.samples} {kind})")
     for failure in verification.failures:
-        out.print(f"[red]failed:[/red] {failure}")
-    out.print("[green]Verified[/green]" if verification.passed else "[red]Not verified[/red]")
+        out.print(f"failed: {failure}", style="red")
+    out.print("Verified" if verification.passed else "Not verified", style="green" if verification.passed else "red")
 
 
 def _describe(scheme: Any) -> str:

@@ -60,7 +60,7 @@ def evaluate(
     threads: int | None,
     json_path: str | None,
 ) -> None:
-    r"""Measure MODEL and its compressed form on a task, side by side, with 95 % bootstrap intervals.
+    """Measure MODEL and its compressed form on a task, side by side, with 95 % bootstrap intervals.
 
     The data is read from a file:
 
@@ -71,7 +71,7 @@ def evaluate(
     text-generation      plain text                            perplexity, accuracy
     sentence-similarity  STS-B: CSV sentence, sentence, score  Spearman
     retrieval            SQuAD v1.1 JSON, such as XQuAD        accuracy@1, MRR
-    """
+    """  # noqa: D301 - click takes the character itself, and leaves the table as it is
     if (data is None) == (dataset is None):
         raise InvalidData("give the examples by --data FILE or by --dataset NAME, one of the two")
     words = load_tokenizer(model.parent if tokenizer is None else tokenizer)

@@ -53,9 +53,9 @@ def export(
     if json_path != "-":
         out = console()
         for name in made.files:
-            out.print(f"Wrote [bold]{output / name}[/bold] ({made.task}, by {made.exporter}, equal to PyTorch)")
+            out.print(f"Wrote {output / name} ({made.task}, by {made.exporter}, equal to PyTorch)")
         for result in results:
-            out.print(f"Wrote [bold]{result.output}[/bold] ({chosen.name})")
+            out.print(f"Wrote {result.output} ({chosen.name})")
         if not compressing:
             out.print(f"Next: onnx-attnq {output / made.files[0]}")
     return 0 if all(result.verification is None or result.verification.passed for result in results) else 1

@@ -26,8 +26,11 @@ json_option = click.option(
 
 
 def console() -> Console:
-    """For people, on standard output; wide enough for a table where there is no terminal."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    """For people, on standard output; wide enough for a table where there is no terminal.
+
+    Text is shown as it is: names of files and nodes may look like markup.
+    """
+    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
 
 
 @contextlib.contextmanager

@@ -65,10 +65,7 @@ def attention_figures(
     kept_mass = row_mass = 0.0
     for site in record.sites:
         site_rows = SiteRows(model, site, threads)
-        for sample in samples:
-            found = site_rows.run(sample)
-            if found is None:
-                continue
+        for found in (found for sample in samples for found in site_rows.run(sample)):
             result = found.result.astype(np.float64)
             p = numerics.softmax(found.source) if found.is_scores else found.source
             attended = p > _TINY

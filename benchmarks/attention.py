@@ -1,0 +1,190 @@
+"""QuantizedAttention of the native library against onnxruntime's MultiHeadAttention.
+
+    make native && python benchmarks/attention.py [--int16] [--pruned 60] [--phases] [--lengths 128 512]
+
+All contenders run interleaved on one thread; times are medians of process CPU time, and what is printed is the time of
+MultiHeadAttention divided by theirs: above 1 is faster. ``dense`` is the same kernel with every key kept and exact
+probabilities: the step from 1 to it is what the kernel gives, the step from it to the schemes what pruning gives.
+PyTorch's scaled_dot_product_attention and OpenVINO take part when they are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+
+from onnx_attnq import function, numerics
+from onnx_attnq.native import native_library
+from onnx_attnq.scheme import QuantScheme, preset
+
+HEADS, DEPTH = 12, 64
+LENGTHS = [(128, 128), (384, 384), (512, 512), (1024, 1024), (2048, 2048), (4096, 4096), (1, 8192)]
+DENSE = preset("identity")
+
+Run = Callable[[], object]
+Tensors = dict[str, np.ndarray]
+
+
+def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    options.register_custom_ops_library(str(native_library()))
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def model_of(node: onnx.NodeProto, shape: dict[str, list[int]]) -> onnx.ModelProto:
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape[name]) for name in node.input if name]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape["q"])
+    opsets = [helper.make_opsetid(domain, 1) for domain in ("com.microsoft", function.DOMAIN)]
+    graph = helper.make_graph([node], "attention", inputs, [output])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), *opsets], ir_version=8)
+
+
+def multi_head_attention(tensors: Tensors) -> Run:
+    feeds = {name: t.reshape(1, t.shape[1], HEADS * DEPTH) for name, t in tensors.items()}
+    node = helper.make_node("MultiHeadAttention", list("qkv"), ["y"], domain="com.microsoft", num_heads=HEADS)
+    opened = session(model_of(node, {name: list(t.shape) for name, t in feeds.items()}))
+    return lambda: opened.run(None, feeds)
+
+
+def quantized_attention(tensors: Tensors, scheme: QuantScheme, int16: bool) -> Run:
+    attributes = {a.name: a.value.numpy().reshape(-1) for a in function.scheme_attributes(scheme)}
+    attributes |= {"scale": np.array([DEPTH**-0.5]), "row_max_floor": np.array([-np.inf])}
+    numbers = {
+        k: helper.make_tensor(k, TensorProto.FLOAT, v.shape, v.astype(np.float32)) for k, v in attributes.items()
+    }
+    perms = {"q_perm": [0, 2, 1, 3], "k_perm": [0, 2, 3, 1], "v_perm": [0, 2, 1, 3], "out_perm": [0, 2, 1, 3]}
+    feeds = {**tensors, "mask": np.zeros((), np.float32)}
+    op = function.attention_op(scheme)
+    node = helper.make_node(op, [*"qkv", "mask"], ["y"], domain=function.DOMAIN, qk=int(int16), **numbers, **perms)
+    opened = session(model_of(node, {name: list(t.shape) for name, t in feeds.items()}))
+    return lambda: opened.run(None, feeds)
+
+
+def torch_attention(tensors: Tensors) -> Run:
+    import torch
+
+    torch.set_num_threads(1)
+    q, k, v = (torch.from_numpy(t).transpose(1, 2) for t in tensors.values())
+
+    def run() -> object:
+        with torch.no_grad():
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    return run
+
+
+def openvino_attention(tensors: Tensors) -> Run:
+    import openvino
+    import openvino.opset13 as ops
+
+    parameters = [ops.parameter(list(t.transpose(0, 2, 1, 3).shape), np.float32) for t in tensors.values()]
+    model = openvino.Model([ops.scaled_dot_product_attention(*parameters)], parameters, "attention")
+    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": 1})
+    feeds = [np.ascontiguousarray(t.transpose(0, 2, 1, 3)) for t in tensors.values()]
+    return lambda: compiled(feeds)
+
+
+def draw(queries: int, keys: int, spread: float) -> Tensors:
+    """Scores q.k / sqrt(D) of this standard deviation."""
+    random = np.random.default_rng(0)
+    return {
+        name: (random.standard_normal((1, length, HEADS, DEPTH)) * spread**0.5).astype(np.float32)
+        for name, length in zip("qkv", (queries, keys, keys), strict=True)
+    }
+
+
+def sparsity(tensors: Tensors, scheme: QuantScheme) -> float:
+    """The share of keys that the scheme prunes; of one head's first 64 queries."""
+    scores = tensors["q"][0, :64, 0].astype(np.float64) @ tensors["k"][0, :, 0].T * DEPTH**-0.5
+    return float((numerics.quantize_scores(scores, scheme) == 0).mean())
+
+
+def spread_for(queries: int, keys: int, scheme: QuantScheme, share: float) -> float:
+    """The spread of scores at which this share of the keys is pruned, by bisection."""
+    low, high = 0.05, 6.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sparsity(draw(queries, keys, middle), scheme) < share else (low, middle)
+    return (low + high) / 2
+
+
+def medians(runs: dict[str, Run], seconds: float) -> dict[str, float]:
+    """CPU seconds of each, measured in turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    stop = time.monotonic() + seconds
+    while time.monotonic() < stop or len(times["mha"]) < 5:
+        for name, run in runs.items():
+            start = time.process_time()
+            run()
+            times[name].append(time.process_time() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def print_phases(lengths: list[tuple[int, int]]) -> None:
+    program = Path(__file__).parent.parent / "build" / "native" / "phases"
+    if not program.is_file():
+        sys.exit("build the program first: cmake -S custom_ops -B build/native -DONNX_ATTNQ_PROGRAMS=ON && make native")
+    for _, keys in lengths:
+        subprocess.run([str(program), str(keys), str(DEPTH)], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="*", help="tokens; default: the table of the documentation")
+    parser.add_argument("--spread", type=float, default=3.0, help="standard deviation of the scores")
+    parser.add_argument("--pruned", type=float, help="choose the spread so that this percentage of keys is pruned")
+    parser.add_argument("--int16", action="store_true", help="also 16-bit products of queries and keys")
+    parser.add_argument("--seconds", type=float, default=6.0, help="for each length")
+    parser.add_argument("--phases", action="store_true", help="only print where the kernel spends its time")
+    arguments = parser.parse_args()
+    if native_library() is None:
+        sys.exit("the native library was not built: make native")
+    lengths = [(n, n) for n in arguments.lengths] if arguments.lengths else LENGTHS
+    if arguments.phases:
+        print_phases(lengths)
+        return
+
+    print(f"onnxruntime {onnxruntime.__version__}, H = {HEADS}, D = {DEPTH}, one thread, kernels:", end=" ")
+    print(os.environ.get("ONNX_ATTNQ_ISA", "best"))
+    scheme = preset("row-log")
+    for queries, keys in lengths:
+        share = arguments.pruned
+        spread = arguments.spread if share is None else spread_for(queries, keys, scheme, share / 100)
+        tensors = draw(queries, keys, spread)
+        runs: dict[str, Run] = {
+            "mha": multi_head_attention(tensors),
+            "row-log": quantized_attention(tensors, scheme, False),
+            "ji2021": quantized_attention(tensors, preset("ji2021"), False),
+            "dense": quantized_attention(tensors, DENSE, False),
+        }
+        if arguments.int16:
+            runs["row-log int16"] = quantized_attention(tensors, scheme, True)
+        if importlib.util.find_spec("torch"):
+            runs["torch"] = torch_attention(tensors)
+        if importlib.util.find_spec("openvino"):
+            runs["openvino"] = openvino_attention(tensors)
+        seconds = medians(runs, arguments.seconds)
+        mha = seconds.pop("mha")
+        ratios = "  ".join(f"{name} {mha / value:.2f}" for name, value in seconds.items())
+        pruned = sparsity(tensors, scheme)
+        print(f"{queries:5d} x {keys:5d}  {pruned:4.0%} pruned  mha {mha * 1e3:8.2f} ms   {ratios}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""`onnx-attnq bench`: what it gains, and what of that is due to pruning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnx_attnq.bench import CONTROL, Timing
+from onnx_attnq.bench import bench as run
+from onnx_attnq.cli.output import console, json_option, plain_table, progress_bar, write_json
+from onnx_attnq.inputs import load_samples
+from onnx_attnq.model import load
+
+
+@click.command()
+@click.argument("original", type=click.Path(path_type=Path))
+@click.argument("rewritten", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--tokens", multiple=True, type=click.IntRange(1), default=(128, 512), show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Rows of made-up inputs.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads inside an op.")
+@click.option("--repeats", type=click.IntRange(1), default=15, show_default=True, help="Counted runs of each.")
+@click.option("--data", type=click.Path(path_type=Path), help="Samples in place of made-up inputs.")
+@click.option("--no-memory", is_flag=True, help="Do not measure peak memory.")
+@json_option
+def bench(
+    original: Path,
+    rewritten: tuple[Path, ...],
+    tokens: tuple[int, ...],
+    batch: int,
+    threads: int,
+    repeats: int,
+    data: Path | None,
+    no_memory: bool,
+    json_path: str | None,
+) -> None:
+    """Time ORIGINAL against the models REWRITTEN from it, run by run in turn.
+
+    The ratio is the original's median CPU time divided by the variant's: above 1 is faster.
+    """
+    samples = () if data is None else load_samples(data, load(original))
+    with progress_bar("Timing") as progress:
+        timings, missing = run(
+            original,
+            rewritten,
+            tokens=tokens,
+            batch=batch,
+            threads=threads,
+            repeats=repeats,
+            samples=samples,
+            memory=not no_memory,
+            progress=progress,
+        )
+    if json_path is not None:
+        write_json({"timings": [timing.to_json() for timing in timings], "missing": missing}, json_path)
+    if json_path == "-":
+        return
+    out = console()
+    table = plain_table("variant", "tokens", "CPU ms", "wall ms", "p99 ms", "ratio", "peak MB")
+    for t in timings:
+        peak = "-" if t.peak_mb is None else f"{t.peak_mb:.0f}"
+        table.add_row(
+            t.variant, str(t.tokens), f"{t.cpu_ms:.1f}", f"{t.wall_ms:.1f}", f"{t.p99_ms:.1f}", f"{t.ratio:.2f}", peak
+        )
+    out.print(table)
+    for line in _split(timings):
+        out.print(line)
+    for line in missing:
+        out.print(f"not measured: {line}")
+
+
+def _split(timings: list[Timing]) -> list[str]:
+    """For each length, what fusing gives and what pruning gives on top."""
+    lines = []
+    for control in (t for t in timings if t.variant == CONTROL):
+        for t in timings:
+            if t.tokens == control.tokens and t.variant.endswith(", native") and t.variant != CONTROL:
+                lines.append(
+                    f"{t.tokens} tokens: {t.variant} is {t.ratio:.2f} times as fast as the original: "
+                    f"{control.ratio:.2f} by its attention kernel, times {control.cpu_ms / t.cpu_ms:.2f} by pruning"
+                )
+    return lines

@@ -1,0 +1,392 @@
+"""The command line: exit codes, JSON keys, one clear line for each mistake, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from attention_forms import FORMS
+from look_alikes import LOOK_ALIKES
+from small_graphs import parse
+
+from onnx_attnq.cli import main
+from onnx_attnq.model import save
+
+TEXT = FORMS["scale and additive mask"].text
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    save(parse(TEXT), path)
+    return path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Exit code, standard output and standard error of a command."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit_:
+            main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return int(exit_.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+# --- exit code 0
+
+
+def test_the_model_is_written_beside_its_input_which_stays(model: Path, run: Run) -> None:
+    before = model.read_bytes()
+    code, out, err = run(model)
+    assert (code, err) == (0, "")
+    assert model.read_bytes() == before
+    assert sorted(path.name for path in model.parent.iterdir()) == ["model.attnq.onnx", "model.onnx"]
+    assert "1 of 1 sites" in out
+    assert "Verified" in out
+    assert str(model.with_name("model.attnq.onnx")) in out
+
+
+def test_compress_by_its_name_does_the_same(model: Path, run: Run) -> None:
+    assert run("compress", model, "-o", model.with_name("a.onnx"))[0] == 0
+    assert run(model, "-o", model.with_name("b.onnx"))[0] == 0
+    assert model.with_name("a.onnx").read_bytes() == model.with_name("b.onnx").read_bytes()
+
+
+def test_quiet_when_piped(model: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "onnx_attnq", str(model), "--json", "-"], capture_output=True, text=True, check=True
+    )
+    assert result.stderr == ""
+    assert json.loads(result.stdout)["verification"]["passed"] is True
+    assert "\x1b" not in result.stdout
+
+
+def test_json_has_the_keys_that_are_promised(model: Path, run: Run) -> None:
+    code, out, _ = run(model, "--json", "-")
+    data = json.loads(out)
+    assert code == 0
+    assert set(data) == {"model", "output", "scheme", "sites", "rejected", "verification", "native_verification"}
+    assert set(data["model"]) == {"path", "sha256", "opset"}
+    assert set(data["output"]) == {"path", "sha256"}
+    assert set(data["scheme"]) == {"reference", "normalize", "threshold", "bits", "spacing", "rounding", "name"}
+    assert {"id", "op_type", "node", "scope", "form"} <= set(data["sites"][0])
+    assert data["sites"][0]["form"] in ("softmax", "probabilities", "attention")
+    verification = data["verification"]
+    assert {"passed", "implementation", "deviation", "pruned"} <= set(verification)
+    assert {"sites_checked", "codes_checked", "disagreements"} <= set(verification["implementation"])
+    assert {"max_abs", "mean_abs", "cosine", "top1_agreement"} <= set(verification["deviation"]["y"])
+    assert list(verification["pruned"]) == [data["sites"][0]["id"]]
+
+
+def test_inspect_json_has_the_keys_that_are_promised(model: Path, run: Run) -> None:
+    data = json.loads(run("inspect", model, "--json", "-")[1])
+    assert set(data) == {"model", "sites", "rejected"}
+    run(model, "--scheme", "ji2021")
+    data = json.loads(run("inspect", model.with_name("model.attnq.onnx"), "--json", "-")[1])
+    assert {"model", "sites", "rejected", "scheme"} <= set(data)
+    assert data["scheme"]["name"] == "ji2021"
+    assert len(data["sites"]) == 1
+    assert data["rejected"] == []
+
+
+def test_rejections_are_in_the_json(tmp_path: Path, run: Run) -> None:
+    save(parse(LOOK_ALIKES["classifier"][0]), tmp_path / "m.onnx")
+    data = json.loads(run("inspect", tmp_path / "m.onnx", "--json", "-")[1])
+    assert [set(r) for r in data["rejected"]] == [{"node", "op_type", "scope", "reason"}]
+
+
+def test_inspect_shows_a_rewritten_model_as_such(model: Path, run: Run) -> None:
+    run(model, "--scheme", "ji2021", "--bits", "4")
+    code, out, _ = run("inspect", model.with_name("model.attnq.onnx"))
+    assert code == 0
+    assert "rewritten by onnx-attnq" in out
+    assert re.search(r"Softmax_p +\w+ +ji2021 +4 +0\.001", out)
+    assert "no attention found" not in out
+    assert "attention sites" not in out
+
+
+def test_explain_tells_the_story_of_one_softmax(model: Path, run: Run) -> None:
+    code, out, _ = run("inspect", model, "--explain", "Softmax_p")
+    assert code == 0
+    assert "scores: MatMul 'MatMul_s' multiplies query and key" in out
+    code, _, err = run("inspect", model, "--explain", "nowhere")
+    assert code == 2
+    assert "'nowhere'" in err
+
+
+def test_dry_run_writes_nothing(model: Path, run: Run) -> None:
+    code, out, _ = run(model, "--dry-run")
+    assert code == 0
+    assert "Nothing was written" in out
+    assert list(model.parent.iterdir()) == [model]
+
+
+def test_a_plan_that_was_written_can_be_edited_and_applied(model: Path, run: Run, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    assert run(model, "--write-plan", plan, "--dry-run")[0] == 0
+    text = plan.read_text()
+    assert run(model, "--plan", plan, "-o", tmp_path / "a.onnx")[0] == 0
+    assert run(model, "-o", tmp_path / "b.onnx")[0] == 0
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    plan.write_text(text.replace('"bits": 3', '"bits": 2'))
+    data = json.loads(run(model, "--plan", plan, "-o", tmp_path / "c.onnx", "--json", "-")[1])
+    assert data["scheme"]["bits"] == 2
+
+
+def test_names_with_brackets_are_shown_as_they_are(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "m[bold].onnx"
+    graph = parse(TEXT)
+    next(node for node in graph.graph if node.op_type == "Softmax").name = "layer[red]/[/x]:smile:"
+    save(graph, path)
+    for arguments in ((path,), ("inspect", path)):
+        code, out, err = run(*arguments)
+        assert (code, err) == (0, "")
+        assert "m[bold]" in out
+        assert "layer[red]/[/x]:smile:" in out
+
+
+# --- exit code 1
+
+
+def test_too_much_deviation_fails(model: Path, run: Run) -> None:
+    code, out, _ = run(model, "--max-deviation", "max_abs=1e-9")
+    assert code == 1
+    assert "failed: output 'y': max_abs is" in out
+    assert "Not verified" in out
+
+
+def test_a_deviation_within_the_limit_passes(model: Path, run: Run) -> None:
+    assert run(model, "--max-deviation", "max_abs=100", "--max-deviation", "cosine=-1")[0] == 0
+
+
+# --- exit code 3
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"], ["--json", "-"]])
+def test_nothing_to_rewrite_is_no_success(options: list[str], tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "m.onnx"
+    save(parse(LOOK_ALIKES["classifier"][0]), path)
+    code, out, err = run(path, *options)
+    assert code == 3
+    assert out == ""
+    assert "no attention found; Softmax 'Softmax_p'" in err
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_everything_excluded_is_no_success(model: Path, run: Run) -> None:
+    code, _, err = run(model, "--exclude", "*")
+    assert code == 3
+    assert "leaves every site" in err
+
+
+# --- exit code 2: one line each, which names the file, the option or the node
+
+
+def one_line(err: str) -> str:
+    lines = err.strip().splitlines()
+    assert "Traceback" not in err
+    return lines[-1]
+
+
+BAD_OPTIONS = [
+    (["--scheme", "rowlog"], "rowlog"),
+    (["--bits", "9"], "bits must be a whole number from 1 to 8, not 9"),
+    (["--threshold", "1.5"], "threshold"),
+    (["--scheme", "boolean", "--bits", "3"], "1 bit"),
+    (["--scheme", "identity", "--threshold", "0.1"], "takes no threshold"),
+    (["--include", "layer*"], "--include 'layer*' matches no site"),
+    (["--exclude", "layer*"], "--exclude 'layer*' matches no site"),
+    (["--max-deviation", "max_abs"], "METRIC=VALUE"),
+    (["--max-deviation", "max_rel=1"], "METRIC=VALUE"),
+    (["--max-deviation", "max_abs=nan"], "METRIC=VALUE"),
+    (["--max-deviation", "max_abs=1", "--no-verify"], "--no-verify"),
+    (["--max-deviation", "max_abs=1", "--dry-run"], "--dry-run"),
+    (["--data", "nowhere.npz"], "nowhere.npz does not exist"),
+    (["--plan", "nowhere.json"], "nowhere.json"),
+    (["--samples", "0"], "--samples"),
+    (["--threads", "0"], "--threads"),
+    (["--no-such-option"], "--no-such-option"),
+    (["-o", "/nonexistent/out.onnx"], "/nonexistent/out.onnx"),
+    (["--external-data", "move"], "move"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_a_bad_option_is_one_line(options: list[str], message: str, model: Path, run: Run) -> None:
+    code, out, err = run(model, *options)
+    assert code == 2
+    assert message in one_line(err)
+    assert out == ""
+    assert list(model.parent.iterdir()) == [model]
+
+
+@pytest.mark.parametrize(
+    "option", [["--include", "*"], ["--scheme", "row-log"], ["--bits", "3"], ["--threshold", "0.1"]]
+)
+def test_a_plan_leaves_nothing_for_other_options_to_say(
+    option: list[str], model: Path, run: Run, tmp_path: Path
+) -> None:
+    run(model, "--write-plan", tmp_path / "plan.json", "--dry-run")
+    code, _, err = run(model, "--plan", tmp_path / "plan.json", *option)
+    assert code == 2
+    assert option[0] in one_line(err)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def without_data(path: Path) -> None:
+    proto = onnx.load(path)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1000, np.float32), "w"))
+    onnx.save(proto, path, save_as_external_data=True, location="gone.data", size_threshold=0)
+    (path.parent / "gone.data").unlink()
+
+
+def of_opset(version: int) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        proto = onnx.load(path)
+        proto.opset_import[0].version = version
+        path.write_bytes(proto.SerializeToString())
+
+    return damage
+
+
+DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (Path.unlink, "does not exist"),
+    "empty": (lambda p: p.write_bytes(b""), "is empty"),
+    "text": (lambda p: p.write_text("not a model " * 20), "not an ONNX file"),
+    "truncated": (truncated, "truncated"),
+    "a folder": (lambda p: (p.unlink(), p.mkdir()), "is a folder"),
+    "external data missing": (without_data, "gone.data"),
+    "opset too old": (of_opset(6), "opset"),
+    "opset of the future": (of_opset(999), "opset"),
+}
+
+
+@pytest.mark.parametrize("command", [[], ["inspect"]], ids=["compress", "inspect"])
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_model_is_one_line_that_names_it(case: str, command: list[str], model: Path, run: Run) -> None:
+    damage, message = DAMAGED[case]
+    damage(model)
+    code, out, err = run(*command, model)
+    assert code == 2
+    assert message in one_line(err)
+    assert str(model) in one_line(err)
+    assert len(err.strip().splitlines()) == 1
+    assert out == ""
+    assert not model.with_name("model.attnq.onnx").exists()
+
+
+DATA: dict[str, tuple[dict[str, np.ndarray], str]] = {
+    "wrong name": ({"query": np.zeros((1, 2, 3, 4), np.float32)}, "'q' is missing"),
+    "wrong type": ({"q": np.zeros((1, 2, 3, 4))}, "wrong type"),
+    "wrong shape": ({"q": np.zeros((1, 3, 3, 4), np.float32)}, "wrong shape"),
+    "wrong number of axes": ({"q": np.zeros((1, 2, 4), np.float32)}, "wrong shape"),
+}
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_data_that_does_not_fit_is_one_line(case: str, model: Path, run: Run, tmp_path: Path) -> None:
+    good = {name: np.zeros((1, 2, 3, 4), np.float32) for name in "qkv"} | {"m": np.zeros((1, 1, 1, 3), np.float32)}
+    change, message = DATA[case]
+    data = {**good, **change}
+    if case == "wrong name":
+        del data["q"]
+    np.savez(tmp_path / "sample.npz", **data)
+    code, _, err = run(model, "--data", tmp_path / "sample.npz")
+    assert code == 2
+    assert message in one_line(err)
+    assert "sample.npz" in one_line(err)
+    assert not model.with_name("model.attnq.onnx").exists()
+    np.savez(tmp_path / "sample.npz", **good)
+    assert run(model, "--data", tmp_path / "sample.npz")[0] == 0
+
+
+def test_a_second_rewrite_is_refused(model: Path, run: Run) -> None:
+    run(model)
+    output = model.with_name("model.attnq.onnx")
+    before = output.read_bytes()
+    code, _, err = run(output)
+    assert code == 2
+    assert one_line(err).endswith("rewritten already; start from the original")
+    assert str(output) in err
+    assert output.read_bytes() == before
+    assert sorted(path.name for path in model.parent.iterdir()) == ["model.attnq.onnx", "model.onnx"]
+
+
+def test_the_input_is_never_overwritten(model: Path, run: Run) -> None:
+    before = model.read_bytes()
+    code, _, err = run(model, "-o", model)
+    assert code == 2
+    assert "never overwritten" in one_line(err)
+    assert model.read_bytes() == before
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_that_is_not_writable_is_one_line(model: Path, run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    code, _, err = run(model, "-o", folder / "out.onnx")
+    assert code == 2
+    assert "Permission denied" in one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 99}, "format"),
+        ({"model": "c0ffee"}, "was made for the model"),
+        ({"sites": []}, "no entry for the site 'Softmax_p'"),
+        ({"extra": 1}, "unknown key 'extra'"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_one_line(
+    change: dict[str, object], message: str, model: Path, run: Run, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.json"
+    run(model, "--write-plan", plan, "--dry-run")
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | change))
+    code, _, err = run(model, "--plan", plan)
+    assert code == 2
+    assert message in one_line(err)
+    assert "plan" in one_line(err)
+
+
+def test_without_arguments_the_help_is_shown(run: Run) -> None:
+    code, out, err = run()
+    assert "Usage: onnx-attnq" in out + err
+    assert run("--help")[0] == 0
+    assert run("--version")[1].startswith("onnx-attnq ")
+    assert code in (0, 2)
+
+
+def test_a_model_named_like_a_command_is_reached_by_a_path(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(parse(TEXT), tmp_path / "model.onnx")
+    shutil.copy(tmp_path / "model.onnx", tmp_path / "inspect")
+    monkeypatch.chdir(tmp_path)
+    assert run("./inspect", "-o", "out.onnx")[0] == 0
+
+
+def test_options_may_stand_before_the_model(model: Path, run: Run) -> None:
+    assert run("--bits", "2", model)[0] == 0
+    (record,) = ir.load(model.with_name("model.attnq.onnx")).metadata_props.values()
+    assert json.loads(record)["sites"][0]["scheme"]["bits"] == 2

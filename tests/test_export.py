@@ -1,0 +1,106 @@
+"""Exports of small random models, by optimum and by torch.onnx: equal to PyTorch, and found by the rewriter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("optimum.onnxruntime", reason="needs the extra 'export'", exc_type=ImportError)
+
+import torch
+import transformers
+from random_models import source
+from text_models import WORDS, tokenizer
+
+from onnx_attnq.cli import main
+from onnx_attnq.compress import compress
+from onnx_attnq.errors import ExportFailed, InvalidModel
+from onnx_attnq.evaluate import TextModel, load_tokenizer
+from onnx_attnq.export import Attention, Exporter, export
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("default"),  # transformers, torch and optimum warn about one another
+]
+
+ATOL = 1e-4
+"""Float32 rounding of a model with two layers."""
+
+
+@pytest.mark.parametrize("attention", list(Attention))
+@pytest.mark.parametrize(
+    ("head", "task"),
+    [("ForQuestionAnswering", "question-answering"), ("ForMaskedLM", "fill-mask"), ("Model", "feature-extraction")],
+)
+def test_optimum_exports_what_it_knows(tmp_path: Path, head: str, task: str, attention: Attention) -> None:
+    made = export(source(tmp_path / "bert", "Bert", head), tmp_path / "onnx", attention=attention)
+    assert (made.task, made.exporter, made.files) == (task, Exporter.OPTIMUM, ("model.onnx",))
+    assert load_tokenizer(made.folder)("red").input_ids == [2, WORDS.index("red"), 3]
+    assert len(compress(made.folder / "model.onnx", verification=True).sites.sites) == 2
+
+
+def test_a_decoder_gets_a_past(tmp_path: Path) -> None:
+    folder = source(tmp_path / "llama", "Llama", "ForCausalLM", num_key_value_heads=2)
+    made = export(folder, tmp_path / "onnx")
+    assert made.task == "text-generation-with-past"
+    result = compress(made.folder / "model.onnx")
+    assert result.verification is not None
+    assert result.verification.passed
+    ids = [[5, 6, 7, 8]]
+    model = TextModel.load(made.folder / "model.onnx", tokenizer(), threads=1)
+    expected = transformers.AutoModelForCausalLM.from_pretrained(folder)(torch.tensor(ids)).logits.detach().numpy()
+    np.testing.assert_allclose(model.logits({"input_ids": ids}), expected, atol=ATOL)
+
+
+def test_torch_exports_what_optimum_does_not_know(tmp_path: Path) -> None:
+    folder = source(tmp_path / "ernie", "Ernie", "ForMaskedLM")
+    made = export(folder, tmp_path / "onnx")
+    assert (made.task, made.exporter) == ("fill-mask", Exporter.TORCH)
+    model = TextModel.load(made.folder / "model.onnx", load_tokenizer(made.folder), threads=1)
+    tokens = model.tokenizer(["red house big car tree"])
+    reference = transformers.AutoModelForMaskedLM.from_pretrained(folder)
+    expected = reference(**{name: torch.tensor(value) for name, value in tokens.items()}).logits.detach().numpy()
+    np.testing.assert_allclose(model.logits(tokens), expected, atol=ATOL)
+    assert len(compress(made.folder / "model.onnx").sites.sites) == 2
+
+
+def test_the_command_exports_and_compresses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = source(tmp_path / "bert", "Bert", "ForSequenceClassification")
+    with pytest.raises(SystemExit) as caught:
+        main(["export", str(folder), "-o", str(tmp_path / "onnx"), "--attn", "eager", "--compress", "--json", "-"])
+    assert not caught.value.code
+    report = json.loads(capsys.readouterr().out)
+    assert report["task"] == "text-classification"
+    assert [Path(path).name for path in report["compressed"]] == ["model.attnq.onnx"]
+    assert (tmp_path / "onnx" / "model.attnq.onnx").exists()
+
+
+def test_an_unknown_task_leaves_nothing_behind(tmp_path: Path) -> None:
+    folder = source(tmp_path / "bert", "Bert", "ForMaskedLM")
+    with pytest.raises(ExportFailed, match="no-such-task") as caught:
+        export(folder, tmp_path / "onnx", task="no-such-task")
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bert"]
+
+
+def test_a_folder_that_is_not_empty_is_kept(tmp_path: Path) -> None:
+    folder = source(tmp_path / "bert", "Bert", "ForMaskedLM")
+    with pytest.raises(ExportFailed, match="not empty"):
+        export(folder, folder)
+    assert (folder / "model.safetensors").exists()
+
+
+def test_a_model_class_without_a_task(tmp_path: Path) -> None:
+    folder = source(tmp_path / "bert", "Bert", "ForMaskedLM")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["NoSuchModel"]}))
+    with pytest.raises(InvalidModel, match=r"NoSuchModel.*--task"):
+        export(folder, tmp_path / "onnx")
+
+
+def test_no_such_folder_offline(tmp_path: Path) -> None:
+    with pytest.raises(InvalidModel, match="not a model folder"):
+        export(tmp_path / "none", tmp_path / "onnx", local_only=True)

@@ -1,0 +1,288 @@
+"""The verifier catches what is wrong, excuses what rounding explains, and leaves padding out."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from attention_forms import FORMS
+from hypothesis import given
+from hypothesis import strategies as st
+from small_graphs import parse
+from strategies import schemes
+
+from onnx_attnq import numerics
+from onnx_attnq.deviation import compare
+from onnx_attnq.errors import InvalidModel, InvalidScheme
+from onnx_attnq.expose import expose
+from onnx_attnq.generate import generate_samples
+from onnx_attnq.implementation import CodeCheck, check_rows
+from onnx_attnq.model import fingerprint
+from onnx_attnq.plan import uniform_plan
+from onnx_attnq.rewrite import rewrite
+from onnx_attnq.scheme import PRESETS, QuantScheme, preset
+from onnx_attnq.sites import find_sites
+from onnx_attnq.verify import Limit, Verification, verify
+
+
+def rewritten(text: str, scheme: QuantScheme, *, inline: bool = False) -> tuple[ir.Model, ir.Model]:
+    original = parse(text, inferred=True)
+    model = original.clone()
+    expose(model)
+    sites = find_sites(model)
+    plan = uniform_plan(fingerprint(original), [site.id for site in sites.sites], scheme)
+    rewrite(model, sites, plan, inline=inline)
+    return original, model
+
+
+PLAIN = FORMS["plain"].text
+GUARDED = FORMS["guard of fully masked rows"].text
+EINSUM = FORMS["Einsum"].text
+
+
+# --- codes
+
+
+@given(schemes(), st.integers(0, 2**32 - 1), st.booleans())
+def test_what_numerics_computes_passes(scheme: QuantScheme, seed: int, is_scores: bool) -> None:
+    scores = np.random.default_rng(seed).normal(0.0, 4.0, (3, 20))
+    source = scores if is_scores else numerics.softmax(scores)
+    compute = numerics.quantize_scores if is_scores else numerics.quantize_probabilities
+    check = check_rows(source, compute(source, scheme), scheme, is_scores=is_scores)
+    assert (check.codes, check.errors, check.disagreements) == (60, 0, 0)
+
+
+def wrong_rows(scheme: QuantScheme) -> dict[str, np.ndarray]:
+    scores = np.random.default_rng(0).normal(0.0, 3.0, (8, 40))
+    right = numerics.quantize_scores(scores, scheme)
+    one_value = right.copy()
+    row = np.argmax((right > 0.0).sum(-1))
+    one_value[row, np.argmax(right[row])] *= 1.001
+    return {
+        "not quantized": numerics.softmax(scores),
+        "zero": np.zeros_like(right),
+        "nan": np.full_like(right, np.nan),
+        "scaled": right * 1.001,
+        "one value scaled": one_value,
+        "shuffled": right[:, ::-1],
+        "another row": np.roll(right, 1, axis=0),
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in ("identity", "boolean")])
+@pytest.mark.parametrize("case", wrong_rows(preset()))
+def test_what_is_wrong_is_caught(name: str, case: str) -> None:
+    scheme = preset(name)
+    scores = np.random.default_rng(0).normal(0.0, 3.0, (8, 40))
+    check = check_rows(scores, wrong_rows(scheme)[case], scheme, is_scores=True)
+    assert check.errors > 0
+    assert not check.passed
+
+
+def test_another_code_is_excused_next_to_an_edge_only_and_by_one_only() -> None:
+    scheme = preset("ji2021")
+    edge, levels = numerics.edges(scheme)[3], numerics.levels(scheme)
+    for distance, level, errors, disagreements in (
+        (1e-8, levels[3], 0, 0),
+        (1e-8, levels[2], 0, 1),
+        (-1e-8, levels[3], 0, 1),
+        (1e-8, levels[1], 1, 0),
+        (1e-4, levels[2], 1, 0),
+    ):
+        check = check_rows([[edge * (1.0 + distance)]], [[level]], scheme, is_scores=False)
+        assert (check.errors, check.disagreements) == (errors, disagreements), (distance, level)
+
+
+def test_more_disagreements_than_rounding_explains_do_not_pass() -> None:
+    assert CodeCheck(codes=100, disagreements=3).passed
+    assert not CodeCheck(codes=100, disagreements=4).passed
+    assert CodeCheck(codes=10**6, disagreements=100).passed
+    assert not CodeCheck(codes=10**6, disagreements=101).passed
+    assert not CodeCheck(codes=10**6, errors=1).passed
+
+
+@given(st.lists(st.builds(CodeCheck, *[st.integers(0, 9)] * 5), min_size=2, max_size=4))
+def test_merging_is_associative(checks: list[CodeCheck]) -> None:
+    left = checks[0]
+    for check in checks[1:]:
+        left = left.merge(check)
+    right = checks[-1]
+    for check in reversed(checks[:-1]):
+        right = check.merge(right)
+    assert left == right
+
+
+# --- whole models
+
+
+@pytest.mark.parametrize("inline", [False, True])
+@pytest.mark.parametrize("text", [PLAIN, GUARDED, EINSUM], ids=["plain", "guarded", "einsum"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_rewritten_model_passes(name: str, text: str, inline: bool) -> None:
+    original, model = rewritten(text, preset(name), inline=inline)
+    result = verify(original, model, generate_samples(original, 2, 0))
+    assert result.passed, result.failures
+    assert result.samples == 2
+
+
+@pytest.mark.parametrize("text", [PLAIN, EINSUM], ids=["attention", "softmax"])
+@pytest.mark.parametrize(("attribute", "factor"), [("step", 1.01), ("offset", 1.2), ("threshold", 1.5)])
+def test_a_model_whose_attribute_was_changed_is_caught(text: str, attribute: str, factor: float) -> None:
+    original, model = rewritten(text, preset("ji2021"))
+    node = next(node for node in model.graph if node.domain == "onnx_attnq")
+    changed = node.attributes[attribute].as_tensor().numpy() * np.float32(factor)
+    node.attributes[attribute] = ir.AttrTensor(attribute, ir.tensor(changed))
+    result = verify(original, model, generate_samples(original, 4, 0))
+    if attribute == "threshold":  # the log forms prune by the code, and the threshold is for the linear ones
+        assert result.passed
+        return
+    assert not result.passed
+    assert "codes are wrong" in result.failures[0]
+
+
+@pytest.mark.parametrize("text", [PLAIN, EINSUM], ids=["attention", "softmax"])
+def test_a_body_that_does_something_else_is_caught(text: str) -> None:
+    original, model = rewritten(text, preset())
+    (body,) = model.functions.values()
+    next(node for node in body if node.op_type == "Round").op_type = "Floor"
+    result = verify(original, model, generate_samples(original, 1, 0))
+    assert not result.passed
+
+
+def test_a_context_that_is_not_the_product_with_v_is_caught() -> None:
+    original, model = rewritten(PLAIN, preset())
+    (body,) = model.functions.values()
+    last = [n for n in body if n.op_type == "MatMul"][-1]
+    doubled = ir.Node("", "Add", [last.outputs[0], last.outputs[0]], name="doubled")
+    doubled.outputs[0].name = "doubled"
+    ir.convenience.replace_all_uses_with(last.outputs[0], doubled.outputs[0], replace_graph_outputs=True)
+    for index in range(2):
+        doubled.replace_input_with(index, last.outputs[0])
+    body.insert_after(last, doubled)
+    assert not verify(original, model, generate_samples(original, 1, 0)).passed
+
+
+def test_nan_where_there_was_none_does_not_pass() -> None:
+    original, model = rewritten(PLAIN, preset())
+    deviation = compare(np.zeros(3), np.array([0.0, np.nan, np.inf]))
+    result = verify(original, model, generate_samples(original, 1, 0))
+    failed = dataclasses.replace(result, deviation={"y": deviation})
+    assert failed.failures == ("output 'y': 2 values became NaN or infinite",)
+    assert not failed.passed
+
+
+@pytest.mark.parametrize(
+    ("limit", "met"),
+    [("max_abs=1e9", True), ("max_abs=0", False), ("cosine=-1", True), ("cosine=1.0001", False), ("kl=0", True)],
+)
+def test_a_limit_decides(limit: str, met: bool) -> None:
+    original, model = rewritten(PLAIN, preset())
+    result = verify(original, model, generate_samples(original, 1, 0), limits=[Limit.parse(limit)])
+    assert result.passed == met
+    if not met:
+        assert result.failures[0].startswith(f"output 'y': {limit.partition('=')[0]} is ")
+
+
+@pytest.mark.parametrize("text", ["", "max_abs", "max_abs=", "max_abs=x", "max_abs=nan", "rms=1", "=1"])
+def test_a_limit_that_is_none_is_an_error(text: str) -> None:
+    with pytest.raises(InvalidScheme, match="write METRIC=VALUE"):
+        Limit.parse(text)
+
+
+def test_a_model_without_a_record_cannot_be_verified() -> None:
+    original = parse(PLAIN)
+    with pytest.raises(InvalidModel, match="no record of a rewrite"):
+        verify(original, original.clone(), generate_samples(original, 1, 0))
+
+
+# --- padding
+
+MASKED = (
+    "(float[B,L,4] x, int64[B,L] attention_mask) => (float[B,L,4] y) { low = Constant<value_float=-10000.0>()"
+    " one = Constant<value_int=1>() away = Sub(one, attention_mask) f = Cast<to=1>(away) bias = Mul(f, low)"
+    " axis = Constant<value_ints=[1]>() row = Unsqueeze(bias, axis) xt = Transpose<perm=[0,2,1]>(x) s = MatMul(x, xt)"
+    " t = Add(s, row) p = Softmax<axis=-1>(t) y = MatMul(p, x) }"
+)
+
+
+@pytest.mark.parametrize("scheme", [preset(), preset("ji2021")], ids=["row-log", "ji2021"])
+def test_padding_changes_neither_the_share_of_pruned_values_nor_the_deviation(scheme: QuantScheme) -> None:
+    original, model = rewritten(MASKED, scheme)
+    x = np.random.default_rng(0).normal(0.0, 1.5, (2, 6, 4)).astype(np.float32)
+    short = {"x": x, "attention_mask": np.ones((2, 6), np.int64)}
+    padded = {
+        "x": np.concatenate([x, 100.0 * np.ones((2, 9, 4), np.float32)], axis=1),
+        "attention_mask": np.concatenate([np.ones((2, 6), np.int64), np.zeros((2, 9), np.int64)], axis=1),
+    }
+    a, b = verify(original, model, [short]), verify(original, model, [padded])
+    assert a.passed
+    assert b.passed
+    (pruned,) = a.pruned.values()
+    assert 0.0 < pruned < 1.0
+    assert a.pruned == b.pruned
+    assert b.deviation["y"].values == a.deviation["y"].values
+    assert b.deviation["y"].max_abs == pytest.approx(a.deviation["y"].max_abs, rel=1e-3)
+
+
+def test_samples_of_different_lengths_add_up() -> None:
+    original, model = rewritten(MASKED, preset())
+    random = np.random.default_rng(0)
+    samples = [
+        {"x": random.normal(size=(1, n, 4)).astype(np.float32), "attention_mask": np.ones((1, n), np.int64)}
+        for n in (3, 8)
+    ]
+    both, each = verify(original, model, samples), [verify(original, model, [s]) for s in samples]
+    (check,) = both.sites.values()
+    assert check.codes == 3 * 3 + 8 * 8
+    assert both.deviation["y"] == each[0].deviation["y"].merge(each[1].deviation["y"])
+
+
+def test_progress_reaches_its_end() -> None:
+    original, model = rewritten(PLAIN, preset())
+    steps: list[tuple[str, int, int]] = []
+    verify(original, model, generate_samples(original, 1, 0), progress=lambda *step: steps.append(step))
+    assert [(done, total) for _, done, total in steps] == [(1, 2), (2, 2)]
+
+
+# --- deviation
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4))
+def test_deviations_of_parts_merge_to_that_of_the_whole(seed: int, parts: int) -> None:
+    random = np.random.default_rng(seed)
+    pairs = [(random.normal(size=(3, 5)), random.normal(size=(3, 5))) for _ in range(parts)]
+    merged = compare(*pairs[0], distribution=True)
+    for pair in pairs[1:]:
+        merged = merged.merge(compare(*pair, distribution=True))
+    whole = compare(*(np.concatenate(side) for side in zip(*pairs, strict=True)), distribution=True)
+    for name, figure in whole.to_json().items():
+        assert merged.to_json()[name] == pytest.approx(figure, rel=1e-12), name
+
+
+def test_figures_are_what_their_names_say() -> None:
+    a, b = np.array([[1.0, 2.0], [3.0, 0.0]]), np.array([[1.0, 1.5], [0.0, 3.0]])
+    found = compare(a, b, distribution=True)
+    assert found.max_abs == 3.0
+    assert found.mean_abs == (0.5 + 3.0 + 3.0) / 4
+    assert found.cosine == pytest.approx((a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b))
+    assert found.top1_agreement == 0.5
+    p, q = numerics.softmax(a), numerics.softmax(b)
+    assert found.kl == pytest.approx((p * np.log(p / q)).sum() / 2)
+    assert compare(a, b).top1_agreement is None
+
+
+def test_what_was_not_finite_before_is_no_new_nan() -> None:
+    same = compare(np.array([1.0, np.nan, -np.inf]), np.array([1.0, np.nan, -np.inf]))
+    assert (same.new_nan, same.values, same.max_abs) == (0, 1, 0.0)
+
+
+def test_verdict_and_shares_in_json() -> None:
+    checks = {"a": CodeCheck(codes=10, pruned=1, positive=4), "b": CodeCheck(codes=10, pruned=3, positive=4)}
+    result = Verification(checks, {}, (), 1)
+    assert result.pruned == {"a": 0.25, "b": 0.75}
+    assert result.pruned_share == 0.5
+    data = result.to_json()
+    assert data["passed"] is True
+    assert data["implementation"]["codes_checked"] == 20
