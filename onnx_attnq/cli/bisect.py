@@ -75,7 +75,7 @@ def _show(result: Bisection) -> None:
     if not result.exclude:
         out.print("No site has to be left.")
         return
-    out.print(f"{result.remaining:.2e} remain with {result.options}")
+    out.print(f"{result.remaining:.2e} remain with {result.options}", soft_wrap=True)
     out.print("or, in a plan:")
     for line in result.plan_lines:
-        out.print(f"  {json.dumps(line)}")
+        out.print(f"  {json.dumps(line)}", soft_wrap=True)
