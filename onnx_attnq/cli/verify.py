@@ -96,5 +96,5 @@ def _show(result: Comparison) -> None:
             codes, wrong = (sum(getattr(check, n) for check in run.sites.values()) for n in ("codes", "errors"))
             out.print(f"{way}: {len(run.sites)} sites, {codes:,} codes checked, {wrong:,} wrong")
     for failure in result.failures:
-        out.print(f"[red]failed:[/red] {failure}")
-    out.print("[green]Verified[/green]" if result.passed else "[red]Not verified[/red]")
+        out.print(f"failed: {failure}", style="red")
+    out.print("Verified" if result.passed else "Not verified", style="green" if result.passed else "red")
