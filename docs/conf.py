@@ -14,8 +14,12 @@ html_theme = "furo"
 html_title = f"onnx-attnq {release}"
 
 highlight_language = "text"  # blocks that name no language are what a program printed
-default_role = "py:obj"  # docstrings name objects in single backticks
+smartquotes = False  # --data is an option, not a dash
+default_role = "code"  # docstrings name objects in single backticks
 autodoc_member_order = "bysource"
-autodoc_class_signature = "separated"
 # Types of other packages are not linked: their indices are on the network, and the pages build without one.
-nitpick_ignore_regex = [("py:.*", r"(numpy|np|npt|click|enum|collections|typing|Any|Mapping|FloatArray|CodeArray).*")]
+nitpick_ignore_regex = [
+    ("py:class", r"(click|collections|enum|numpy|np|npt|onnx_ir|onnxruntime|os|pathlib|typing)\..*"),
+    ("py:class", r"(Any|Mapping|FloatArray|CodeArray|CanonicalJson)"),
+    ("py:class", r"onnx_attnq\.(attention|onnx_text|undo|walk)\..*"),  # what the public ones are made of
+]

@@ -179,17 +179,31 @@ def _timed(run: Callable[[], object]) -> tuple[float, float]:
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
+def peak_memory() -> float:
+    """Peak resident memory of this process so far, megabytes.
+
+    What getrusage reports on Linux includes the memory of the parent that the process was forked from; VmHWM does not.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def _peak_memory(variant: Variant, original: Path, batch: int, tokens: int, threads: int) -> float | None:
     """Peak resident memory of a fresh process that runs the variant once, megabytes."""
     code = (
-        "import resource, sys\n"
+        "import sys\n"
+        "from onnx_attnq.bench import peak_memory\n"
         "from onnx_attnq.generate import generate_samples\n"
         "from onnx_attnq.model import load\n"
         "from onnx_attnq.runtime import Session\n"
         "original, path, native, batch, tokens, threads = sys.argv[1:]\n"
         "sample = generate_samples(load(original), 1, shapes=((int(batch), int(tokens)),))[0]\n"
         "Session(path, threads=int(threads), native=native == 'True').run(sample)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "print(peak_memory())\n"
     )
     arguments = (original, variant.path, variant.native, batch, tokens, threads)
     try:
@@ -198,4 +212,4 @@ def _peak_memory(variant: Variant, original: Path, batch: int, tokens: int, thre
         )
     except subprocess.CalledProcessError:
         return None
-    return float(done.stdout) / 1024
+    return float(done.stdout)

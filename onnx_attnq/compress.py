@@ -116,12 +116,12 @@ def compress(
     if dry_run:
         return Compression(source, None, sites, plan, None, None, None, (before, before))
 
-    left = {site.node for site in sites.sites if plan.scheme_of(site.id) is None}
+    left = {site.output for site in sites.sites if plan.scheme_of(site.id) is None}
     chosen, part = sites, plan
     if left:
         # What is left as it is stays fused, too.
         work = original.clone()
-        expose(work, keep=lambda node: keep_fused or node.name in left)
+        expose(work, keep=lambda node: keep_fused or node.outputs[0].name in left)
         chosen = find_sites(work)
         present = {site.id for site in chosen.sites}
         part = Plan(plan.model, tuple(entry for entry in plan.sites if entry.site in present))

@@ -67,6 +67,16 @@ class Deviation:
         return self.dot / norm if norm else float(self.norm_a == self.norm_b)
 
     @property
+    def relative_error(self) -> float:
+        """Norm of the difference over the norm of the first.
+
+        >>> compare([3.0, 4.0], [3.0, 4.5]).relative_error
+        0.1
+        """
+        squared = max(self.norm_a + self.norm_b - 2.0 * self.dot, 0.0)
+        return math.sqrt(squared / self.norm_a) if self.norm_a else (math.inf if self.norm_b else 0.0)
+
+    @property
     def top1_agreement(self) -> float | None:
         """Share of rows whose largest element is the same; None for an output that is no distribution."""
         return self.top1 / self.rows if self.rows else None
@@ -84,7 +94,7 @@ class Deviation:
 def compare(a: npt.ArrayLike, b: npt.ArrayLike, *, distribution: bool = False) -> Deviation:
     """The deviation of ``b`` from ``a``, arrays of one shape.
 
-    Elements that are not finite in ``a`` are compared by kind only: they must not be finite in ``b``.
+    Elements that are not finite in one of them take no part, but those that are finite in ``a`` only are counted.
 
     Args:
         a: What should be.

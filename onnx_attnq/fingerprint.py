@@ -72,6 +72,8 @@ def _signature(tensor: ir.TensorProtocol) -> tuple[Any, ...]:
 
 def _attribute(attribute: ir.Attr) -> tuple[Any, ...]:
     head = ("attribute", attribute.name, attribute.type.name)
+    if attribute.value is None and not attribute.is_ref():
+        return ("parameter", attribute.name)  # of a function, without a default; files do not keep its type
     if attribute.is_ref():
         return (*head, "reference", attribute.ref_attr_name)
     match attribute.type:

@@ -73,6 +73,37 @@ def generate_samples(
     return tuple(samples)
 
 
+def edge_samples(model: ir.Model, seed: int = 0) -> tuple[Sample, ...]:
+    """Inputs at the edge of what a model is fed: a row without a visible key, and a NaN.
+
+    Two models that compute the same do so here too: a row of uniform attention, or the NaN that the first one gives.
+
+    Returns:
+        Up to two samples: one for a model with a mask, one for a model that takes real numbers.
+    """
+    (base,) = generate_samples(model, 1, seed)
+    values = {value.name: value for value in model.graph.inputs}
+    roles = {item.name: role_of(model, values[item.name], item) for item in model_inputs(model)}
+    masks = [name for name, role in roles.items() if role is Role.MASK and base[name].ndim > 1]
+    features = [name for name, role in roles.items() if role is Role.FEATURES and base[name].size]
+    found: list[Sample] = []
+    if masks:
+        found.append({**base, **{name: _with_hidden_row(base[name]) for name in masks}})
+    if features:
+        spoiled = base[features[0]].copy()
+        spoiled.flat[-1] = np.nan
+        found.append({**base, features[0]: spoiled})
+    return tuple(found)
+
+
+def _with_hidden_row(mask: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The mask, with nothing visible in the last row of the batch."""
+    hidden = mask.copy()
+    # As in `_values`: an additive mask is one of real numbers with an axis for queries.
+    hidden[-1] = np.finfo(mask.dtype).min if mask.dtype.kind == "f" and mask.ndim > 2 else 0
+    return hidden
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Input:
     """An input and what is known about it."""
@@ -220,4 +251,4 @@ def _visible(shape: tuple[int, ...], lengths: _Lengths) -> npt.NDArray[np.bool_]
     return visible
 
 
-__all__ = ["PADDING", "PAST_LENGTH", "SHAPES", "generate_samples"]
+__all__ = ["PADDING", "PAST_LENGTH", "SHAPES", "edge_samples", "generate_samples"]

@@ -18,12 +18,12 @@ FloatArray = npt.NDArray[np.float64]
 CodeArray = npt.NDArray[np.int16]
 
 NAN_CODE: Final = -1
-"""The code of a NaN, which is neither pruned nor quantized: NaN in, NaN out."""
+"""The code of a NaN, which is neither pruned nor quantized; NaN in, NaN out."""
 
 EDGE_ULPS: Final = 32
 """How near an edge, in float32 ULPs of x relative to the edge, two executions may choose different codes.
 
-An execution in float32 computes u = ln x with |u| up to about 14 (8 bits, threshold 1e-6) in three
+An execution in float32 computes u = ln x with u down to about -14 (8 bits, threshold 1e-6) in three
 rounded operations; an error of 3 * 2**-24 * 14 in u is 2.5e-6 of x, or 21 ULPs.
 """
 

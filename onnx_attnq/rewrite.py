@@ -67,19 +67,22 @@ def rewrite(
     snapshot = original_snapshot(model)
     plan.check(original, [site.id for site in sites.sites])
     names = _Names(model)
-    done: list[RewrittenSite] = []
+    inserted: list[tuple[AttentionSite, Form, QuantScheme, ir.Node]] = []
     bodies: dict[tuple[Form, str], QuantScheme] = {}
-    for site in sites.sites:
+    # The last first: what enters a site may be what leaves an earlier one, and is replaced together with it.
+    for site in reversed(sites.sites):
         scheme = plan.scheme_of(site.id)
         if scheme is None:
             continue
         # Plain ops are there to be read by any runtime, so they stay close to the original graph.
         form = Form.SOFTMAX if inline and site.form is Form.ATTENTION else site.form
-        done.append(_rewrite_site(site, form, scheme, model, names, quantize_outputs, int16_products))
+        op = _rewrite_site(site, form, scheme, model, names, quantize_outputs, int16_products)
+        inserted.append((site, form, scheme, op))
         # One body serves all schemes of a family; the lowest threshold decides how careful it must be.
         family = (form, function.softmax_op(scheme))
         if family not in bodies or scheme.threshold < bodies[family].threshold:
             bodies[family] = scheme
+    done = [_rewritten_site(*entry) for entry in reversed(inserted)]
     record = Record(__version__, original, plan.hash, inline, tuple(done))
     if not done:
         return record
@@ -108,14 +111,17 @@ def _rewrite_site(
     names: _Names,
     quantize_outputs: bool,
     int16_products: bool,
-) -> RewrittenSite:
+) -> ir.Node:
+    """Returns the new op."""
     if form is Form.ATTENTION:
         assert site.attention is not None
-        node = _insert_attention(site, site.attention, scheme, model, names, int16_products)
-    else:
-        node = _insert_op(site, form, scheme, model, names, quantize_outputs)
-    inputs = tuple(value.name or "" for value in node.inputs if value is not None)
-    return RewrittenSite(site.id, site.op_type, site.node, site.scope, form, scheme, inputs, node.outputs[0].name or "")
+        return _insert_attention(site, site.attention, scheme, model, names, int16_products)
+    return _insert_op(site, form, scheme, model, names, quantize_outputs)
+
+
+def _rewritten_site(site: AttentionSite, form: Form, scheme: QuantScheme, op: ir.Node) -> RewrittenSite:
+    inputs = tuple(value.name or "" for value in op.inputs if value is not None)
+    return RewrittenSite(site.id, site.op_type, site.node, site.scope, form, scheme, inputs, op.outputs[0].name or "")
 
 
 def _insert_op(

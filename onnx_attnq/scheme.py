@@ -30,7 +30,7 @@ class Reference(enum.StrEnum):
     ABSOLUTE = "absolute"
     """x = p."""
     ROW_MAX = "row-max"
-    """x = p / max_j p_j = exp(s - max_j s_j): needs neither the softmax sum nor the sequence length."""
+    """x = p / max_j p_j = exp(s - max_j s_j), which needs neither the softmax sum nor the sequence length."""
 
 
 class Spacing(enum.StrEnum):
@@ -135,7 +135,7 @@ class QuantScheme:
 
     @property
     def offset(self) -> float:
-        """-f(threshold) / step: floor(f(x) / step + offset) is the code less one."""
+        """-f(threshold) / step; floor(f(x) / step + offset) is the code less one."""
         self._bits()
         if self.spacing is Spacing.LOG:
             return self.levels - (0.5 if self.rounding is Rounding.NEAREST else 0.0)

@@ -49,6 +49,10 @@ class Origin:
     output: str
 
 
+_MOST_BETWEEN = 16
+"""Nodes to look at between the parts of a softmax that is written as several ops."""
+
+
 class Form(enum.StrEnum):
     """What the rewriter replaces at a site."""
 
@@ -68,6 +72,7 @@ class AttentionSite:
         id: Stable name, unique in the model: the node's name, or its output's.
         op_type: Op of the node in the file, such as ``Softmax`` or ``MultiHeadAttention``.
         node: Name of that node.
+        output: Name of its first output.
         scope: ``main``, or the path of the subgraph it is in.
         form: What the rewriter replaces.
         heads: Number of heads where the shapes tell, else None.
@@ -84,6 +89,7 @@ class AttentionSite:
     id: str
     op_type: str
     node: str
+    output: str
     scope: str
     form: Form
     heads: int | None
@@ -186,6 +192,7 @@ def _site(node: ir.Node, root: _Root, found: _Found, scope: str, taken: dict[str
         id=_unique_id(origin.node or origin.output or origin.op_type, scope, taken),
         op_type=origin.op_type,
         node=origin.node,
+        output=origin.output,
         scope=scope,
         form=root.form if whole is None else Form.ATTENTION,
         heads=_heads(root.probabilities),
@@ -257,36 +264,44 @@ def _softmax_opset(node: ir.Node, graph: ir.Graph) -> int:
 
 
 def _decomposed(node: ir.Node) -> _Root | None:
-    """Exp(s) / ReduceSum(Exp(s)), or Exp(s) * Reciprocal(ReduceSum(Exp(s)))."""
+    """Exp(s) / ReduceSum(Exp(s)), or Exp(s) * Reciprocal(ReduceSum(Exp(s))); a mask may be on both Exp(s)."""
     for numerator, denominator in ((0, 1), (1, 0)):
         if node.op_type == "Div" and numerator == 1:
             break
-        exp = _through(node.inputs[numerator], ("Cast", "Identity"))
-        exp_node = None if exp is None else exp.producer()
-        if exp is None or exp_node is None or exp_node.op_type != "Exp":
-            continue
+        weights = _through(node.inputs[numerator], ("Cast", "Identity"))
         below = node.inputs[denominator]
         if node.op_type == "Mul":
             reciprocal = None if below is None else below.producer()
             if reciprocal is None or reciprocal.op_type != "Reciprocal":
                 continue
             below = reciprocal.inputs[0]
-        axis = _row_sum_axis(below, exp)
+        exp = _upstream(weights, ("Exp",), ("Cast", "Identity", "Mul", "Where"))
+        total = _upstream(
+            below, ("ReduceSum",), ("Cast", "Identity", "Add", "Max", "Clip", "Expand", "Unsqueeze", "Reshape")
+        )
+        if exp is None or total is None or _through(total.inputs[0], ("Cast", "Identity")) is not weights:
+            continue
+        axes = axes_of(total)
+        axis = None if axes is None or len(axes) != 1 else axis_from_end(axes[0], rank_of(weights))
         if axis is not None:
-            return _Root(node, exp_node.inputs[0], node.outputs[0], axis, Form.PROBABILITIES)
+            return _Root(node, exp.inputs[0], node.outputs[0], axis, Form.PROBABILITIES)
     return None
 
 
-def _row_sum_axis(value: ir.Value | None, exp: ir.Value) -> int | None:
-    """The axis of the ReduceSum over ``exp`` that ``value`` is, give or take an epsilon."""
-    value = _through(value, ("Cast", "Identity", "Add", "Max", "Clip", "Expand", "Unsqueeze", "Reshape"))
-    node = None if value is None else value.producer()
-    if node is None or node.op_type != "ReduceSum" or _through(node.inputs[0], ("Cast", "Identity")) is not exp:
-        return None
-    axes = axes_of(node)
-    if axes is None or len(axes) != 1:
-        return None
-    return axis_from_end(axes[0], rank_of(exp))
+def _upstream(value: ir.Value | None, wanted: tuple[str, ...], through: tuple[str, ...]) -> ir.Node | None:
+    """The nearest node of the ops ``wanted``, with nothing but the ops ``through`` between."""
+    pending, seen = [value], set[ir.Value]()
+    while pending and len(seen) < _MOST_BETWEEN:
+        value = pending.pop(0)
+        node = None if value is None else value.producer()
+        if value is None or node is None or value in seen or node.domain:
+            continue
+        seen.add(value)
+        if node.op_type in wanted:
+            return node
+        if node.op_type in through:
+            pending.extend(node.inputs)
+    return None
 
 
 def _exp_without_division(node: ir.Node) -> Lost | None:

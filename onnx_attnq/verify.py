@@ -168,14 +168,15 @@ def verify(
     advance("outputs")
     checks: dict[str, CodeCheck] = {}
     for site in record.sites:
-        checks[site.id] = _check_site(rewritten, site, samples, threads, native)
+        checks[site.id] = check_site(rewritten, site, samples, threads, native)
         advance(site.id)
     return Verification(checks, deviation, tuple(limits), len(samples))
 
 
-def _check_site(
+def check_site(
     model: ir.Model, site: RewrittenSite, samples: Sequence[Sample], threads: int | None, native: bool
 ) -> CodeCheck:
+    """Compare the codes of one site with numerics.py, on a model that is cut off behind the site."""
     site_rows = SiteRows(model, site, threads, native=native)
     total = CodeCheck()
     for sample in samples:
@@ -197,7 +198,7 @@ def _deviations(
 ) -> dict[str, Deviation]:
     # One model after the other: two sets of weights at a time would be one too many.
     session = Session(original, threads=threads)
-    distributions = {value.name for value in original.graph.outputs if _is_distribution(value)}
+    distributions = {value.name for value in original.graph.outputs if is_distribution(value)}
     expected = [session.run(sample) for sample in samples]
     del session
     session = Session(rewritten, threads=threads, native=native)
@@ -214,7 +215,7 @@ def _deviations(
     return result
 
 
-def _is_distribution(value: ir.Value) -> bool:
+def is_distribution(value: ir.Value) -> bool:
     """Whether an output's last axis holds logits or probabilities, by its name or the op that computes it."""
     node = value.producer()
     name = (value.name or "").lower()

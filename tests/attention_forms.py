@@ -117,6 +117,15 @@ FORMS: Final[dict[str, Example]] = {
         " Constant<value_ints=[0,0,0,1]>()"
         " z1 = Reshape(z, n) shape = Shape(e) zz = Expand(z1, shape) p = Div(e, zz)"
     ),
+    "decomposed with one more in the sum (softmax1)": between(
+        "a = Constant<value_ints=[-1]>() one = Constant<value_float=1.0>() e = Exp(s) z = ReduceSum<keepdims=1>(e, a)"
+        " zz = Add(one, z) p = Div(e, zz)"
+    ),
+    "decomposed with a mask behind Exp": between(
+        "a = Constant<value_ints=[-1]>() e = Exp(s) zero = Constant<value_float=0.0>() f = Where(m, e, zero)"
+        " z = ReduceSum<keepdims=1>(f, a) p = Div(f, z)",
+        "bool[B,2,L,L] m",
+    ),
     "before opset 13, over the last axis by its number": between("p = Softmax<axis=3>(s)", opset=11),
     "axis -2, V on the left": Example(
         f"({QKV}) => (float[B,2,4,L] y) {{ qt = Transpose<perm=[0,1,3,2]>(q) s = MatMul(k, qt) p ="
@@ -239,6 +248,18 @@ FORMS: Final[dict[str, Example]] = {
         "(float[1,L,4] q, float[1,M,4] k, float[1,M,4] v, float[1,2,4] wk, float[1,2,4] wv) => (float[1,L,4] y) {"
         " kk = Concat<axis=1>(k, wk) vv = Concat<axis=1>(v, wv) kt = Transpose<perm=[0,2,1]>(kk) s = MatMul(q, kt)"
         " p = Softmax<axis=-1>(s) y = MatMul(p, vv) }"
+    ),
+    "two sets of keys under one softmax": Example(
+        "(float[B,L,4] q, float[B,3,4] k, float[B,5,4] k2, float[B,3,4] v, float[B,5,4] v2) => (float[B,L,4] y) {"
+        " kt = Transpose<perm=[0,2,1]>(k) s1 = MatMul(q, kt) k2t = Transpose<perm=[0,2,1]>(k2) s2 = MatMul(q, k2t)"
+        " s = Concat<axis=-1>(s1, s2) p = Softmax<axis=-1>(s) n = Constant<value_ints=[3,5]>()"
+        " p1, p2 = Split<axis=-1>(p, n) c1 = MatMul(p1, v) c2 = MatMul(p2, v2) y = Add(c1, c2) }"
+    ),
+    "keys split into blocks behind the softmax": Example(
+        "(float[2,6,4] q, float[2,6,4] k, float[2,3,2,4] v) => (float[2,6,4] y) { kt = Transpose<perm=[0,2,1]>(k)"
+        " s = MatMul(q, kt) p = Softmax<axis=-1>(s) n = Constant<value_ints=[2,6,3,2]>() b = Reshape(p, n)"
+        " bt = Transpose<perm=[0,2,1,3]>(b) c = MatMul(bt, v) a = Constant<value_ints=[1]>()"
+        " y = ReduceSum<keepdims=0>(c, a) }"
     ),
     "cached keys and values": Example(
         "(float[B,2,1,4] q, float[B,2,1,4] k, float[B,2,1,4] v, float[B,2,P,4] pk, float[B,2,P,4] pv)"

@@ -1,0 +1,1 @@
+"""Empty but for this line: a conftest.py lets every test import the helpers of this folder."""

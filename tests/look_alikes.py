@@ -135,5 +135,11 @@ LOOK_ALIKES: Final[dict[str, tuple[str, str]]] = {
         " y = Div(u, z) }",
         "the probabilities never exist",
     ),
+    "local attention by Mul and ReduceSum: no matrix products to replace": (
+        "(float[B,L,1,4] q, float[B,L,9,4] k, float[B,L,9,4] v) => (float[B,L,4] y) { m = Mul(q, k)"
+        " a = Constant<value_ints=[-1]>() s = ReduceSum<keepdims=1>(m, a) p = Softmax<axis=-2>(s) u = Mul(p, v)"
+        " b = Constant<value_ints=[-2]>() y = ReduceSum<keepdims=0>(u, b) }",
+        "no product of query and key leads to it: ReduceSum",
+    ),
     "softmax of an input": ("(float[B,L] s) => (float[B,L] p) { p = Softmax<axis=-1>(s) }", "is an input of the graph"),
 }

@@ -81,7 +81,7 @@ def test_json_has_the_keys_that_are_promised(model: Path, run: Run) -> None:
     code, out, _ = run(model, "--json", "-")
     data = json.loads(out)
     assert code == 0
-    assert set(data) == {"model", "output", "scheme", "sites", "rejected", "verification"}
+    assert set(data) == {"model", "output", "scheme", "sites", "rejected", "verification", "native_verification"}
     assert set(data["model"]) == {"path", "sha256", "opset"}
     assert set(data["output"]) == {"path", "sha256"}
     assert set(data["scheme"]) == {"reference", "normalize", "threshold", "bits", "spacing", "rounding", "name"}

@@ -68,15 +68,8 @@ def test_every_softmax_is_in_exactly_one_of_the_lists(name: str) -> None:
     assert len(softmax) <= len(listed)
 
 
-STACKED = "a function, called twice"
-STALE_QUERY = "the second site's query is the context of the first, which the first rewrite has replaced by then"
-
-
 @SHAPES
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.xfail(strict=True, reason=STALE_QUERY)) if n == STACKED else n for n in FORMS],
-)
+@pytest.mark.parametrize("name", FORMS)
 def test_identity_in_its_place_changes_nothing_and_three_bits_are_the_right_ones(name: str, inferred: bool) -> None:
     form = FORMS[name]
     original = parse(form.text, opset=form.opset, functions=form.functions, inferred=inferred)

@@ -12,6 +12,7 @@ import click
 
 from onnx_attnq.cli.analyze import analyze
 from onnx_attnq.cli.bench import bench
+from onnx_attnq.cli.bisect import bisect
 from onnx_attnq.cli.canonical import canonical
 from onnx_attnq.cli.compress import compress
 from onnx_attnq.cli.diff import diff
@@ -20,6 +21,7 @@ from onnx_attnq.cli.export import export
 from onnx_attnq.cli.fingerprint import fingerprint
 from onnx_attnq.cli.inspect import inspect
 from onnx_attnq.cli.revert import revert
+from onnx_attnq.cli.verify import verify
 from onnx_attnq.errors import AttnqError
 from onnx_attnq.version import __version__
 
@@ -46,7 +48,9 @@ def cli() -> None:
     """
 
 
-for command in (compress, inspect, bench, analyze, evaluate, export, diff, canonical, fingerprint, revert):
+_COMMANDS = (compress, inspect, bench, analyze, evaluate, export, verify, bisect, revert, diff, canonical, fingerprint)
+
+for command in _COMMANDS:
     cli.add_command(command)
 
 

@@ -182,5 +182,5 @@ def _show(study: Study, limit: float, folder: Path, *, made_up: bool) -> None:
     out = console()
     out.print(summary(study, limit))
     if made_up:
-        out.print("[yellow]The inputs are made up: give real ones with --data before you believe the numbers.[/yellow]")
+        out.print("The inputs are made up: give real ones with --data before you believe the numbers.", style="yellow")
     out.print(f"Wrote {folder}: {', '.join(sorted(entry.name for entry in folder.iterdir()))}")

@@ -154,11 +154,13 @@ def _show(result: Compression, out: Console, *, real_data: bool) -> None:
         _show_verification(result.verification, out, real_data=real_data)
     if result.native_verification is not None:
         checks = result.native_verification.sites.values()
-        state = "[green]verified[/green]" if result.native_verification.passed else "[red]not verified[/red]"
+        passed = result.native_verification.passed
+        state = "verified" if passed else "not verified"
         codes, rounded = sum(c.codes for c in checks), sum(c.disagreements for c in checks)
-        out.print(f"Native library: {state} ({codes:,} codes, {rounded:,} rounded otherwise)")
+        summary = f"Native library: {state} ({codes:,} codes, {rounded:,} rounded otherwise)"
+        out.print(summary, style="green" if passed else "red")
         for failure in result.native_verification.failures:
-            out.print(f"[red]failed:[/red] {failure}")
+            out.print(f"failed: {failure}", style="red")
     out.print(f"Wrote {result.output}")
 
 

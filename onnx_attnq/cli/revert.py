@@ -35,4 +35,4 @@ def revert(model: Path, output: Path, external_data: Any, json_path: str | None)
     if json_path != "-":
         out = console()
         out.print(f"{len(record.sites)} sites are what they were; the fingerprint is that of the original")
-        out.print(f"Wrote [bold]{output}[/bold]")
+        out.print(f"Wrote {output}")

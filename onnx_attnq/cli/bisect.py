@@ -1,0 +1,81 @@
+"""`onnx-attnq bisect A B`: which sites make a rewritten model deviate?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from onnx_attnq.bisect import Bisection
+from onnx_attnq.bisect import bisect as run
+from onnx_attnq.cli.output import console, json_option, plain_table, progress_bar, write_json
+from onnx_attnq.compare_models import Bounds, Tolerance
+from onnx_attnq.generate import generate_samples
+from onnx_attnq.inputs import load_samples
+from onnx_attnq.model import load
+
+
+@click.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Samples: .npz, .npy, a folder of them, or test_data_set_*."
+)
+@click.option(
+    "--samples", type=click.IntRange(1), default=4, show_default=True, help="Samples to make up without --data."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the made-up samples.")
+@click.option("--atol", type=click.FloatRange(0.0), help="Absolute tolerance of each element.")
+@click.option("--rtol", type=click.FloatRange(0.0), help="Tolerance of each element, relative to A.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="[OUTPUT:]METRIC>=VALUE",
+    help="Bound on a figure, as for `verify`; may be repeated.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Threads inside an op.  [default: all cores]")
+@json_option
+def bisect(
+    a: Path,
+    b: Path,
+    data: Path | None,
+    samples: int,
+    seed: int,
+    atol: float | None,
+    rtol: float | None,
+    metrics: tuple[str, ...],
+    threads: int | None,
+    json_path: str | None,
+) -> None:
+    """Rank the sites of B, which was rewritten from A, by what they contribute to its deviation.
+
+    Says which sites to leave: as few as bring B within the tolerances, or, without any, the worst one.
+    """
+    original = load(a)
+    given = generate_samples(original, samples, seed) if data is None else load_samples(data, original)
+    del original  # its weights are read again, from a file
+    bounds = Bounds(tuple(Tolerance.parse(text) for text in metrics), rtol, atol)
+    with progress_bar("Bisecting") as progress:
+        result = run(a, b, given, bounds=bounds, threads=threads, progress=progress)
+    if json_path is not None:
+        write_json(result.to_json(), json_path)
+    if json_path != "-":
+        _show(result)
+
+
+def _show(result: Bisection) -> None:
+    out = console()
+    table = plain_table("site", "contributes", "deviation without it", "error of its own context")
+    for site in result.sites:
+        table.add_row(site.site, f"{site.contribution:+.2e}", f"{site.without:.2e}", f"{site.local_error:.2e}")
+    out.print(table)
+    out.print(f"deviation of all: {result.deviation:.2e}, relative, of the output that deviates most")
+    if not result.exclude:
+        out.print("No site has to be left.")
+        return
+    out.print(f"{result.remaining:.2e} remain with {result.options}", soft_wrap=True)
+    out.print("or, in a plan:")
+    for line in result.plan_lines:
+        out.print(f"  {json.dumps(line)}", soft_wrap=True)

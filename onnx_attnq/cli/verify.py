@@ -1,0 +1,100 @@
+"""`onnx-attnq verify A B`: do two models compute the same?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnx_attnq.cli.output import console, json_option, plain_table, progress_bar, write_json
+from onnx_attnq.compare_models import Bounds, Comparison, Tolerance, compare_models
+from onnx_attnq.generate import edge_samples, generate_samples
+from onnx_attnq.inputs import load_samples
+from onnx_attnq.model import load
+
+
+@click.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Samples: .npz, .npy, a folder of them, or test_data_set_*."
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Samples to make up without --data, and one with a fully masked row and one with a NaN to them.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the made-up samples.")
+@click.option("--atol", type=click.FloatRange(0.0), help="Absolute tolerance of each element.")
+@click.option("--rtol", type=click.FloatRange(0.0), help="Tolerance of each element, relative to A.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="[OUTPUT:]METRIC>=VALUE",
+    help="Bound on a figure of one output or all: cosine>=, top1_agreement>=, max_abs<=, mean_abs<=, median_abs<=, "
+    "p90_abs<=, p99_abs<=, p999_abs<=, kl<=; may be repeated.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Threads inside an op.  [default: all cores]")
+@json_option
+def verify(
+    a: Path,
+    b: Path,
+    data: Path | None,
+    samples: int,
+    seed: int,
+    atol: float | None,
+    rtol: float | None,
+    metrics: tuple[str, ...],
+    threads: int | None,
+    json_path: str | None,
+) -> int:
+    """Compare what models A and B compute; exit with 1 when they differ by more than they may.
+
+    Without a tolerance, the elements must agree within rtol 1e-4 and atol 1e-5. When B was rewritten by this tool, its
+    codes are checked too, on standard ops and in the native library, and it may deviate unless a tolerance says
+    how far.
+    """
+    model_a, model_b = load(a), load(b)
+    given = (
+        (*generate_samples(model_a, samples, seed), *edge_samples(model_a, seed))
+        if data is None
+        else load_samples(data, model_a)
+    )
+    bounds = Bounds(tuple(Tolerance.parse(text) for text in metrics), rtol, atol)
+    with progress_bar("Verifying") as progress:
+        result = compare_models(
+            model_a,
+            model_b,
+            given,
+            bounds=bounds,
+            threads=threads,
+            progress=progress,
+        )
+    if json_path is not None:
+        write_json(result.to_json(), json_path)
+    if json_path != "-":
+        _show(result)
+    return 0 if result.passed else 1
+
+
+def _show(result: Comparison) -> None:
+    out = console()
+    table = plain_table("output", "run", "max abs", "mean", "median", "p99", "cosine", "top-1", "KL")
+    for way, run in result.runs.items():
+        for name, output in run.outputs.items():
+            d = output.deviation
+            top1 = "-" if d.top1_agreement is None else f"{d.top1_agreement:.2%}"
+            kl = "-" if d.kl is None else f"{d.kl:.2e}"
+            figures = (d.max_abs, d.mean_abs, output.quantiles["median_abs"], output.quantiles["p99_abs"])
+            table.add_row(name, way, *(f"{figure:.2e}" for figure in figures), f"{d.cosine:.6f}", top1, kl)
+    out.print(table)
+    for way, run in result.runs.items():
+        if run.sites:
+            codes, wrong = (sum(getattr(check, n) for check in run.sites.values()) for n in ("codes", "errors"))
+            out.print(f"{way}: {len(run.sites)} sites, {codes:,} codes checked, {wrong:,} wrong")
+    for failure in result.failures:
+        out.print(f"[red]failed:[/red] {failure}")
+    out.print("[green]Verified[/green]" if result.passed else "[red]Not verified[/red]")

@@ -1,0 +1,151 @@
+"""`onnx-attnq bisect A B` finds the site that harms."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import small_models
+
+from onnx_attnq.bisect import bisect
+from onnx_attnq.cli import main
+from onnx_attnq.compare_models import Bounds, Tolerance, compare_models
+from onnx_attnq.compress import compress
+from onnx_attnq.deviation import compare
+from onnx_attnq.errors import InvalidModel, InvalidScheme
+from onnx_attnq.generate import generate_samples
+from onnx_attnq.model import fingerprint, load
+from onnx_attnq.plan import Plan, SitePlan, save_plan
+from onnx_attnq.runtime import Session
+from onnx_attnq.scheme import preset
+
+LAYERS = 4
+MILD = preset(bits=8, threshold=1e-6)
+HARSH = preset("ji2021-linear", bits=1)
+
+
+def layered(layers: int = LAYERS) -> str:
+    """Layers of attention with a residual connection, each weighed alike."""
+    lines = []
+    for i in range(layers):
+        x, y = (f"x{i}" if i else "x"), (f"x{i + 1}" if i + 1 < layers else "y")
+        lines += [
+            f"query{i} = MatMul({x}, weight{i})",
+            f"key{i} = Transpose<perm = [0, 2, 1]>({x})",
+            f"scores{i} = MatMul(query{i}, key{i})",
+            f"[layer{i}] p{i} = Softmax<axis = -1>(scores{i})",
+            f"context{i} = MatMul(p{i}, {x})",
+            f"sum{i} = Add(context{i}, {x})",
+            f"{y} = Mul(sum{i}, half)",
+        ]
+    weights = ", ".join(f"float[8, 8] weight{i}" for i in range(layers))
+    return (
+        '<ir_version: 8, opset_import: ["" : 17]> f (float[batch, length, 8] x) => (float[batch, length, 8] y)'
+        f"<{weights}, float half = {{0.5}}> {{ {' '.join(lines)} }}"
+    )
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    proto = small_models.parse(layered())
+    return small_models.write(proto, tmp_path_factory.mktemp("bisect") / "a.onnx")
+
+
+def rewrite(original, target, harsh=()):
+    ids = [site.id for site in compress(original, dry_run=True).sites.sites]
+    entries = tuple(SitePlan(site, HARSH if i in harsh else MILD) for i, site in enumerate(ids))
+    compress(original, target, plan=Plan(fingerprint(load(original)), entries), verification=False)
+    return ids
+
+
+@pytest.mark.parametrize("harsh", range(LAYERS))
+def test_the_harsh_site_comes_first(original, tmp_path, harsh):
+    ids = rewrite(original, tmp_path / "b.onnx", [harsh])
+    found = bisect(original, tmp_path / "b.onnx", generate_samples(load(original)))
+    assert found.sites[0].site == ids[harsh]
+    assert max(found.sites, key=lambda site: site.local_error).site == ids[harsh]
+    assert {site.site for site in found.sites} == set(ids)
+    assert found.exclude == (ids[harsh],)
+    assert found.remaining == found.sites[0].without < found.deviation
+
+
+def test_figures_are_what_a_run_gives(original, tmp_path):
+    """Leave one site out by hand, with the command line's own means."""
+    ids = rewrite(original, tmp_path / "b.onnx", [1])
+    samples = generate_samples(load(original))
+    found = bisect(original, tmp_path / "b.onnx", samples)
+    entries = tuple(SitePlan(site, MILD) if i != 1 else SitePlan(site, None, "by hand") for i, site in enumerate(ids))
+    plan = Plan(fingerprint(load(original)), entries)
+    compress(original, tmp_path / "c.onnx", plan=plan, verification=False)
+    a, c = Session(original), Session(tmp_path / "c.onnx")
+    x = np.concatenate([a.run(sample)["y"].ravel() for sample in samples])
+    y = np.concatenate([c.run(sample)["y"].ravel() for sample in samples])
+    # float32 sums, in float64: the cancellation in a norm of a difference leaves half of the digits.
+    assert found.sites[0].without == pytest.approx(np.linalg.norm(y - x) / np.linalg.norm(x), rel=1e-3, abs=1e-7)
+    whole = compare_models(load(original), load(tmp_path / "b.onnx"), samples).runs["standard"].outputs["y"]
+    assert found.deviation == whole.deviation.relative_error
+
+
+def test_tolerances_say_how_many_sites_to_leave(original, tmp_path):
+    ids = rewrite(original, tmp_path / "b.onnx", [0, 2])
+    samples = generate_samples(load(original))
+    plain = bisect(original, tmp_path / "b.onnx", samples)
+    loose = bisect(original, tmp_path / "b.onnx", samples, bounds=Bounds(atol=1e3))
+    assert loose.exclude == ()
+    assert loose.remaining == loose.deviation == plain.deviation
+    mild = bisect(original, tmp_path / "b.onnx", samples, bounds=Bounds((Tolerance("cosine", 0.99999),)))
+    assert set(mild.exclude) == {ids[0], ids[2]}
+    assert mild.remaining < mild.deviation
+    everything = bisect(original, tmp_path / "b.onnx", samples, bounds=Bounds(atol=0.0, rtol=0.0))
+    assert set(everything.exclude) == set(ids)
+    assert everything.remaining == 0.0
+
+
+def test_what_it_suggests_mends_the_model(original, tmp_path, capsys):
+    rewrite(original, tmp_path / "b.onnx", [1, 3])
+    arguments = ["bisect", str(original), str(tmp_path / "b.onnx"), "--metric", "cosine>=0.99999", "--json", "-"]
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert not stop.value.code
+    lines = {entry["id"]: entry for entry in json.loads(capsys.readouterr().out)["plan"]}
+    plan = compress(original, scheme=MILD, dry_run=True).plan
+    data = plan.to_json()
+    data["sites"] = [lines.get(entry["id"], entry) for entry in data["sites"]]
+    save_plan(Plan.from_json(data), tmp_path / "plan.json")
+    with pytest.raises(SystemExit) as stop:
+        main([str(original), "-o", str(tmp_path / "c.onnx"), "--plan", str(tmp_path / "plan.json"), "--no-verify"])
+    assert not stop.value.code
+    with pytest.raises(SystemExit) as stop:
+        main(["verify", str(original), str(tmp_path / "c.onnx"), "--metric", "cosine>=0.99999"])
+    assert not stop.value.code
+
+
+def test_progress_is_reported_for_each_site(original, tmp_path):
+    ids = rewrite(original, tmp_path / "b.onnx", [1])
+    calls = []
+    bisect(
+        original, tmp_path / "b.onnx", generate_samples(load(original), 1), progress=lambda *call: calls.append(call)
+    )
+    assert [what for what, _, _ in calls] == ["both models", *ids, "what to leave"]
+    assert [done for _, done, _ in calls] == list(range(1, calls[0][2] + 1))
+
+
+def test_models_that_do_not_belong_together(original, tmp_path):
+    rewrite(original, tmp_path / "b.onnx")
+    other = small_models.write(small_models.parse(layered(2)), tmp_path / "other.onnx")
+    samples = generate_samples(load(original), 1)
+    with pytest.raises(InvalidModel, match="carries no record"):
+        bisect(original, other, samples)
+    with pytest.raises(InvalidModel, match="was made from another model"):
+        bisect(other, tmp_path / "b.onnx", samples)
+    with pytest.raises(InvalidScheme, match="no output is called so"):
+        bisect(original, tmp_path / "b.onnx", samples, bounds=Bounds((Tolerance("cosine", 0.9, "z"),)))
+
+
+def test_relative_error_against_numpy():
+    random = np.random.default_rng(0)
+    x, y = random.standard_normal((2, 100))
+    assert compare(x, y).relative_error == pytest.approx(np.linalg.norm(x - y) / np.linalg.norm(x))
+    assert compare(np.zeros(3), np.zeros(3)).relative_error == 0.0
+    assert compare(np.zeros(3), np.ones(3)).relative_error == np.inf

@@ -1,0 +1,42 @@
+"""House rules that the import contract in pyproject.toml does not cover."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import onnx_attnq
+
+PACKAGE = Path(onnx_attnq.__file__).parent
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        assert doc, path
+        assert len(doc.splitlines()[0]) <= 117, path
+
+
+def test_only_runtime_imports_onnxruntime() -> None:
+    importers = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.Import) and any(n.name.split(".")[0] == "onnxruntime" for n in node.names))
+        or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "onnxruntime")
+    }
+    assert importers == {"runtime.py"}
+
+
+def test_only_the_command_line_prints() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        if path.is_relative_to(PACKAGE / "cli"):
+            continue
+        calls = [n.func for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
+        assert not any(isinstance(f, ast.Name) and f.id == "print" for f in calls), path
+
+
+def test_the_command_line_writes_no_markup() -> None:
+    # Its console shows text as it is, because names of files and nodes may look like markup.
+    for path in (PACKAGE / "cli").glob("*.py"):
+        assert "[/" not in path.read_text(encoding="utf-8"), path
