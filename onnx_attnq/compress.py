@@ -10,10 +10,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnx_attnq.errors import AttnqError, NothingToRewrite
-from onnx_attnq.expose import expose
+from onnx_attnq.expose import expose, original_fingerprint
 from onnx_attnq.generate import generate_samples
 from onnx_attnq.inputs import Sample
-from onnx_attnq.model import ExternalData, fingerprint, load, save
+from onnx_attnq.model import ExternalData, load, save
 from onnx_attnq.native import native_library
 from onnx_attnq.plan import Plan, uniform_plan
 from onnx_attnq.record import Record, refuse_rewritten
@@ -107,9 +107,9 @@ def compress(
     sites = find_sites(work)
     ids = [site.id for site in sites.sites]
     if plan is None:
-        plan = uniform_plan(fingerprint(original), ids, scheme or preset(), include, exclude)
+        plan = uniform_plan(original_fingerprint(work), ids, scheme or preset(), include, exclude)
     else:
-        plan.check(fingerprint(original), ids)
+        plan.check(original_fingerprint(work), ids)
     if not any(entry.scheme for entry in plan.sites):
         raise NothingToRewrite(f"{source}: {_why_nothing(sites)}")
     before = count_nodes(original)

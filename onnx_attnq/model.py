@@ -91,9 +91,10 @@ def save(model: ir.Model, path: str | os.PathLike[str], external_data: ExternalD
     if not target.name:
         raise CannotWrite(f"{str(path)!r} is not the name of a file")
     data = target.with_name(target.name + ".data")
-    _refuse_input(model, (target, data))
-    external = {_reference(tensor): tensor for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor)}
-    inline_size = sum(tensor.nbytes for tensor in tensors(model) if _is_inline(tensor))
+    every = tuple(tensors(model))
+    _refuse_input(model, every, (target, data))
+    external = {_reference(tensor): tensor for tensor in every if isinstance(tensor, ir.ExternalTensor)}
+    inline_size = sum(tensor.nbytes for tensor in every if _is_inline(tensor))
     if external_data == "keep":
         _require_folder(external.values(), target)
         external = {}
@@ -175,10 +176,11 @@ def _attribute_tensors(attributes: Iterable[ir.Attr]) -> Iterator[ir.TensorProto
     for attribute in attributes:
         if attribute.is_ref() or attribute.value is None:
             continue
+        # Not as_tensor: its check against a protocol takes longer than all the rest in a graph of many constants.
         if attribute.type == ir.AttributeType.TENSOR:
-            yield attribute.as_tensor()
+            yield attribute.value
         elif attribute.type == ir.AttributeType.TENSORS:
-            yield from attribute.as_tensors()
+            yield from attribute.value
 
 
 def _reference(tensor: ir.ExternalTensor) -> Reference:
@@ -189,8 +191,8 @@ def _is_inline(tensor: ir.TensorProtocol) -> bool:
     return not isinstance(tensor, ir.ExternalTensor | ir.StringTensor)
 
 
-def _refuse_input(model: ir.Model, outputs: Iterable[Path]) -> None:
-    inputs = {tensor.path for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor)}
+def _refuse_input(model: ir.Model, every: Iterable[ir.TensorProtocol], outputs: Iterable[Path]) -> None:
+    inputs = {tensor.path for tensor in every if isinstance(tensor, ir.ExternalTensor)}
     if (source := model.graph.meta.get(_SOURCE)) is not None:
         inputs.add(str(source))
     existing = [file for file in inputs if os.path.exists(file)]
