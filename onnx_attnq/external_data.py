@@ -48,7 +48,9 @@ def resolve_references(proto: onnx.ModelProto, path: Path) -> Path:
     external = [tensor for tensor in tensor_protos(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL]
     references = [_declared(tensor) for tensor in external]
     parent = Path(os.path.realpath(path.parent))
-    files = {location: Path(os.path.realpath(parent / location)) for location, _, _ in references}
+    # Once for each file, not for each tensor: a model has hundreds of tensors in one.
+    locations = dict.fromkeys(location for location, _, _ in references)
+    files = {location: Path(os.path.realpath(parent / location)) for location in locations}
     folder = parent
     for location, file in files.items():
         if not file.is_relative_to(folder):
@@ -56,17 +58,18 @@ def resolve_references(proto: onnx.ModelProto, path: Path) -> Path:
             if not file.is_relative_to(folder):
                 raise InvalidModel(f"external data {location!r} is a symbolic link out of the model's folder")
     sizes = {location: _size(location, file) for location, file in files.items()}
+    canonical = {
+        location: file.relative_to(folder).as_posix() for location, file in files.items() if file.is_relative_to(folder)
+    }
     for tensor, (location, offset, length) in zip(external, references, strict=True):
         if offset + length > sizes[location]:
             raise InvalidModel(
                 f"external data {location!r} is too short: tensor {tensor.name!r} needs bytes {offset} to "
                 f"{offset + length}, the file has {sizes[location]}"
             )
-        try:
-            canonical = files[location].relative_to(folder).as_posix()
-        except ValueError:
-            raise InvalidModel("external data lies partly behind symbolic links and partly not") from None
-        set_reference(tensor, (canonical, offset, length))
+        if location not in canonical:
+            raise InvalidModel("external data lies partly behind symbolic links and partly not")
+        set_reference(tensor, (canonical[location], offset, length))
     return folder
 
 
