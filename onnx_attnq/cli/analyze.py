@@ -13,7 +13,8 @@ from onnx_attnq.analysis_tables import study_csv, study_json
 from onnx_attnq.analyze import DEFAULT_SCHEMES
 from onnx_attnq.analyze import analyze as run
 from onnx_attnq.atomic import replacing
-from onnx_attnq.cli.output import console, json_option, progress_bar, write_json
+from onnx_attnq.cli.options import data_option, json_option, samples_option, seed_option, threads_option
+from onnx_attnq.cli.output import console, progress_bar, write_json
 from onnx_attnq.errors import CannotWrite, InvalidScheme, MissingExtra
 from onnx_attnq.findings import SAFE_ERROR, summary
 from onnx_attnq.generate import generate_samples
@@ -39,9 +40,7 @@ def _scheme(text: str) -> QuantScheme:
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path), required=False)
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="Samples: .npz, .npy, a folder of them, or test_data_set_*."
-)
+@data_option
 @click.option("--data-name", help="What the samples are, for the record.  [default: the name of --data]")
 @click.option(
     "-o",
@@ -81,11 +80,9 @@ def _scheme(text: str) -> QuantScheme:
     metavar="STUDY",
     help="Merge saved studies (study.npz) of parts of the data in place of observing MODEL; may be repeated.",
 )
-@click.option(
-    "--samples", type=click.IntRange(1), default=4, show_default=True, help="Samples to make up without --data."
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the made-up samples.")
-@click.option("--threads", type=click.IntRange(1), help="Threads inside an op.  [default: all cores]")
+@samples_option
+@seed_option
+@threads_option
 @json_option
 def analyze(
     model: Path | None,

@@ -9,7 +9,16 @@ import click
 
 from onnx_attnq.bisect import Bisection
 from onnx_attnq.bisect import bisect as run
-from onnx_attnq.cli.output import console, json_option, plain_table, progress_bar, write_json
+from onnx_attnq.cli.options import (
+    atol_option,
+    data_option,
+    json_option,
+    rtol_option,
+    samples_option,
+    seed_option,
+    threads_option,
+)
+from onnx_attnq.cli.output import console, plain_table, progress_bar, write_json
 from onnx_attnq.compare_models import Bounds, Tolerance
 from onnx_attnq.generate import generate_samples
 from onnx_attnq.inputs import load_samples
@@ -19,15 +28,11 @@ from onnx_attnq.model import load
 @click.command()
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="Samples: .npz, .npy, a folder of them, or test_data_set_*."
-)
-@click.option(
-    "--samples", type=click.IntRange(1), default=4, show_default=True, help="Samples to make up without --data."
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the made-up samples.")
-@click.option("--atol", type=click.FloatRange(0.0), help="Absolute tolerance of each element.")
-@click.option("--rtol", type=click.FloatRange(0.0), help="Tolerance of each element, relative to A.")
+@data_option
+@samples_option
+@seed_option
+@atol_option
+@rtol_option
 @click.option(
     "--metric",
     "metrics",
@@ -35,7 +40,7 @@ from onnx_attnq.model import load
     metavar="[OUTPUT:]METRIC>=VALUE",
     help="Bound on a figure, as for `verify`; may be repeated.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads inside an op.  [default: all cores]")
+@threads_option
 @json_option
 def bisect(
     a: Path,

@@ -6,7 +6,8 @@ import click
 
 from onnx_attnq.atomic import replacing
 from onnx_attnq.canonical import canonicalize
-from onnx_attnq.cli.output import json_option, write_json
+from onnx_attnq.cli.options import json_option
+from onnx_attnq.cli.output import write_json
 from onnx_attnq.model import load
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import click
 from rich.console import Console
 
-from onnx_attnq.cli.output import console, file_size, in_megabytes, json_option, plain_table, progress_bar, write_json
+from onnx_attnq.cli.options import data_option, json_option, samples_option, seed_option, threads_option
+from onnx_attnq.cli.output import console, file_size, in_megabytes, plain_table, progress_bar, write_json
 from onnx_attnq.compress import Compression
 from onnx_attnq.compress import compress as run
 from onnx_attnq.inputs import load_samples
@@ -30,20 +31,16 @@ from onnx_attnq.verify import Limit, Verification
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave sites whose id matches; may be repeated.")
 @click.option("--plan", "plan_path", type=click.Path(path_type=Path), help="A scheme for each site, from a file.")
 @click.option("--write-plan", type=click.Path(path_type=Path), help="Save the plan that was used.")
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="Samples: .npz, .npy, a folder of them, or test_data_set_*."
-)
-@click.option(
-    "--samples", type=click.IntRange(1), default=4, show_default=True, help="Samples to make up without --data."
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the made-up samples.")
+@data_option
+@samples_option
+@seed_option
 @click.option(
     "--max-deviation",
     multiple=True,
     metavar="METRIC=VALUE",
     help="Fail when an output deviates more: max_abs, mean_abs, kl, or less: cosine, top1_agreement.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads inside an op.  [default: all cores]")
+@threads_option
 @click.option("--inline", is_flag=True, help="Plain ops, for runtimes without model-local functions (OpenVINO).")
 @click.option("--quantize-outputs", is_flag=True, help="Also quantize probabilities that are outputs of the model.")
 @click.option(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from onnx_attnq.cli.output import json_option, write_json
+from onnx_attnq.cli.options import json_option
+from onnx_attnq.cli.output import write_json
 from onnx_attnq.diff import CONTEXT, diff_models
 from onnx_attnq.diff_text import LIMIT, format_diff
 from onnx_attnq.model import load

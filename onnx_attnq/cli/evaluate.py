@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from onnx_attnq.cli.output import console, json_option, plain_table, progress_bar, write_json
+from onnx_attnq.cli.options import json_option, threads_option
+from onnx_attnq.cli.output import console, plain_table, progress_bar, write_json
 from onnx_attnq.compress import compress
 from onnx_attnq.errors import InvalidData
 from onnx_attnq.evaluate import TASKS, Evaluation, Interval, load_task, load_tokenizer, task_from_hub
@@ -40,7 +41,7 @@ from onnx_attnq.scheme import PRESETS, preset
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many examples.")
 @click.option("--resamples", type=click.IntRange(1), default=RESAMPLES, show_default=True, help="Of the bootstrap.")
 @click.option("--seed", type=int, default=SEED, show_default=True, help="Of the bootstrap.")
-@click.option("--threads", type=click.IntRange(1), help="Threads inside an op.  [default: all cores]")
+@threads_option
 @json_option
 def evaluate(
     model: Path,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from onnx_attnq.cli.output import console, json_option, write_json
+from onnx_attnq.cli.options import json_option
+from onnx_attnq.cli.output import console, write_json
 from onnx_attnq.compress import compress
 from onnx_attnq.export import Attention
 from onnx_attnq.export import export as run

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from onnx_attnq.cli.output import console, json_option, plain_table, write_json
+from onnx_attnq.cli.options import json_option
+from onnx_attnq.cli.output import console, plain_table, write_json
 from onnx_attnq.errors import InvalidModel
 from onnx_attnq.expose import expose
 from onnx_attnq.model import load

@@ -17,13 +17,6 @@ from rich.table import Table
 from onnx_attnq.atomic import replacing
 from onnx_attnq.verify import Progress as Callback
 
-json_option = click.option(
-    "--json",
-    "json_path",
-    metavar="PATH|-",
-    help="Write the result as JSON; - for standard output.",
-)
-
 
 def console() -> Console:
     """For people, on standard output; wide enough for a table where there is no terminal.

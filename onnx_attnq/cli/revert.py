@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from onnx_attnq.cli.output import console, json_option, write_json
+from onnx_attnq.cli.options import json_option
+from onnx_attnq.cli.output import console, write_json
 from onnx_attnq.errors import CannotRevert
 from onnx_attnq.model import load, save
 from onnx_attnq.report import file_json

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from onnx_attnq.cli.output import console, json_option, plain_table, progress_bar, write_json
+from onnx_attnq.cli.options import atol_option, data_option, json_option, rtol_option, seed_option, threads_option
+from onnx_attnq.cli.output import console, plain_table, progress_bar, write_json
 from onnx_attnq.compare_models import Bounds, Comparison, Tolerance, compare_models
 from onnx_attnq.generate import edge_samples, generate_samples
 from onnx_attnq.inputs import load_samples
@@ -16,9 +17,7 @@ from onnx_attnq.model import load
 @click.command()
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="Samples: .npz, .npy, a folder of them, or test_data_set_*."
-)
+@data_option
 @click.option(
     "--samples",
     type=click.IntRange(1),
@@ -26,9 +25,9 @@ from onnx_attnq.model import load
     show_default=True,
     help="Samples to make up without --data, and one with a fully masked row and one with a NaN to them.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the made-up samples.")
-@click.option("--atol", type=click.FloatRange(0.0), help="Absolute tolerance of each element.")
-@click.option("--rtol", type=click.FloatRange(0.0), help="Tolerance of each element, relative to A.")
+@seed_option
+@atol_option
+@rtol_option
 @click.option(
     "--metric",
     "metrics",
@@ -37,7 +36,7 @@ from onnx_attnq.model import load
     help="Bound on a figure of one output or all: cosine>=, top1_agreement>=, max_abs<=, mean_abs<=, median_abs<=, "
     "p90_abs<=, p99_abs<=, p999_abs<=, kl<=; may be repeated.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads inside an op.  [default: all cores]")
+@threads_option
 @json_option
 def verify(
     a: Path,
