@@ -9,7 +9,8 @@ from onnx_ir.passes.common import InlinePass
 
 from onnx_attnq.fused import Declined, decompose, is_fused_attention
 from onnx_attnq.model import fingerprint
-from onnx_attnq.sites import DECLINED, ORIGIN, Origin, find_sites, is_softmax
+from onnx_attnq.sites import DECLINED, ORIGIN, Origin, find_sites
+from onnx_attnq.softmax import is_softmax
 from onnx_attnq.undo import Snapshot
 
 _ORIGINAL = "onnx_attnq.original"

@@ -20,7 +20,8 @@ from onnx_attnq import walk
 from onnx_attnq.attention import Attention, match_attention
 from onnx_attnq.dataflow import Dataflow
 from onnx_attnq.fused import is_fused_attention
-from onnx_attnq.infer import axes_of, axis_from_end, branch_outputs, rank_of
+from onnx_attnq.infer import branch_outputs, rank_of
+from onnx_attnq.softmax import SoftmaxRoot, softmax_root, through
 from onnx_attnq.walk import Lost, Passed, Position, Product, describe
 
 _MOST_STEPS = 10_000
@@ -47,10 +48,6 @@ class Origin:
     op_type: str
     node: str
     output: str
-
-
-_MOST_BETWEEN = 16
-"""Nodes to look at between the parts of a softmax that is written as several ops."""
 
 
 class Form(enum.StrEnum):
@@ -132,17 +129,6 @@ class Sites:
     rejections: tuple[Rejection, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Root:
-    """A softmax-like computation: where its scores enter and its probabilities leave."""
-
-    node: ir.Node
-    scores: ir.Value | None
-    probabilities: ir.Value
-    axis: int
-    form: Form
-
-
 def find_sites(model: ir.Model) -> Sites:
     """Every attention whose softmax is visible in the main graph or a subgraph.
 
@@ -163,7 +149,7 @@ def find_sites(model: ir.Model) -> Sites:
                 reason = node.meta.get(DECLINED) or "a fused op; `expose` makes its softmax visible"
                 rejections.append(Rejection(node.name or "", node.op_type, scope, reason))
                 continue
-            root = _root(node, graph)
+            root = softmax_root(node, graph)
             if root is None:
                 continue
             if isinstance(root, Lost):
@@ -179,14 +165,17 @@ def find_sites(model: ir.Model) -> Sites:
     return Sites(tuple(sites), tuple(rejections))
 
 
-def _site(node: ir.Node, root: _Root, found: _Found, scope: str, taken: dict[str, int]) -> AttentionSite:
+def _site(node: ir.Node, root: SoftmaxRoot, found: _Found, scope: str, taken: dict[str, int]) -> AttentionSite:
     story, whole = found.story, None
-    if root.form is Form.SOFTMAX and root.scores is not None and root.axis == -1:
+    if root.replaceable and root.scores is not None and root.axis == -1:
         match = match_attention(root.scores, root.probabilities, found.score_products, found.value_products)
         if isinstance(match, Lost):
             story = (*story, f"softmax only: {match.reason}")
         else:
             whole = match
+    form = Form.SOFTMAX if root.replaceable else Form.PROBABILITIES
+    if whole is not None:
+        form = Form.ATTENTION
     origin = node.meta.get(ORIGIN) or Origin(node.op_type, node.name or "", node.outputs[0].name or "")
     return AttentionSite(
         id=_unique_id(origin.node or origin.output or origin.op_type, scope, taken),
@@ -194,7 +183,7 @@ def _site(node: ir.Node, root: _Root, found: _Found, scope: str, taken: dict[str
         node=origin.node,
         output=origin.output,
         scope=scope,
-        form=root.form if whole is None else Form.ATTENTION,
+        form=form,
         heads=_heads(root.probabilities),
         chain=found.chain,
         probabilities=root.probabilities,
@@ -205,123 +194,6 @@ def _site(node: ir.Node, root: _Root, found: _Found, scope: str, taken: dict[str
         story=story,
         attention=whole,
     )
-
-
-# --- softmax-like computations
-
-
-def is_softmax(node: ir.Node) -> bool:
-    """True for a node that computes a softmax by itself."""
-    domain = "com.microsoft" if node.op_type == "QLinearSoftmax" else ""
-    return node.op_type in ("Softmax", "LogSoftmax", "QLinearSoftmax") and node.domain == domain
-
-
-def _root(node: ir.Node, graph: ir.Graph) -> _Root | Lost | None:
-    """The softmax that ``node`` computes; None when it computes none, Lost when it cannot be used."""
-    if node.domain and not is_softmax(node):
-        return None
-    match node.op_type:
-        case "Softmax" | "QLinearSoftmax" if is_softmax(node):
-            axis = _softmax_axis(node, graph)
-            if isinstance(axis, Lost):
-                return axis
-            plain = node.op_type == "Softmax"
-            scores = node.inputs[0] if plain else None
-            return _Root(node, scores, node.outputs[0], axis, Form.SOFTMAX if plain else Form.PROBABILITIES)
-        case "Exp":
-            inner = _through(node.inputs[0], ("Cast", "Identity"))
-            log = None if inner is None else inner.producer()
-            if log is None or log.op_type != "LogSoftmax":
-                return _exp_without_division(node)
-            axis = _softmax_axis(log, graph)
-            return axis if isinstance(axis, Lost) else _Root(node, log.inputs[0], node.outputs[0], axis, Form.SOFTMAX)
-        case "Div" | "Mul":
-            return _decomposed(node)
-    return None
-
-
-def _softmax_axis(node: ir.Node, graph: ir.Graph) -> int | Lost:
-    value = node.inputs[0]
-    attribute = node.attributes.get("axis")
-    opset = _softmax_opset(node, graph)
-    raw = attribute.as_int() if attribute is not None else (-1 if opset >= 13 else 1)
-    axis = axis_from_end(raw, rank_of(value))
-    if axis is None:
-        return Lost(f"axis {raw} of a tensor of unknown rank; run onnx shape inference on the model first")
-    if opset < 13 and axis != -1:
-        return Lost(
-            f"before opset 13, Softmax with axis {raw} runs over several axes at once, which is no attention row"
-        )
-    return axis
-
-
-def _softmax_opset(node: ir.Node, graph: ir.Graph) -> int:
-    if node.op_type == "QLinearSoftmax":
-        attribute = node.attributes.get("opset")
-        return 13 if attribute is None else attribute.as_int()
-    version = node.version or graph.opset_imports.get(node.domain)
-    return 13 if version is None else version
-
-
-def _decomposed(node: ir.Node) -> _Root | None:
-    """Exp(s) / ReduceSum(Exp(s)), or Exp(s) * Reciprocal(ReduceSum(Exp(s))); a mask may be on both Exp(s)."""
-    for numerator, denominator in ((0, 1), (1, 0)):
-        if node.op_type == "Div" and numerator == 1:
-            break
-        weights = _through(node.inputs[numerator], ("Cast", "Identity"))
-        below = node.inputs[denominator]
-        if node.op_type == "Mul":
-            reciprocal = None if below is None else below.producer()
-            if reciprocal is None or reciprocal.op_type != "Reciprocal":
-                continue
-            below = reciprocal.inputs[0]
-        exp = _upstream(weights, ("Exp",), ("Cast", "Identity", "Mul", "Where"))
-        total = _upstream(
-            below, ("ReduceSum",), ("Cast", "Identity", "Add", "Max", "Clip", "Expand", "Unsqueeze", "Reshape")
-        )
-        if exp is None or total is None or _through(total.inputs[0], ("Cast", "Identity")) is not weights:
-            continue
-        axes = axes_of(total)
-        axis = None if axes is None or len(axes) != 1 else axis_from_end(axes[0], rank_of(weights))
-        if axis is not None:
-            return _Root(node, exp.inputs[0], node.outputs[0], axis, Form.PROBABILITIES)
-    return None
-
-
-def _upstream(value: ir.Value | None, wanted: tuple[str, ...], through: tuple[str, ...]) -> ir.Node | None:
-    """The nearest node of the ops ``wanted``, with nothing but the ops ``through`` between."""
-    pending, seen = [value], set[ir.Value]()
-    while pending and len(seen) < _MOST_BETWEEN:
-        value = pending.pop(0)
-        node = None if value is None else value.producer()
-        if value is None or node is None or value in seen or node.domain:
-            continue
-        seen.add(value)
-        if node.op_type in wanted:
-            return node
-        if node.op_type in through:
-            pending.extend(node.inputs)
-    return None
-
-
-def _exp_without_division(node: ir.Node) -> Lost | None:
-    """Late normalization: Exp is summed and multiplied with V, and the context is divided."""
-    consumers = {use.op_type for use in (u.node for u in node.outputs[0].uses())}
-    if "ReduceSum" in consumers and "MatMul" in consumers:
-        return Lost(
-            "the row sum divides the context, so the probabilities never exist; export without late normalization"
-        )
-    return None
-
-
-def _through(value: ir.Value | None, ops: tuple[str, ...]) -> ir.Value | None:
-    """The first value upstream, along first inputs, that none of ``ops`` computes."""
-    for _ in range(_MOST_STEPS):
-        node = None if value is None else value.producer()
-        if node is None or node.op_type not in ops or not node.inputs:
-            break
-        value = node.inputs[0]
-    return value
 
 
 # --- is it attention?
@@ -342,7 +214,7 @@ class _Refusal:
     lost_in: frozenset[ir.OperatorIdentifier]
 
 
-def _judge(root: _Root, flow: Dataflow) -> _Found | _Refusal:
+def _judge(root: SoftmaxRoot, flow: Dataflow) -> _Found | _Refusal:
     story: list[str] = []
     start = root.scores if root.scores is not None else root.node.inputs[0]
     before = _walk_back(start, root.axis, flow, story)
@@ -431,7 +303,7 @@ def _is_score(product: Product, flow: Dataflow, mixed: bool) -> str | Position |
 
 
 def _is_probabilities(value: ir.Value) -> bool:
-    source = _through(value, ("Cast", "Identity", "Transpose", "Reshape", "Dropout", "Unsqueeze", "Squeeze"))
+    source = through(value, ("Cast", "Identity", "Transpose", "Reshape", "Dropout", "Unsqueeze", "Squeeze"))
     node = None if source is None else source.producer()
     return node is not None and node.op_type == "Softmax"
 

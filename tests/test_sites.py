@@ -18,7 +18,8 @@ from onnx_attnq.model import fingerprint, load, save
 from onnx_attnq.plan import uniform_plan
 from onnx_attnq.rewrite import rewrite
 from onnx_attnq.scheme import preset
-from onnx_attnq.sites import Form, Sites, find_sites, is_softmax
+from onnx_attnq.sites import Form, Sites, find_sites
+from onnx_attnq.softmax import is_softmax
 from onnx_attnq.verify import Limit, verify
 
 SHAPES = pytest.mark.parametrize("inferred", [False, True], ids=["no shapes", "shapes"])
