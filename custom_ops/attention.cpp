@@ -126,7 +126,7 @@ bool attend(const Attention& attention, const Kernels& kernels, Host& host) {
   const Index block = kernels.rows_per_block(attention);
   const Index blocks = (rows + block - 1) / block;
 
-  const bool packs = blocks > 1 && kernels.pack_keys != nullptr;
+  const bool packs = kernels.pack_keys != nullptr;
   Packed keys(host, attention, attention.key_strides, packs ? kernels.packed_keys(attention) : 0);
   Packed values(host, attention, attention.value_strides, packs ? kernels.packed_values(attention) : 0);
   if (packs) {

@@ -92,8 +92,8 @@ struct Kernels {
   // How many rows of a matrix make one task.
   Index (*rows_per_block)(const Attention&);
 
-  // Matrices of more than one block have their keys and values brought into the order of the inner loops once, piece by
-  // piece. A size of 0 says that attend reads the original.
+  // Keys and values that several blocks read are brought into the order of the inner loops once, piece by piece. A size
+  // of 0 says that attend reads the original.
   std::size_t (*packed_keys)(const Attention&);
   std::size_t (*packed_values)(const Attention&);
   Index (*pieces)(const Attention&);

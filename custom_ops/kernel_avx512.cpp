@@ -5,7 +5,7 @@
 
 namespace onnx_attnq {
 
-const Kernels kAvx512Kernels = vector_kernels("avx512", [] {
+const Kernels kAvx512Kernels = vector_kernels<VectorProducts>("avx512", [] {
   return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
          __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
          __builtin_cpu_supports("avx512vnni") != 0;

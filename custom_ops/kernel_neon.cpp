@@ -5,6 +5,6 @@
 
 namespace onnx_attnq {
 
-const Kernels kNeonKernels = vector_kernels("neon", [] { return true; });
+const Kernels kNeonKernels = vector_kernels<VectorProducts>("neon", [] { return true; });
 
 }  // namespace onnx_attnq

@@ -93,7 +93,7 @@ static inline void multiply_tile_int16(Index pairs, const std::int32_t* a, Index
 // products only) and the largest norm of a key (with a mask only).
 static inline Index panel_scales(const Attention& a) { return round_up(a.depth, 2) * kTileKeys; }
 static inline Index panel_norm(const Attention& a) { return panel_scales(a) + kTileKeys; }
-static inline Index panel_floats(const Attention& a) { return panel_norm(a) + kLanes; }
+static inline Index key_panel_floats(const Attention& a) { return panel_norm(a) + kLanes; }
 static inline Index panel_count(const Attention& a) { return (a.keys + kTileKeys - 1) / kTileKeys; }
 
 // The largest whole number q for which `depth` products of two numbers up to q cannot overflow 32 bits.
@@ -143,7 +143,7 @@ static inline float panel_largest_norm(const Attention& a, const float* panel) {
 }
 
 // Packs the keys of one panel; past the last key stand zeros.
-static inline void pack_panel(const Attention& a, const float* key, Index panel, float* out) {
+static inline void pack_key_panel(const Attention& a, const float* key, Index panel, float* out) {
   const Index first = panel * kTileKeys;
   const Index count = smaller(kTileKeys, a.keys - first);
   const Index key_step = a.key_strides.column, depth_step = a.key_strides.row;
@@ -180,30 +180,11 @@ static inline void pack_panel(const Attention& a, const float* key, Index panel,
   if (a.int16_products) round_panel(a, out);
 }
 
-// A piece of the packing work: the panels, or rows of values, of kPieceKeys keys.
-constexpr Index kPieceKeys = 8 * kTileKeys;
-
-static Index pieces(const Attention& a) { return (a.keys + kPieceKeys - 1) / kPieceKeys; }
-
-static std::size_t packed_keys(const Attention& a) { return static_cast<std::size_t>(panel_count(a) * panel_floats(a)); }
-
-static void pack_keys(const Attention& a, const float* key, Index piece, float* packed) {
-  const Index first = piece * (kPieceKeys / kTileKeys);
-  const Index last = smaller(first + kPieceKeys / kTileKeys, panel_count(a));
-  for (Index panel = first; panel < last; ++panel) pack_panel(a, key, panel, packed + panel * panel_floats(a));
-}
-
-// Values are packed where rows of whole registers do not lie one after the other already.
 static inline Index value_row(const Attention& a) { return round_up(a.value_depth, kLanes); }
 
-static std::size_t packed_values(const Attention& a) {
-  const bool ready = a.value_strides.column == 1 && a.value_strides.row == a.value_depth && a.value_depth % kLanes == 0;
-  return ready ? 0 : static_cast<std::size_t>(a.keys * value_row(a));
-}
-
-static void pack_values(const Attention& a, const float* value, Index piece, float* packed) {
-  const Index last = smaller((piece + 1) * kPieceKeys, a.keys);
-  for (Index j = piece * kPieceKeys; j < last; ++j) {
+// Rows of values, each padded to whole registers.
+static inline void pack_value_rows(const Attention& a, const float* value, Index first, Index last, float* packed) {
+  for (Index j = first; j < last; ++j) {
     const float* in = value + j * a.value_strides.row;
     float* out = packed + j * value_row(a);
     Index d = 0;

@@ -1,0 +1,316 @@
+// Both products of attention with the vectors of one instruction set: scores from queries and keys, context from weights
+// and values. vector_attention.h says when; AMX has the same interface in amx_products.h.
+#pragma once
+
+#include "vector_tile.h"
+
+namespace onnx_attnq {
+namespace {
+
+// Up to so many rows, packing the keys would cost more than it saves.
+constexpr Index kDirectRows = 4;
+
+// One task: rows first to first + rows - 1 of one matrix of the batch.
+struct Task {
+  const Attention& a;
+  Index first, rows;
+  const float *query, *key, *value, *mask;  // of this matrix; mask may be null
+  float* context;
+  const Table* table;
+  const float *packed_keys, *packed_values;  // null where a kernel reads the original
+
+  struct Place {
+    Index group, query;
+  };
+  Place place(Index row) const { return {(first + row) / a.queries, (first + row) % a.queries}; }
+  const float* query_of(Index row) const {
+    const Place p = place(row);
+    return query + p.group * a.query_group + p.query * a.query_strides.row;
+  }
+  const float* mask_of(Index row) const {
+    const Place p = place(row);
+    return mask + p.group * a.mask_group + p.query * a.mask_strides.row;
+  }
+  float* context_of(Index row) const {
+    const Place p = place(row);
+    return context + p.group * a.context_group + p.query * a.context_strides.row;
+  }
+  const Table& table_of(Index row) const { return table[place(row).group * a.table_group]; }
+};
+
+// Cuts scratch memory into pieces that start on a line of the cache.
+class Room {
+ public:
+  Index take(Index floats) {
+    const Index start = total_;
+    total_ += round_up(floats, 16);
+    return start;
+  }
+  Index total() const { return total_; }
+
+ private:
+  Index total_ = 0;
+};
+
+class VectorProducts {
+ public:
+  // Rows that are worked on together.
+  static constexpr Index kBand = kTileRows;
+
+  static Index rows_per_block(const Attention& a) {
+    // Scores of a block stay in the second-level cache.
+    const Index budget = 512 * 1024 / 4 / larger(a.keys, 1) / kTileRows * kTileRows;
+    return larger(kTileRows, smaller(a.keys <= 512 ? 24 : 48, budget));
+  }
+  static Index context_row(const Attention& a) { return value_row(a); }
+
+  static bool one_block(const Attention& a) { return a.groups * a.queries <= rows_per_block(a); }
+  static Index panel_floats(const Attention& a) { return key_panel_floats(a); }
+  static void pack_panel(const Attention& a, const float* key, Index panel, float* out) {
+    pack_key_panel(a, key, panel, out);
+  }
+  static Index packed_values(const Attention& a) {
+    // Packed where rows of whole registers do not lie one after the other already.
+    const bool ready = a.value_strides.column == 1 && a.value_strides.row == a.value_depth && a.value_depth % kLanes == 0;
+    return one_block(a) || ready ? 0 : a.keys * value_row(a);
+  }
+  static void pack_values(const Attention& a, const float* value, Index first, Index last, float* packed) {
+    pack_value_rows(a, value, first, last, packed);
+  }
+
+  static Index scratch(const Attention& a, Index rows) { return layout_of(a, rows).total; }
+
+  VectorProducts(const Task& task, Index rows, float* scratch)
+      : t_(task), a_(task.a), layout_(layout_of(task.a, rows)), scratch_(scratch) {
+    const bool packed = t_.packed_values != nullptr;
+    value_ = packed ? t_.packed_values : t_.value;
+    value_row_ = packed ? value_row(a_) : a_.value_strides.row;
+    value_column_ = packed ? 1 : a_.value_strides.column;
+    value_tail_ = packed ? 0 : static_cast<int>(a_.value_depth % kLanes);
+  }
+
+  // Few rows, keys in place: no panels are read.
+  static bool direct(const Task& t) {
+    return t.packed_keys == nullptr && t.rows <= kDirectRows && t.a.key_strides.row == 1 && !t.a.int16_products;
+  }
+
+  // Queries, times the scale, row by row; in 16 bits where asked for.
+  void copy_queries() {
+    for (Index row = 0; row < t_.rows; ++row) {
+      const float* in = t_.query_of(row);
+      float* out = query(row);
+      const Index step = a_.query_strides.column;
+      for (Index d = 0; d < a_.depth; ++d) out[d] = in[d * step] * a_.scale;
+      if (a_.int16_products) round_query(out, scratch_ + layout_.query_scales + row);
+    }
+  }
+
+  // The scores of `count` rows and one panel of keys. True if their maxima were noted in `peaks` on the way, which is so
+  // only where `whole` says that nothing is left to be done to them.
+  bool score(Index row, Index count, Index panel, const float* keys, bool whole, float* out, Index out_row, float* peaks) {
+    if (a_.int16_products) {
+      const auto* pairs = reinterpret_cast<const std::int32_t*>(query(row));
+      with_rows(count, [&](auto n) {
+        multiply_tile_int16<n()>((a_.depth + 1) / 2, pairs, layout_.query_row, reinterpret_cast<const std::int32_t*>(keys),
+                                 out, out_row);
+      });
+      for (Index r = 0; r < count; ++r) {
+        rescale(scratch_[layout_.query_scales + row + r], keys + panel_scales(a_), out + r * out_row);
+      }
+      return false;
+    }
+    if (keys == nullptr) {
+      with_rows<kDirectRows>(count, [&](auto n) { score_direct<n()>(row, panel, out, out_row); });
+      return false;
+    }
+    with_rows(count, [&](auto n) {
+      const auto multiply = whole ? multiply_tile<n(), kTileVectors, false, true> : multiply_tile<n(), kTileVectors, false, false>;
+      multiply(a_.depth, query(row), layout_.query_row, keys, kTileKeys, out, out_row, peaks);
+    });
+    return whole;
+  }
+
+  // Where the keys that row r of a band keeps are to be listed.
+  KeptKeys kept_keys(Index r) {
+    return {reinterpret_cast<std::int32_t*>(scratch_ + layout_.lists + r * layout_.list_row),
+            reinterpret_cast<std::int32_t*>(scratch_ + layout_.starts + r * layout_.starts_row)};
+  }
+  bool lists() const { return true; }
+
+  // The values of the kept keys, weighted; where most are kept, a dense product instead.
+  void add_context(Index count, const float* weights, Index weight_row, float* context) {
+    const Index width = context_row(a_);
+    for (Index i = 0; i < count * width; i += kLanes) Simd::store(context + i, Simd::set1(0.0f));
+    for (Index block = 0; block * kListBlock < a_.keys; ++block) {
+      const Index keys = smaller(kListBlock, a_.keys - block * kListBlock);
+      Index kept = 0;
+      for (Index r = 0; r < count; ++r) kept += kept_keys(r).starts[block + 1] - kept_keys(r).starts[block];
+      const bool dense = static_cast<float>(kept) > Simd::kDenseShare * static_cast<float>(count * keys);
+      if (dense && value_tail_ == 0 && value_column_ == 1) {
+        with_rows(count, [&](auto rows) {
+          add_dense<rows()>(weights + block * kListBlock, weight_row, value_ + block * kListBlock * value_row_, keys, context);
+        });
+      } else {
+        for (Index r = 0; r < count; ++r) {
+          const KeptKeys list = kept_keys(r);
+          add_kept(weights + r * weight_row, list.indices + list.starts[block], list.starts[block + 1] - list.starts[block],
+                   context + r * width);
+        }
+      }
+    }
+  }
+
+ private:
+  struct Layout {
+    Index query_row, list_row, starts_row;
+    Index queries, query_scales, lists, starts, total;
+  };
+
+  static Layout layout_of(const Attention& a, Index rows) {
+    Layout l;
+    Room room;
+    // A row more of registers keeps rows from falling on the same lines of a cache.
+    l.query_row = round_up(a.depth, kLanes) + kLanes;
+    l.list_row = panel_count(a) * kTileKeys + kLanes;
+    l.starts_row = panel_count(a) * kTileKeys / kListBlock + 2;
+    l.queries = room.take(rows * l.query_row);
+    l.query_scales = room.take(rows);
+    l.lists = room.take(kTileRows * l.list_row);
+    l.starts = room.take(kTileRows * l.starts_row);
+    l.total = room.total();
+    return l;
+  }
+
+  float* query(Index row) { return scratch_ + layout_.queries + row * layout_.query_row; }
+
+  void round_query(float* row, float* scale) {
+    float peak = kSmallestNormal, poison = 0;
+    for (Index d = 0; d < a_.depth; ++d) {
+      const float magnitude = __builtin_fabsf(row[d]);
+      peak = magnitude > peak ? magnitude : peak;
+      poison += row[d] * 0.0f;
+    }
+    const float range = int16_range(a_.depth), inverse = range / peak;
+    *scale = peak / range + poison;
+    // The rounded numbers take half the room of those that they replace, from the front.
+    auto* out = reinterpret_cast<std::int16_t*>(row);
+    for (Index d = 0; d < a_.depth; d += kLanes) {
+      alignas(64) std::int32_t rounded[kLanes];
+      Simd::store_int(rounded, Simd::round(Simd::mul(Simd::load(row + d), Simd::set1(inverse))));
+      for (int i = 0; i < kLanes; ++i) out[d + i] = static_cast<std::int16_t>(d + i < a_.depth ? rounded[i] : 0);
+    }
+  }
+
+  // Sums of 16-bit products to scores.
+  static void rescale(float query_scale, const float* key_scales, float* out) {
+    for (int v = 0; v < kTileVectors; ++v) {
+      const Float scale = Simd::mul(Simd::set1(query_scale), Simd::load(key_scales + v * kLanes));
+      Simd::store(out + v * kLanes, Simd::mul(Simd::load(out + v * kLanes), scale));
+    }
+  }
+
+  // A dot product for each key.
+  template <int kRows>
+  void score_direct(Index row, Index panel, float* out, Index out_row) {
+    const Index count = smaller(kTileKeys, a_.keys - panel * kTileKeys);
+    const Index whole = a_.depth / kLanes * kLanes;
+    const int rest = static_cast<int>(a_.depth - whole);
+    for (Index j = 0; j < count; ++j) {
+      const float* k = t_.key + (panel * kTileKeys + j) * a_.key_strides.column;
+      Float sums[kRows];
+      for (Float& s : sums) s = Simd::set1(0.0f);
+      for (Index d = 0; d < whole; d += kLanes) {
+        const Float lanes = Simd::load(k + d);
+        for (int r = 0; r < kRows; ++r) sums[r] = Simd::fma(Simd::load(query(row + r) + d), lanes, sums[r]);
+      }
+      if (rest != 0) {
+        const Float lanes = Simd::load_first(k + whole, rest);
+        for (int r = 0; r < kRows; ++r) {
+          sums[r] = Simd::fma(Simd::load_first(query(row + r) + whole, rest), lanes, sums[r]);
+        }
+      }
+      for (int r = 0; r < kRows; ++r) out[r * out_row + j] = Simd::sum(sums[r]);
+    }
+  }
+
+  // Every key of a block, times its weight, zero or not.
+  template <int kRows>
+  void add_dense(const float* weights, Index weight_row, const float* value, Index keys, float* context) {
+    const Index width = context_row(a_);
+    Index d = 0;
+    for (; d + kTileKeys <= width; d += kTileKeys) {
+      multiply_tile<kRows, kTileVectors, true, false>(keys, weights, weight_row, value + d, value_row_, context + d, width);
+    }
+    for (; d < width; d += kLanes) {
+      multiply_tile<kRows, 1, true, false>(keys, weights, weight_row, value + d, value_row_, context + d, width);
+    }
+  }
+
+  // The kept keys of one row in a block.
+  void add_kept(const float* weights, const std::int32_t* list, Index count, float* context) {
+    if (count == 0) return;
+    if (value_column_ != 1) {
+      add_strided(weights, list, count, context);
+      return;
+    }
+    const Index vectors = context_row(a_) / kLanes;
+    for (Index v = 0; v < vectors; v += Simd::kContextVectors) {
+      const Index some = smaller(Simd::kContextVectors, vectors - v);
+      const int tail = v + some == vectors ? value_tail_ : 0;
+      with_rows<Simd::kContextVectors>(some, [&](auto n) {
+        tail == 0 ? add_columns<n(), false>(weights, list, count, v * kLanes, context)
+                  : add_columns<n(), true>(weights, list, count, v * kLanes, context);
+      });
+    }
+  }
+
+  // The sum of a context row stays in registers. Where there are enough, two keys are added at a time in sums of their
+  // own: one sum alone would wait for its last addition.
+  template <int kVectors, bool kTail>
+  void add_columns(const float* weights, const std::int32_t* list, Index count, Index d, float* out) {
+    constexpr int kChains = 2 * kVectors <= Simd::kContextVectors ? 2 : 1;
+    Float sums[kChains][kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      sums[0][v] = Simd::load(out + d + v * kLanes);
+      if (kChains == 2) sums[kChains - 1][v] = Simd::set1(0.0f);
+    }
+    const float* const values = value_ + d;
+    const Index value_row = value_row_;
+    const int tail = value_tail_;
+    const auto add = [&](Float(&sum)[kVectors], std::int32_t key) {
+      const float* value = values + key * value_row;
+      const Float weight = Simd::set1(weights[key]);
+      for (int v = 0; v < kVectors; ++v) {
+        const bool partial = kTail && v == kVectors - 1;
+        const Float lanes = partial ? Simd::load_first(value + v * kLanes, tail) : Simd::load(value + v * kLanes);
+        sum[v] = Simd::fma(weight, lanes, sum[v]);
+      }
+    };
+    Index i = 0;
+    for (; i + kChains <= count; i += kChains) {
+      for (int chain = 0; chain < kChains; ++chain) add(sums[chain], list[i + chain]);
+    }
+    for (; i < count; ++i) add(sums[0], list[i]);
+    for (int v = 0; v < kVectors; ++v) {
+      Simd::store(out + d + v * kLanes, kChains == 2 ? Simd::add(sums[0][v], sums[kChains - 1][v]) : sums[0][v]);
+    }
+  }
+
+  void add_strided(const float* weights, const std::int32_t* list, Index count, float* out) {
+    for (Index i = 0; i < count; ++i) {
+      const float* value = value_ + list[i] * value_row_;
+      for (Index d = 0; d < a_.value_depth; ++d) out[d] += weights[list[i]] * value[d * value_column_];
+    }
+  }
+
+  const Task& t_;
+  const Attention& a_;
+  const Layout layout_;
+  float* const scratch_;
+  const float* value_;
+  Index value_row_, value_column_;
+  int value_tail_;  // numbers in the last register of a row of values, 0 for all
+};
+
+}  // namespace
+}  // namespace onnx_attnq
