@@ -152,6 +152,7 @@ void attend_rows(const Attention& a, Index batch, Index first, Index last, const
 const Kernels kScalarKernels = {
     "scalar",
     [] { return true; },
+    [](const Attention&) { return true; },
     [](const Attention&) -> Index { return 8; },
     nullptr,  // nothing is packed
     nullptr,

@@ -8,6 +8,7 @@ namespace onnx_attnq {
 extern const Kernels kScalarKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const Kernels kAmxKernels;
 extern const Kernels kNeonKernels;
 
 }  // namespace onnx_attnq

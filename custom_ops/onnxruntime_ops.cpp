@@ -55,7 +55,7 @@ struct Op : CustomOp {
 struct Kernel {
   const Api* api;
   const Op* op;
-  const Kernels* kernels;
+  Selection kernels;
   std::vector<Table> tables;
   Shape table_shape;  // its last two axes are 1
   float row_max_floor = -std::numeric_limits<float>::infinity();
@@ -159,7 +159,7 @@ std::unique_ptr<Kernel> make_kernel(const Api* api, const Op* op, const KernelIn
   auto kernel = std::make_unique<Kernel>();
   kernel->api = api;
   kernel->op = op;
-  kernel->kernels = &select_kernels();
+  kernel->kernels = select_kernels();
   if (op->kind == Kind::kKernelName) return kernel;
   read_tables(*kernel, info);
   if (op->kind != Kind::kAttention) return kernel;
@@ -240,7 +240,7 @@ void compute_rows(const Kernel& kernel, KernelContext* context) {
   rows.output = output;
   rows.are_scores = kernel.op->kind == Kind::kSoftmax;
   SessionHost host(kernel.api, context);
-  if (!quantize(rows, *kernel.kernels, host)) throw std::bad_alloc();
+  if (!quantize(rows, *kernel.kernels.best, host)) throw std::bad_alloc();
 }
 
 void compute_attention(const Kernel& kernel, KernelContext* context) {
@@ -265,13 +265,13 @@ void compute_attention(const Kernel& kernel, KernelContext* context) {
   attention.int16_products = kernel.int16_products;
   join_groups(attention);
   SessionHost host(kernel.api, context);
-  if (!attend(attention, *kernel.kernels, host)) throw std::bad_alloc();
+  if (!attend(attention, kernel.kernels.of(attention), host)) throw std::bad_alloc();
 }
 
 // The name of the kernels that run, as UTF-8 bytes: how a program asks which instruction set is active.
 void compute_kernel_name(const Kernel& kernel, KernelContext* context) {
-  const std::size_t size = std::strlen(kernel.kernels->name);
-  std::memcpy(output_of(kernel, context, {static_cast<Index>(size)}), kernel.kernels->name, size);
+  const std::size_t size = std::strlen(kernel.kernels.best->name);
+  std::memcpy(output_of(kernel, context, {static_cast<Index>(size)}), kernel.kernels.best->name, size);
 }
 
 Status* ORT_CALL compute(void* state, KernelContext* context) {

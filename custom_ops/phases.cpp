@@ -40,10 +40,11 @@ int main(int argc, char** argv) {
   Sample sample = make_sample(form, table, 12, keys, keys, depth, static_cast<float>(argument(5, 3)), false);
   sample.attention.int16_products = argument(6, 0) != 0;
 
-  const Kernels& kernels = select_kernels();
+  const Kernels& kernels = select_kernels().of(call(sample));
   SampleHost host;
   double best[4] = {1e30, 1e30, 1e30, 1e30};
-  for (int run = 0; run < 30; ++run) {
+  const std::uint64_t started = ticks();
+  for (int run = 0; run < 10 || ticks() - started < 500000000; ++run) {
     for (std::uint64_t& t : phase_ticks) t = 0;
     const std::uint64_t start = ticks();
     attend(call(sample), kernels, host);

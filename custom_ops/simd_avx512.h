@@ -21,7 +21,7 @@ struct Simd {
   static constexpr int kTileVectors = 2;
   static constexpr int kContextVectors = 8;
   static constexpr int kPermuted = 16;
-  static constexpr float kDenseShare = 0.6f;
+  static constexpr float kDenseShare = 0.33f;
 
   static Float load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, Float v) { _mm512_storeu_ps(p, v); }

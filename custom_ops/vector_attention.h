@@ -33,7 +33,7 @@ static Layout layout_of(const Attention& a) {
   l.scores = room.take(l.rows * l.score_row);
   l.peaks = room.take(l.rows * kLanes);
   l.ceilings = room.take(l.rows / Products::kBand * panel_count(a));
-  l.context = room.take(Products::kBand * Products::context_row(a));
+  l.context = room.take(Products::kContextRows * value_row(a));
   l.panel = room.take(Products::panel_floats(a));
   l.products = room.take(Products::scratch(a, l.rows));
   l.total = room.total();
@@ -43,7 +43,7 @@ static Layout layout_of(const Attention& a) {
 template <class Products>
 class Block {
  public:
-  static constexpr Index kBand = Products::kBand;
+  static constexpr Index kBand = Products::kBand, kContextRows = Products::kContextRows;
 
   Block(const Task& task, float* scratch)
       : t_(task), a_(task.a), layout_(layout_of<Products>(task.a)), scratch_(scratch),
@@ -55,7 +55,7 @@ class Block {
       products_.copy_queries();
       score();
     }
-    for (Index row = 0; row < t_.rows; row += kBand) finish(row, smaller(kBand, t_.rows - row));
+    for (Index row = 0; row < t_.rows; row += kContextRows) finish(row, smaller(kContextRows, t_.rows - row));
   }
 
  private:
@@ -210,7 +210,7 @@ class Block {
   // --- steps 2 to 4: a band of rows from scores to context
 
   void finish(Index row, Index count) {
-    float factors[kBand];
+    float factors[kContextRows];
     {
       const Timed timed(Phase::kWeights);
       weigh_rows(row, count, factors);
@@ -218,23 +218,22 @@ class Block {
     const Timed timed(Phase::kContext);
     float* const context = scratch_ + layout_.context;
     products_.add_context(count, scores(row), layout_.score_row, context);
-    for (Index r = 0; r < count; ++r) write(row + r, context + r * Products::context_row(a_), factors[r]);
+    for (Index r = 0; r < count; ++r) write(row + r, context + r * value_row(a_), factors[r]);
   }
 
-  void weigh_rows(Index row, Index count, float (&factors)[kBand]) {
+  void weigh_rows(Index row, Index count, float (&factors)[kContextRows]) {
     const Index padded = panel_count(a_) * kTileKeys;
     for (Index r = 0; r < count; ++r) {
       const float highest = Simd::largest(Simd::load(peaks(row + r)));
       const float peak = highest > a_.row_max_floor ? highest : a_.row_max_floor;
       const KeptKeys kept = products_.kept_keys(r);
       const Table& table = t_.table_of(row + r);
-      factors[r] = weights_of_scores(scores(row + r), padded, peak, a_.form, table, products_.lists() ? &kept : nullptr).factor;
+      factors[r] = weights_of_scores(scores(row + r), padded, peak, a_.form, table, &kept).factor;
     }
   }
 
   void write(Index row, const float* in, float factor) {
-    float* out = t_.context_of(row);
-    for (Index d = 0; d < a_.value_depth; ++d) out[d * a_.context_strides.column] = in[d] * factor;
+    scale_row(in, 1, a_.value_depth, factor, t_.context_of(row), a_.context_strides.column);
   }
 
   const Task& t_;
@@ -248,12 +247,16 @@ class Block {
 // A piece of the packing work: the panels, or rows of values, of kPieceKeys keys.
 constexpr Index kPieceKeys = 8 * kTileKeys;
 
+// A kernel's functions, for one way to multiply.
 template <class Products>
-struct Packing {
+struct Attend {
+  static bool pays(const Attention& a) { return Products::pays(a); }
+  static Index rows_per_block(const Attention& a) { return Products::rows_per_block(a); }
+  static bool one_block(const Attention& a) { return a.groups * a.queries <= rows_per_block(a); }
   static Index pieces(const Attention& a) { return (a.keys + kPieceKeys - 1) / kPieceKeys; }
 
-  static std::size_t keys(const Attention& a) {
-    return Products::one_block(a) ? 0 : static_cast<std::size_t>(panel_count(a) * Products::panel_floats(a));
+  static std::size_t packed_keys(const Attention& a) {
+    return one_block(a) ? 0 : static_cast<std::size_t>(panel_count(a) * Products::panel_floats(a));
   }
   static void pack_keys(const Attention& a, const float* key, Index piece, float* packed) {
     const Index first = piece * (kPieceKeys / kTileKeys);
@@ -261,50 +264,49 @@ struct Packing {
     for (Index p = first; p < last; ++p) Products::pack_panel(a, key, p, packed + p * Products::panel_floats(a));
   }
 
-  static std::size_t values(const Attention& a) { return static_cast<std::size_t>(Products::packed_values(a)); }
+  static std::size_t packed_values(const Attention& a) {
+    return a.groups * a.queries <= kTileRows || values_are_rows(a) ? 0 : static_cast<std::size_t>(a.keys * value_row(a));
+  }
   static void pack_values(const Attention& a, const float* value, Index piece, float* packed) {
-    Products::pack_values(a, value, piece * kPieceKeys, smaller((piece + 1) * kPieceKeys, a.keys), packed);
+    pack_value_rows(a, value, piece * kPieceKeys, smaller((piece + 1) * kPieceKeys, a.keys), packed);
+  }
+
+  static std::size_t scratch(const Attention& a) { return static_cast<std::size_t>(layout_of<Products>(a).total); }
+
+  static void attend(const Attention& a, Index batch, Index first, Index last, const float* packed_keys,
+                     const float* packed_values, float* scratch) {
+    const auto of_batch = [&](const Index(&strides)[kBatchAxes]) { return batch_offset(a.batch, strides, batch); };
+    const Task task{a,
+                    first,
+                    last - first,
+                    a.query + of_batch(a.query_strides.batch),
+                    a.key + of_batch(a.key_strides.batch),
+                    a.value + of_batch(a.value_strides.batch),
+                    a.mask == nullptr ? nullptr : a.mask + of_batch(a.mask_strides.batch),
+                    a.context + of_batch(a.context_strides.batch),
+                    a.tables.first + of_batch(a.tables.stride),
+                    packed_keys,
+                    packed_values};
+    Block<Products>(task, scratch).run();
   }
 };
-
-template <class Products>
-static std::size_t attend_scratch(const Attention& a) {
-  return static_cast<std::size_t>(layout_of<Products>(a).total);
-}
-
-template <class Products>
-static void attend_block(const Attention& a, Index batch, Index first, Index last, const float* packed_keys,
-                         const float* packed_values, float* scratch) {
-  const auto of_batch = [&](const Index(&strides)[kBatchAxes]) { return batch_offset(a.batch, strides, batch); };
-  const Task task{a,
-                  first,
-                  last - first,
-                  a.query + of_batch(a.query_strides.batch),
-                  a.key + of_batch(a.key_strides.batch),
-                  a.value + of_batch(a.value_strides.batch),
-                  a.mask == nullptr ? nullptr : a.mask + of_batch(a.mask_strides.batch),
-                  a.context + of_batch(a.context_strides.batch),
-                  a.tables.first + of_batch(a.tables.stride),
-                  packed_keys,
-                  packed_values};
-  Block<Products>(task, scratch).run();
-}
 
 static std::size_t quantize_scratch(const Rows& rows) { return static_cast<std::size_t>(round_up(rows.length, kLanes)); }
 
 template <class Products>
 constexpr Kernels vector_kernels(const char* name, bool (*supported)()) {
-  using Pack = Packing<Products>;
+  using Functions = Attend<Products>;
   return {name,
           supported,
-          Products::rows_per_block,
-          Pack::keys,
-          Pack::values,
-          Pack::pieces,
-          Pack::pack_keys,
-          Pack::pack_values,
-          attend_scratch<Products>,
-          attend_block<Products>,
+          Functions::pays,
+          Functions::rows_per_block,
+          Functions::packed_keys,
+          Functions::packed_values,
+          Functions::pieces,
+          Functions::pack_keys,
+          Functions::pack_values,
+          Functions::scratch,
+          Functions::attend,
           quantize_scratch,
           quantize_rows};
 }

@@ -54,34 +54,30 @@ class Room {
 
 class VectorProducts {
  public:
-  // Rows that are worked on together.
+  // Rows whose scores are computed together, and rows whose context is: a key's value serves several of them while it is
+  // in the first-level cache.
   static constexpr Index kBand = kTileRows;
+  static constexpr Index kContextRows = 4 * kTileRows;
+
+  static bool pays(const Attention&) { return true; }
 
   static Index rows_per_block(const Attention& a) {
     // Scores of a block stay in the second-level cache.
     const Index budget = 512 * 1024 / 4 / larger(a.keys, 1) / kTileRows * kTileRows;
-    return larger(kTileRows, smaller(a.keys <= 512 ? 24 : 48, budget));
+    // Long blocks read packed keys less often; short ones leave work for every thread.
+    const Index most = a.batch[0] * a.batch[1] * a.batch[2] >= 8 ? 144 : 48;
+    return larger(kTileRows, smaller(most, budget));
   }
-  static Index context_row(const Attention& a) { return value_row(a); }
-
-  static bool one_block(const Attention& a) { return a.groups * a.queries <= rows_per_block(a); }
   static Index panel_floats(const Attention& a) { return key_panel_floats(a); }
   static void pack_panel(const Attention& a, const float* key, Index panel, float* out) {
     pack_key_panel(a, key, panel, out);
+    if (a.int16_products) round_panel(a, out);
   }
-  static Index packed_values(const Attention& a) {
-    // Packed where rows of whole registers do not lie one after the other already.
-    const bool ready = a.value_strides.column == 1 && a.value_strides.row == a.value_depth && a.value_depth % kLanes == 0;
-    return one_block(a) || ready ? 0 : a.keys * value_row(a);
-  }
-  static void pack_values(const Attention& a, const float* value, Index first, Index last, float* packed) {
-    pack_value_rows(a, value, first, last, packed);
-  }
-
   static Index scratch(const Attention& a, Index rows) { return layout_of(a, rows).total; }
 
-  VectorProducts(const Task& task, Index rows, float* scratch)
-      : t_(task), a_(task.a), layout_(layout_of(task.a, rows)), scratch_(scratch) {
+  VectorProducts(const Task& task, Index rows, float* scratch) : VectorProducts(task, rows, scratch, task.a.int16_products) {}
+  VectorProducts(const Task& task, Index rows, float* scratch, bool int16)
+      : t_(task), a_(task.a), layout_(layout_of(task.a, rows)), scratch_(scratch), int16_(int16) {
     const bool packed = t_.packed_values != nullptr;
     value_ = packed ? t_.packed_values : t_.value;
     value_row_ = packed ? value_row(a_) : a_.value_strides.row;
@@ -99,16 +95,17 @@ class VectorProducts {
     for (Index row = 0; row < t_.rows; ++row) {
       const float* in = t_.query_of(row);
       float* out = query(row);
-      const Index step = a_.query_strides.column;
-      for (Index d = 0; d < a_.depth; ++d) out[d] = in[d * step] * a_.scale;
-      if (a_.int16_products) round_query(out, scratch_ + layout_.query_scales + row);
+      scale_row(in, a_.query_strides.column, a_.depth, a_.scale, out, 1);
+      if (int16_) round_query(out, scratch_ + layout_.query_scales + row);
     }
   }
+
+  float* query(Index row) { return scratch_ + layout_.queries + row * layout_.query_row; }
 
   // The scores of `count` rows and one panel of keys. True if their maxima were noted in `peaks` on the way, which is so
   // only where `whole` says that nothing is left to be done to them.
   bool score(Index row, Index count, Index panel, const float* keys, bool whole, float* out, Index out_row, float* peaks) {
-    if (a_.int16_products) {
+    if (int16_) {
       const auto* pairs = reinterpret_cast<const std::int32_t*>(query(row));
       with_rows(count, [&](auto n) {
         multiply_tile_int16<n()>((a_.depth + 1) / 2, pairs, layout_.query_row, reinterpret_cast<const std::int32_t*>(keys),
@@ -135,11 +132,10 @@ class VectorProducts {
     return {reinterpret_cast<std::int32_t*>(scratch_ + layout_.lists + r * layout_.list_row),
             reinterpret_cast<std::int32_t*>(scratch_ + layout_.starts + r * layout_.starts_row)};
   }
-  bool lists() const { return true; }
 
   // The values of the kept keys, weighted; where most are kept, a dense product instead.
   void add_context(Index count, const float* weights, Index weight_row, float* context) {
-    const Index width = context_row(a_);
+    const Index width = value_row(a_);
     for (Index i = 0; i < count * width; i += kLanes) Simd::store(context + i, Simd::set1(0.0f));
     for (Index block = 0; block * kListBlock < a_.keys; ++block) {
       const Index keys = smaller(kListBlock, a_.keys - block * kListBlock);
@@ -147,9 +143,7 @@ class VectorProducts {
       for (Index r = 0; r < count; ++r) kept += kept_keys(r).starts[block + 1] - kept_keys(r).starts[block];
       const bool dense = static_cast<float>(kept) > Simd::kDenseShare * static_cast<float>(count * keys);
       if (dense && value_tail_ == 0 && value_column_ == 1) {
-        with_rows(count, [&](auto rows) {
-          add_dense<rows()>(weights + block * kListBlock, weight_row, value_ + block * kListBlock * value_row_, keys, context);
-        });
+        add_dense(count, weights + block * kListBlock, weight_row, value_ + block * kListBlock * value_row_, keys, context);
       } else {
         for (Index r = 0; r < count; ++r) {
           const KeptKeys list = kept_keys(r);
@@ -159,6 +153,10 @@ class VectorProducts {
       }
     }
   }
+
+ protected:
+  const Task& t_;
+  const Attention& a_;
 
  private:
   struct Layout {
@@ -175,13 +173,11 @@ class VectorProducts {
     l.starts_row = panel_count(a) * kTileKeys / kListBlock + 2;
     l.queries = room.take(rows * l.query_row);
     l.query_scales = room.take(rows);
-    l.lists = room.take(kTileRows * l.list_row);
-    l.starts = room.take(kTileRows * l.starts_row);
+    l.lists = room.take(kContextRows * l.list_row);
+    l.starts = room.take(kContextRows * l.starts_row);
     l.total = room.total();
     return l;
   }
-
-  float* query(Index row) { return scratch_ + layout_.queries + row * layout_.query_row; }
 
   void round_query(float* row, float* scale) {
     float peak = kSmallestNormal, poison = 0;
@@ -233,10 +229,22 @@ class VectorProducts {
     }
   }
 
-  // Every key of a block, times its weight, zero or not.
+  // Every key, times its weight, zero or not; so many keys at a time that their values stay in the first-level cache.
+  void add_dense(Index count, const float* weights, Index weight_row, const float* value, Index keys, float* context) {
+    constexpr Index kAtOnce = 128;
+    for (Index key = 0; key < keys; key += kAtOnce) {
+      for (Index r = 0; r < count; r += kTileRows) {
+        with_rows(smaller(kTileRows, count - r), [&](auto rows) {
+          add_dense_tile<rows()>(weights + r * weight_row + key, weight_row, value + key * value_row_,
+                                 smaller(kAtOnce, keys - key), context + r * value_row(a_));
+        });
+      }
+    }
+  }
+
   template <int kRows>
-  void add_dense(const float* weights, Index weight_row, const float* value, Index keys, float* context) {
-    const Index width = context_row(a_);
+  void add_dense_tile(const float* weights, Index weight_row, const float* value, Index keys, float* context) {
+    const Index width = value_row(a_);
     Index d = 0;
     for (; d + kTileKeys <= width; d += kTileKeys) {
       multiply_tile<kRows, kTileVectors, true, false>(keys, weights, weight_row, value + d, value_row_, context + d, width);
@@ -253,7 +261,7 @@ class VectorProducts {
       add_strided(weights, list, count, context);
       return;
     }
-    const Index vectors = context_row(a_) / kLanes;
+    const Index vectors = value_row(a_) / kLanes;
     for (Index v = 0; v < vectors; v += Simd::kContextVectors) {
       const Index some = smaller(Simd::kContextVectors, vectors - v);
       const int tail = v + some == vectors ? value_tail_ : 0;
@@ -303,10 +311,9 @@ class VectorProducts {
     }
   }
 
-  const Task& t_;
-  const Attention& a_;
   const Layout layout_;
   float* const scratch_;
+  const bool int16_;
   const float* value_;
   Index value_row_, value_column_;
   int value_tail_;  // numbers in the last register of a row of values, 0 for all

@@ -24,6 +24,15 @@ static inline float ratio(float numerator, float denominator) {
   return denominator == 0 ? 0.0f : numerator / denominator;
 }
 
+// out = in * factor, for rows whose numbers lie this far apart.
+static inline void scale_row(const float* in, Index in_step, Index length, float factor, float* out, Index out_step) {
+  Index d = 0;
+  if (in_step == 1 && out_step == 1) {
+    for (; d + kLanes <= length; d += kLanes) Simd::store(out + d, Simd::mul(Simd::load(in + d), Simd::set1(factor)));
+  }
+  for (; d < length; ++d) out[d * out_step] = in[d * in_step] * factor;
+}
+
 // exp(x) for x <= 0 within 2 ULP; 0 where the result would not be a normal number.
 //
 // exp(x) = 2^n exp(r) with n the whole number nearest x / ln 2, so |r| <= ln 2 / 2. ln 2 is subtracted in two parts of
@@ -84,7 +93,7 @@ struct RowResult {
 };
 
 // The list of the keys that a row keeps, with the number of them that lie before each block of kListBlock keys.
-constexpr Index kListBlock = 128;
+constexpr Index kListBlock = 512;
 struct KeptKeys {
   std::int32_t* indices;  // room for kLanes more than there are keys
   std::int32_t* starts;   // one more than there are blocks

@@ -177,12 +177,15 @@ static inline void pack_key_panel(const Attention& a, const float* key, Index pa
     }
   }
   if (a.mask != nullptr) out[panel_norm(a)] = panel_largest_norm(a, out);
-  if (a.int16_products) round_panel(a, out);
 }
 
+// Rows of values, each padded to whole registers, unless they lie like that already.
 static inline Index value_row(const Attention& a) { return round_up(a.value_depth, kLanes); }
 
-// Rows of values, each padded to whole registers.
+static inline bool values_are_rows(const Attention& a) {
+  return a.value_strides.column == 1 && a.value_strides.row == a.value_depth && a.value_depth % kLanes == 0;
+}
+
 static inline void pack_value_rows(const Attention& a, const float* value, Index first, Index last, float* packed) {
   for (Index j = first; j < last; ++j) {
     const float* in = value + j * a.value_strides.row;

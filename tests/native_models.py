@@ -16,7 +16,7 @@ from onnx_attnq import function
 from onnx_attnq.native import native_library
 from onnx_attnq.scheme import QuantScheme
 
-KERNELS = ("scalar", "avx2", "avx512", "neon")
+KERNELS = ("scalar", "avx2", "avx512", "amx", "neon")
 
 
 def session(model: onnx.ModelProto, *, kernels: str | None = None, threads: int = 1) -> onnxruntime.InferenceSession:
