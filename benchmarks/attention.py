@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import statistics
 import subprocess
@@ -32,6 +33,8 @@ from onnx_attnq.scheme import QuantScheme, preset
 HEADS, DEPTH = 12, 64
 LENGTHS = [(128, 128), (384, 384), (512, 512), (1024, 1024), (2048, 2048), (4096, 4096), (1, 8192)]
 DENSE = preset("identity")
+# Two units, of 16, 8 or 4 lanes each. Tiles have no such limit.
+FMA_PER_CYCLE = {"avx512": 32, "avx2": 16, "neon": 8}
 
 Run = Callable[[], object]
 Tensors = dict[str, np.ndarray]
@@ -140,8 +143,14 @@ def print_phases(lengths: list[tuple[int, int]]) -> None:
     program = Path(__file__).parent.parent / "build" / "native" / "phases"
     if not program.is_file():
         sys.exit("build the program first: cmake -S custom_ops -B build/native -DONNX_ATTNQ_PROGRAMS=ON && make native")
-    for _, keys in lengths:
-        subprocess.run([str(program), str(keys), str(DEPTH)], check=True)
+    print("cycles for 8 scores, of one thread; 'peak' is the share of the multiply-and-add units that the scores keep busy")
+    for keys in sorted({keys for _, keys in lengths if keys <= 4096}):
+        output = subprocess.run([program, str(keys), str(DEPTH)], check=True, capture_output=True, text=True).stdout
+        phases = json.loads(output)
+        steps = "  ".join(f"{step} {phases[f'{step}_cycles']:5.1f}" for step in ("scores", "weights", "context", "packing"))
+        per_cycle = FMA_PER_CYCLE.get(phases["kernels"])
+        peak = f"  peak {phases['products_per_cycle'] / per_cycle:4.0%}" if per_cycle else ""
+        print(f"{phases['kernels']} {keys:5d} keys  {phases['ghz']:.1f} GHz  {steps}{peak}", flush=True)
 
 
 def main() -> None:

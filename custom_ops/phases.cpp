@@ -1,7 +1,8 @@
-// Prints where one thread spends the time of QuantizedAttention, in nanoseconds for 8 scores:
+// Prints where one thread spends the time of QuantizedAttention, in nanoseconds and in cycles for 8 scores:
 //   phases KEYS DEPTH [BITS THRESHOLD SPREAD INT16]
 #include "phases.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -19,6 +20,22 @@ std::uint64_t phase_ticks[static_cast<int>(Phase::kCount)];
 
 std::uint64_t ticks() {
   return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
+}
+
+// Cycles in a nanosecond while this thread computes: an addition takes one, and each waits for the one before.
+double cycles_per_ns() {
+  constexpr std::uint64_t kAdditions = 10000000;
+  double best = 0;
+  for (int run = 0; run < 8; ++run) {
+    const std::uint64_t start = ticks();
+    std::uint64_t x = 0;
+    for (std::uint64_t i = 0; i < kAdditions; ++i) {
+      x += 1;
+      asm volatile("" : "+r"(x));
+    }
+    best = std::max(best, static_cast<double>(kAdditions) / static_cast<double>(ticks() - start));
+  }
+  return best;
 }
 
 }  // namespace onnx_attnq
@@ -58,9 +75,14 @@ int main(int argc, char** argv) {
     }
     best[3] = std::min(best[3], rest / scores8);
   }
-  const double products = static_cast<double>(8 * depth) / best[0];
-  std::printf("{\"kernels\": \"%s\", \"keys\": %d, \"depth\": %d, \"scores_ns\": %.3f, \"weights_ns\": %.3f, ", kernels.name,
-              static_cast<int>(keys), static_cast<int>(depth), best[0], best[1]);
-  std::printf("\"context_ns\": %.3f, \"packing_ns\": %.3f, \"scores_gflops\": %.1f}\n", best[2], best[3], 2 * products);
+  const double clock = cycles_per_ns();
+  std::printf("{\"kernels\": \"%s\", \"keys\": %d, \"depth\": %d, \"ghz\": %.2f", kernels.name, static_cast<int>(keys),
+              static_cast<int>(depth), clock);
+  const char* const names[] = {"scores", "weights", "context", "packing"};
+  for (int phase = 0; phase < 4; ++phase) {
+    std::printf(", \"%s_ns\": %.3f, \"%s_cycles\": %.2f", names[phase], best[phase], names[phase], best[phase] * clock);
+  }
+  // Products of queries and keys in a cycle: 2 x lanes where two multiply-and-add units are busy all the time.
+  std::printf(", \"products_per_cycle\": %.2f}\n", static_cast<double>(8 * depth) / (best[0] * clock));
   return 0;
 }
