@@ -50,9 +50,11 @@ def bert(
     constant("sqrt2", 2.0**0.5)
     constant("split", [0, 0, heads, hidden // heads], np.int64)
     constant("merge", [0, 0, hidden], np.int64)
-    constant("mask_axes", [1, 2], np.int64)
+    constant("axis_1", [1], np.int64)
+    constant("axis_2", [2], np.int64)
 
-    mask = op("Unsqueeze", "mask/Unsqueeze", "attention_mask", "mask_axes")
+    mask = op("Unsqueeze", "mask/Unsqueeze", "attention_mask", "axis_1")
+    mask = op("Unsqueeze", "mask/Unsqueeze_1", mask, "axis_2")
     mask = op("Sub", "mask/Sub", "one", op("Cast", "mask/Cast", mask, to=TensorProto.FLOAT))
     mask = op("Mul", "mask/Mul", mask, "lowest")
     x = norm(
