@@ -154,7 +154,7 @@ class AmxProducts : public VectorProducts {
 
   static Index rows_per_block(const Attention& a) {
     // Scores of a block stay in the second-level cache.
-    const Index budget = 512 * 1024 / 4 / larger(a.keys, 1) / kBand * kBand;
+    const Index budget = 1024 * 1024 / 4 / larger(a.keys, 1) / kBand * kBand;
     return larger(kBand, smaller(96, budget));
   }
 
