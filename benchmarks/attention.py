@@ -2,16 +2,15 @@
 
     make native && python benchmarks/attention.py [--int16] [--pruned 60] [--phases] [--lengths 128 512]
 
-All contenders run interleaved on one thread; times are medians of process CPU time, and what is printed is the time of
+All contenders run interleaved; times are medians of process CPU time, and what is printed is the time of
 MultiHeadAttention divided by theirs: above 1 is faster. ``dense`` is the same kernel with every key kept and exact
 probabilities: the step from 1 to it is what the kernel gives, the step from it to the schemes what pruning gives.
-PyTorch's scaled_dot_product_attention and OpenVINO take part when they are installed.
+``--beside torch openvino`` adds their scaled_dot_product_attention.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import statistics
@@ -19,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from onnx_attnq import function, numerics
 from onnx_attnq.native import native_library
 from onnx_attnq.scheme import QuantScheme, preset
 
-HEADS, DEPTH = 12, 64
+HEADS = 12
 LENGTHS = [(128, 128), (384, 384), (512, 512), (1024, 1024), (2048, 2048), (4096, 4096), (1, 8192)]
 DENSE = preset("identity")
 # Two units, of 16, 8 or 4 lanes each. Tiles have no such limit.
@@ -40,9 +40,9 @@ Run = Callable[[], object]
 Tensors = dict[str, np.ndarray]
 
 
-def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+def session(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.register_custom_ops_library(str(native_library()))
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -56,16 +56,16 @@ def model_of(node: onnx.NodeProto, shape: dict[str, list[int]]) -> onnx.ModelPro
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), *opsets], ir_version=8)
 
 
-def multi_head_attention(tensors: Tensors) -> Run:
-    feeds = {name: t.reshape(1, t.shape[1], HEADS * DEPTH) for name, t in tensors.items()}
+def multi_head_attention(tensors: Tensors, threads: int) -> Run:
+    feeds = {name: t.reshape(*t.shape[:2], -1) for name, t in tensors.items()}
     node = helper.make_node("MultiHeadAttention", list("qkv"), ["y"], domain="com.microsoft", num_heads=HEADS)
-    opened = session(model_of(node, {name: list(t.shape) for name, t in feeds.items()}))
+    opened = session(model_of(node, {name: list(t.shape) for name, t in feeds.items()}), threads)
     return lambda: opened.run(None, feeds)
 
 
-def quantized_attention(tensors: Tensors, scheme: QuantScheme, int16: bool) -> Run:
+def quantized_attention(tensors: Tensors, scheme: QuantScheme, threads: int, int16: bool = False) -> Run:
     attributes = {a.name: a.value.numpy().reshape(-1) for a in function.scheme_attributes(scheme)}
-    attributes |= {"scale": np.array([DEPTH**-0.5]), "row_max_floor": np.array([-np.inf])}
+    attributes |= {"scale": np.array([tensors["q"].shape[-1] ** -0.5]), "row_max_floor": np.array([-np.inf])}
     numbers = {
         k: helper.make_tensor(k, TensorProto.FLOAT, v.shape, v.astype(np.float32)) for k, v in attributes.items()
     }
@@ -73,14 +73,14 @@ def quantized_attention(tensors: Tensors, scheme: QuantScheme, int16: bool) -> R
     feeds = {**tensors, "mask": np.zeros((), np.float32)}
     op = function.attention_op(scheme)
     node = helper.make_node(op, [*"qkv", "mask"], ["y"], domain=function.DOMAIN, qk=int(int16), **numbers, **perms)
-    opened = session(model_of(node, {name: list(t.shape) for name, t in feeds.items()}))
+    opened = session(model_of(node, {name: list(t.shape) for name, t in feeds.items()}), threads)
     return lambda: opened.run(None, feeds)
 
 
-def torch_attention(tensors: Tensors) -> Run:
+def torch_attention(tensors: Tensors, threads: int) -> Run:
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     q, k, v = (torch.from_numpy(t).transpose(1, 2) for t in tensors.values())
 
     def run() -> object:
@@ -90,38 +90,52 @@ def torch_attention(tensors: Tensors) -> Run:
     return run
 
 
-def openvino_attention(tensors: Tensors) -> Run:
+def openvino_attention(tensors: Tensors, threads: int) -> Run:
     import openvino
     import openvino.opset13 as ops
 
     parameters = [ops.parameter(list(t.transpose(0, 2, 1, 3).shape), np.float32) for t in tensors.values()]
     model = openvino.Model([ops.scaled_dot_product_attention(*parameters)], parameters, "attention")
-    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": 1})
+    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": threads})
     feeds = [np.ascontiguousarray(t.transpose(0, 2, 1, 3)) for t in tensors.values()]
     return lambda: compiled(feeds)
 
 
-def draw(queries: int, keys: int, spread: float) -> Tensors:
-    """Scores q.k / sqrt(D) of this standard deviation."""
+OTHERS = {"torch": torch_attention, "openvino": openvino_attention}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One call: the benchmark's axes."""
+
+    queries: int
+    keys: int
+    depth: int
+    batch: int
+
+
+def draw(shape: Shape, spread: float) -> Tensors:
+    """Queries, keys and values (batch, length, heads, depth), with scores q.k / sqrt(depth) of this standard deviation."""
     random = np.random.default_rng(0)
     return {
-        name: (random.standard_normal((1, length, HEADS, DEPTH)) * spread**0.5).astype(np.float32)
-        for name, length in zip("qkv", (queries, keys, keys), strict=True)
+        name: (random.standard_normal((shape.batch, length, HEADS, shape.depth)) * spread**0.5).astype(np.float32)
+        for name, length in zip("qkv", (shape.queries, shape.keys, shape.keys), strict=True)
     }
 
 
 def sparsity(tensors: Tensors, scheme: QuantScheme) -> float:
     """The share of keys that the scheme prunes; of one head's first 64 queries."""
-    scores = tensors["q"][0, :64, 0].astype(np.float64) @ tensors["k"][0, :, 0].T * DEPTH**-0.5
+    query = tensors["q"][0, :64, 0].astype(np.float64)
+    scores = query @ tensors["k"][0, :, 0].T * query.shape[-1] ** -0.5
     return float((numerics.quantize_scores(scores, scheme) == 0).mean())
 
 
-def spread_for(queries: int, keys: int, scheme: QuantScheme, share: float) -> float:
+def spread_for(shape: Shape, scheme: QuantScheme, share: float) -> float:
     """The spread of scores at which this share of the keys is pruned, by bisection."""
     low, high = 0.05, 6.0
     for _ in range(12):
         middle = (low + high) / 2
-        low, high = (middle, high) if sparsity(draw(queries, keys, middle), scheme) < share else (low, middle)
+        low, high = (middle, high) if sparsity(draw(shape, middle), scheme) < share else (low, middle)
     return (low + high) / 2
 
 
@@ -139,15 +153,19 @@ def medians(runs: dict[str, Run], seconds: float) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def print_phases(lengths: list[tuple[int, int]]) -> None:
+def print_phases(lengths: list[tuple[int, int]], depth: int) -> None:
     program = Path(__file__).parent.parent / "build" / "native" / "phases"
     if not program.is_file():
         sys.exit("build the program first: cmake -S custom_ops -B build/native -DONNX_ATTNQ_PROGRAMS=ON && make native")
-    print("cycles for 8 scores, of one thread; 'peak' is the share of the multiply-and-add units that the scores keep busy")
+    print(
+        "cycles for 8 scores, of one thread; 'peak' is the share of the multiply-and-add units that the scores keep busy"
+    )
     for keys in sorted({keys for _, keys in lengths if keys <= 4096}):
-        output = subprocess.run([program, str(keys), str(DEPTH)], check=True, capture_output=True, text=True).stdout
+        output = subprocess.run([program, str(keys), str(depth)], check=True, capture_output=True, text=True).stdout
         phases = json.loads(output)
-        steps = "  ".join(f"{step} {phases[f'{step}_cycles']:5.1f}" for step in ("scores", "weights", "context", "packing"))
+        steps = "  ".join(
+            f"{step} {phases[f'{step}_cycles']:5.1f}" for step in ("scores", "weights", "context", "packing")
+        )
         per_cycle = FMA_PER_CYCLE.get(phases["kernels"])
         peak = f"  peak {phases['products_per_cycle'] / per_cycle:4.0%}" if per_cycle else ""
         print(f"{phases['kernels']} {keys:5d} keys  {phases['ghz']:.1f} GHz  {steps}{peak}", flush=True)
@@ -156,38 +174,43 @@ def print_phases(lengths: list[tuple[int, int]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="*", help="tokens; default: the table of the documentation")
+    parser.add_argument("--depth", type=int, default=64, help="size of a head")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--spread", type=float, default=3.0, help="standard deviation of the scores")
     parser.add_argument("--pruned", type=float, help="choose the spread so that this percentage of keys is pruned")
     parser.add_argument("--int16", action="store_true", help="also 16-bit products of queries and keys")
     parser.add_argument("--seconds", type=float, default=6.0, help="for each length")
+    parser.add_argument("--beside", nargs="*", choices=OTHERS, default=[], help="also these; they have to be installed")
     parser.add_argument("--phases", action="store_true", help="only print where the kernel spends its time")
     arguments = parser.parse_args()
     if native_library() is None:
         sys.exit("the native library was not built: make native")
     lengths = [(n, n) for n in arguments.lengths] if arguments.lengths else LENGTHS
     if arguments.phases:
-        print_phases(lengths)
+        print_phases(lengths, arguments.depth)
         return
 
-    print(f"onnxruntime {onnxruntime.__version__}, H = {HEADS}, D = {DEPTH}, one thread, kernels:", end=" ")
-    print(os.environ.get("ONNX_ATTNQ_ISA", "best"))
+    kernels, threads = os.environ.get("ONNX_ATTNQ_ISA", "best"), arguments.threads
+    print(
+        f"onnxruntime {onnxruntime.__version__}, {HEADS} heads of {arguments.depth}, batch {arguments.batch}, ", end=""
+    )
+    print(f"threads {threads}, kernels: {kernels}")
     scheme = preset("row-log")
     for queries, keys in lengths:
         share = arguments.pruned
-        spread = arguments.spread if share is None else spread_for(queries, keys, scheme, share / 100)
-        tensors = draw(queries, keys, spread)
+        shape = Shape(queries, keys, arguments.depth, arguments.batch)
+        tensors = draw(shape, arguments.spread if share is None else spread_for(shape, scheme, share / 100))
         runs: dict[str, Run] = {
-            "mha": multi_head_attention(tensors),
-            "row-log": quantized_attention(tensors, scheme, False),
-            "ji2021": quantized_attention(tensors, preset("ji2021"), False),
-            "dense": quantized_attention(tensors, DENSE, False),
+            "mha": multi_head_attention(tensors, threads),
+            "row-log": quantized_attention(tensors, scheme, threads),
+            "ji2021": quantized_attention(tensors, preset("ji2021"), threads),
+            "dense": quantized_attention(tensors, DENSE, threads),
         }
         if arguments.int16:
-            runs["row-log int16"] = quantized_attention(tensors, scheme, True)
-        if importlib.util.find_spec("torch"):
-            runs["torch"] = torch_attention(tensors)
-        if importlib.util.find_spec("openvino"):
-            runs["openvino"] = openvino_attention(tensors)
+            runs["row-log int16"] = quantized_attention(tensors, scheme, threads, int16=True)
+        for other in arguments.beside:
+            runs[other] = OTHERS[other](tensors, threads)
         seconds = medians(runs, arguments.seconds)
         mha = seconds.pop("mha")
         ratios = "  ".join(f"{name} {mha / value:.2f}" for name, value in seconds.items())
