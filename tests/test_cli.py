@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from attention_forms import FORMS
 from look_alikes import LOOK_ALIKES
 from small_graphs import parse
 
+import onnx_attnq
 from onnx_attnq.cli import main
 from onnx_attnq.model import save
 
@@ -75,6 +77,18 @@ def test_quiet_when_piped(model: Path) -> None:
     assert result.stderr == ""
     assert json.loads(result.stdout)["verification"]["passed"] is True
     assert "\x1b" not in result.stdout
+
+
+def test_an_installation_without_the_native_library_says_so(model: Path, tmp_path: Path) -> None:
+    package = Path(onnx_attnq.__path__[0])
+    shutil.copytree(package, tmp_path / "onnx_attnq", ignore=shutil.ignore_patterns("*.so", "*.dylib", "*.dll"))
+    # Without site (-S), which would find an editable installation first, the library's folder has to be named.
+    paths = os.pathsep.join([str(tmp_path), sysconfig.get_path("purelib")])
+    command = [sys.executable, "-S", "-m", "onnx_attnq", str(model)]
+    result = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": paths}, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "Native library: not built" in result.stdout
 
 
 def test_json_has_the_keys_that_are_promised(model: Path, run: Run) -> None:

@@ -15,6 +15,7 @@ from onnx_attnq.compress import Compression
 from onnx_attnq.compress import compress as run
 from onnx_attnq.inputs import load_samples
 from onnx_attnq.model import load
+from onnx_attnq.native import native_library
 from onnx_attnq.plan import load_plan, save_plan
 from onnx_attnq.report import compression_json
 from onnx_attnq.scheme import PRESETS, preset
@@ -158,6 +159,8 @@ def _show(result: Compression, out: Console, *, real_data: bool) -> None:
         out.print(summary, style="green" if passed else "red")
         for failure in result.native_verification.failures:
             out.print(f"failed: {failure}", style="red")
+    if native_library() is None:
+        out.print("Native library: not built (no C++ compiler at installation); the standard ops run instead")
     out.print(f"Wrote {result.output}")
 
 
