@@ -1,9 +1,9 @@
 // Scores with AMX: matrix tiles that multiply bfloat16 at many times the rate of float32 vectors. The context stays with
 // the vectors, which skip pruned keys.
 //
-// A float32 number is the exact sum of three bfloat16 numbers, its parts: x = x0 + x1 + x2, each at most 2^-9 of the one
-// before. Of the nine products of two numbers' parts, six are computed and summed in float32; the other three are below
-// 2^-25 of the product, less than what rounding float32 sums costs. 16-bit products leave x2 out: three products.
+// A float32 number is the exact sum of three bfloat16 numbers, its parts: x = x0 + x1 + x2, each at most 2^-8 of the one
+// before. Of the nine products of two numbers' parts, six are computed and summed in float32; the other three are together
+// at most 2^-23 of the product, as much as rounding it to float32. 16-bit products leave x2 out: three products.
 //
 // Tiles hold 16 rows of 64 bytes. The left operand of a product has 32 numbers in a row; the right operand has 16 columns
 // and 32 rows, two of them interleaved in a tile row. Numbers too large for this (and infinities, NaN) go to the vectors.
