@@ -47,6 +47,7 @@ native-aarch64:
 check: $(VENV)/.test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror custom_ops/*.cpp custom_ops/*.h benchmarks/*.c
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -1,5 +1,5 @@
-// Hides AVX-512 and AMX from a program, so that an AVX2 machine's ratios can be measured on a newer processor: onnxruntime
-// chooses its kernels by CPUID, and nothing else switches them. Linux on x86-64 with CPUID faulting.
+// Hides AVX-512 and AMX from a program, so that an AVX2 machine's ratios can be measured on a newer processor:
+// onnxruntime chooses its kernels by CPUID, and nothing else switches them. Linux on x86-64 with CPUID faulting.
 //
 //   cc -O2 -shared -fPIC benchmarks/hide_avx512.c -o build/hide_avx512.so
 //   LD_PRELOAD=build/hide_avx512.so python benchmarks/attention.py
@@ -19,8 +19,7 @@ static uint32_t without(uint32_t bits, const int* hidden, int count) {
   for (int i = 0; i < count; ++i) bits &= ~(1u << hidden[i]);
   return bits;
 }
-#define HIDE(bits, ...) \
-  without(bits, (const int[]){__VA_ARGS__}, sizeof((const int[]){__VA_ARGS__}) / sizeof(int))
+#define HIDE(bits, ...) without(bits, (const int[]){__VA_ARGS__}, sizeof((const int[]){__VA_ARGS__}) / sizeof(int))
 
 static void answer_cpuid(int number, siginfo_t* info, void* context) {
   (void)info;

@@ -1,12 +1,14 @@
-// Scores with AMX: matrix tiles that multiply bfloat16 at many times the rate of float32 vectors. The context stays with
-// the vectors, which skip pruned keys.
+// Scores with AMX: matrix tiles that multiply bfloat16 at many times the rate of float32 vectors. The context stays
+// with the vectors, which skip pruned keys.
 //
-// A float32 number is the exact sum of three bfloat16 numbers, its parts: x = x0 + x1 + x2, each at most 2^-8 of the one
-// before. Of the nine products of two numbers' parts, six are computed and summed in float32; the other three are together
-// at most 2^-23 of the product, as much as rounding it to float32. 16-bit products leave x2 out: three products.
+// A float32 number is the exact sum of three bfloat16 numbers, its parts: x = x0 + x1 + x2, each at most 2^-8 of the
+// one before. Of the nine products of two numbers' parts, six are computed and summed in float32; the other three are
+// together at most 2^-23 of the product, as much as rounding it to float32. 16-bit products leave x2 out: three
+// products.
 //
-// Tiles hold 16 rows of 64 bytes. The left operand of a product has 32 numbers in a row; the right operand has 16 columns
-// and 32 rows, two of them interleaved in a tile row. Numbers too large for this (and infinities, NaN) go to the vectors.
+// Tiles hold 16 rows of 64 bytes. The left operand of a product has 32 numbers in a row; the right operand has 16
+// columns and 32 rows, two of them interleaved in a tile row. Numbers too large for this (and infinities, NaN) go to
+// the vectors.
 #pragma once
 
 #include <immintrin.h>
@@ -19,13 +21,13 @@ namespace {
 using Part = std::uint16_t;  // a bfloat16 number
 
 constexpr int kParts = 3;
-constexpr Index kTile = 16;           // rows of a tile, and columns of float32
-constexpr Index kStep = 32;           // numbers along the inner axis of one multiplication
+constexpr Index kTile = 16;  // rows of a tile, and columns of float32
+constexpr Index kStep = 32;  // numbers along the inner axis of one multiplication
 constexpr Index kTileParts = kTile * kStep;
-constexpr Index kSidePart = 2 * kTileParts;              // one part of a 32 x 32 operand: two tiles
-constexpr Index kSideParts = kParts * kSidePart;         // all parts of it
-constexpr Index kSideFloats = kSideParts / 2;            // the same in floats
-constexpr float kLargestSplit = 1e18f;  // products of two such numbers, and sums of them, are finite
+constexpr Index kSidePart = 2 * kTileParts;       // one part of a 32 x 32 operand: two tiles
+constexpr Index kSideParts = kParts * kSidePart;  // all parts of it
+constexpr Index kSideFloats = kSideParts / 2;     // the same in floats
+constexpr float kLargestSplit = 1e18f;            // products of two such numbers, and sums of them, are finite
 
 // Which registers hold what: four sums, two tiles of each operand.
 struct alignas(64) TileConfig {
@@ -56,8 +58,8 @@ static inline Split split(__m512 x) {
 // Row `row` of a left operand: 32 numbers of an inner step. Tile by tile, so that a tile is 1 KB in one piece.
 static inline void store_left(Part* side, Index row, __m512 low, __m512 high) {
   const Split a = split(low), b = split(high);
-  const __m512i high_halves = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23,
-                                               21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  const __m512i high_halves = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29,
+                                               27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
   for (int p = 0; p < kParts; ++p) {
     const __m512i words =
         _mm512_permutex2var_epi16(_mm512_castps_si512(a.part[p]), high_halves, _mm512_castps_si512(b.part[p]));
@@ -69,7 +71,8 @@ static inline void store_left(Part* side, Index row, __m512 low, __m512 high) {
 static inline void store_right(Part* side, Index pair, Index tile, __m512 even, __m512 odd) {
   const Split a = split(even), b = split(odd);
   for (int p = 0; p < kParts; ++p) {
-    const __m512i words = _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(a.part[p]), 16), _mm512_castps_si512(b.part[p]));
+    const __m512i words =
+        _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(a.part[p]), 16), _mm512_castps_si512(b.part[p]));
     _mm512_store_si512(side + p * kSidePart + tile * kTileParts + pair * kStep, words);
   }
 }
@@ -209,7 +212,8 @@ class AmxProducts : public VectorProducts {
     }
   }
 
-  bool score(Index row, Index count, Index panel, const float* keys, bool whole, float* out, Index out_row, float* peaks) {
+  bool score(Index row, Index count, Index panel, const float* keys, bool whole, float* out, Index out_row,
+             float* peaks) {
     if (keys[panel_range(a_)] == 0.0f || scratch_[layout_.ranges + row / kBand] == 0.0f) {
       for (Index r = 0; r < count; r += kTileRows) {
         const Index some = smaller(kTileRows, count - r);
@@ -219,7 +223,7 @@ class AmxProducts : public VectorProducts {
     }
     const auto* const right = reinterpret_cast<const Part*>(keys + panel_parts(a_));
     const auto multiply = a_.int16_products ? count > kTile ? multiply_sides<2, false> : multiply_sides<1, false>
-                          : count > kTile   ? multiply_sides<2, true>
+                          : count > kTile ? multiply_sides<2, true>
                                             : multiply_sides<1, true>;
     multiply(steps(a_), parts(row), right, out, out_row);
     for (Index r = 0; whole && r < count; ++r) {
@@ -247,10 +251,13 @@ class AmxProducts : public VectorProducts {
   static Index steps(const Attention& a) { return (a.depth + kStep - 1) / kStep; }
 
   // The parts of the band that starts at this row.
-  Part* parts(Index row) { return reinterpret_cast<Part*>(scratch_ + layout_.queries + row / kBand * steps(a_) * kSideFloats); }
+  Part* parts(Index row) {
+    return reinterpret_cast<Part*>(scratch_ + layout_.queries + row / kBand * steps(a_) * kSideFloats);
+  }
 
   __m512 query_lanes(Index row, Index d) {
-    return d < a_.depth ? Simd::load_first(query(row) + d, static_cast<int>(smaller(kTile, a_.depth - d))) : Simd::set1(0.0f);
+    return d < a_.depth ? Simd::load_first(query(row) + d, static_cast<int>(smaller(kTile, a_.depth - d)))
+                        : Simd::set1(0.0f);
   }
 
   const Layout layout_;

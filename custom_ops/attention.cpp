@@ -1,4 +1,5 @@
-// How a call is cut into tasks. The cut depends on shapes only, never on the number of threads, so results do not either.
+// How a call is cut into tasks. The cut depends on shapes only, never on the number of threads, so results do not
+// either.
 #include "attention.h"
 
 #include <algorithm>
@@ -81,7 +82,8 @@ class Packed {
     if (memory_ == nullptr) return false;
     parallel_for(host_, count_ * pieces, [&](Index i) {
       const Index copy = i / pieces;
-      pack(attention_, first + batch_offset(batch_, source_.batch, copy), i % pieces, aligned(memory_) + floats_ * copy);
+      pack(attention_, first + batch_offset(batch_, source_.batch, copy), i % pieces,
+           aligned(memory_) + floats_ * copy);
     });
     return true;
   }

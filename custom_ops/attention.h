@@ -87,7 +87,7 @@ class Host {
 // One instruction set's kernels. All sizes are in floats.
 struct Kernels {
   const char* name;
-  bool (*supported)();               // by this processor
+  bool (*supported)();             // by this processor
   bool (*pays)(const Attention&);  // or whether the next best are faster
 
   // How many rows of a matrix make one task.

@@ -1,11 +1,10 @@
 // AMX with bfloat16 tiles, beside AVX-512: Intel servers from Sapphire Rapids on.
+#include <cpuid.h>
+
+#include "amx_products.h"
 #include "kernels.h"
 #include "simd_avx512.h"
 #include "vector_attention.h"
-
-#include "amx_products.h"
-
-#include <cpuid.h>
 
 #if defined(__linux__)
 #include <sys/syscall.h>
@@ -33,8 +32,7 @@ bool may_use_tiles() {
 
 }  // namespace
 
-const Kernels kAmxKernels = vector_kernels<AmxProducts>("amx", [] {
-  return kAvx512Kernels.supported() && has_tiles() && may_use_tiles();
-});
+const Kernels kAmxKernels =
+    vector_kernels<AmxProducts>("amx", [] { return kAvx512Kernels.supported() && has_tiles() && may_use_tiles(); });
 
 }  // namespace onnx_attnq

@@ -5,7 +5,7 @@
 
 namespace onnx_attnq {
 
-const Kernels kAvx2Kernels =
-    vector_kernels<VectorProducts>("avx2", [] { return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0; });
+const Kernels kAvx2Kernels = vector_kernels<VectorProducts>(
+    "avx2", [] { return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0; });
 
 }  // namespace onnx_attnq

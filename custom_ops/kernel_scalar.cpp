@@ -23,7 +23,8 @@ float value_of(float x, float log_x, const Form& form, const Table& table, bool&
     kept = x >= table.threshold;
     return kept ? x : 0.0f;
   }
-  const int code = x > 0 || form.spacing == Spacing::kLog ? code_of(form.spacing == Spacing::kLog ? log_x : x, table) : 0;
+  const int code =
+      x > 0 || form.spacing == Spacing::kLog ? code_of(form.spacing == Spacing::kLog ? log_x : x, table) : 0;
   kept = code > 0;
   return table.level[code];
 }
@@ -103,18 +104,15 @@ void quantize_rows(const Rows& rows, Index first, Index last, float*) {
   for (Index r = first; r < last; ++r) {
     const float* input = rows.input + r * rows.length;
     float* output = rows.output + r * rows.length;
-    const Table& table =
-        rows.tables.first[batch_offset(rows.batch, rows.tables.stride, r / rows.rows_per_matrix)];
+    const Table& table = rows.tables.first[batch_offset(rows.batch, rows.tables.stride, r / rows.rows_per_matrix)];
     if (output != input) std::copy_n(input, rows.length, output);
-    const float factor = rows.are_scores
-                             ? weights_of_scores(output, rows.length, rows.form, table, -kInfinity)
-                             : weights_of_probabilities(output, rows.length, rows.form, table);
+    const float factor = rows.are_scores ? weights_of_scores(output, rows.length, rows.form, table, -kInfinity)
+                                         : weights_of_probabilities(output, rows.length, rows.form, table);
     for (Index j = 0; j < rows.length; ++j) output[j] = std::isnan(factor) ? kNaN : output[j] * factor;
   }
 }
 
-void attend_rows(const Attention& a, Index batch, Index first, Index last, const float*, const float*,
-                 float* scores) {
+void attend_rows(const Attention& a, Index batch, Index first, Index last, const float*, const float*, float* scores) {
   const float* query = a.query + batch_offset(a.batch, a.query_strides.batch, batch);
   const float* key = a.key + batch_offset(a.batch, a.key_strides.batch, batch);
   const float* value = a.value + batch_offset(a.batch, a.value_strides.batch, batch);

@@ -246,10 +246,9 @@ void compute_rows(const Kernel& kernel, KernelContext* context) {
 void compute_attention(const Kernel& kernel, KernelContext* context) {
   std::array<Input, 4> inputs;
   for (std::size_t i = 0; i < inputs.size(); ++i) inputs[i] = input_of(kernel, context, i);
-  AttentionShape shape = attention_shape(permuted(inputs[0].shape, kernel.query_perm, "query"),
-                                         permuted(inputs[1].shape, kernel.key_perm, "key"),
-                                         permuted(inputs[2].shape, kernel.value_perm, "value"),
-                                         whole(inputs[3].shape), kernel.context_perm);
+  AttentionShape shape = attention_shape(
+      permuted(inputs[0].shape, kernel.query_perm, "query"), permuted(inputs[1].shape, kernel.key_perm, "key"),
+      permuted(inputs[2].shape, kernel.value_perm, "value"), whole(inputs[3].shape), kernel.context_perm);
   Attention& attention = shape.attention;
   attention.form = kernel.op->form;
   attention.tables = tables_of(kernel.tables.data(), kernel.table_shape, attention.batch);
@@ -386,7 +385,8 @@ RegisterCustomOps(onnx_attnq::ort::SessionOptions* options, const onnx_attnq::or
   const ort::Api* api = base->GetApi(ort::kApiVersion);
   if (api == nullptr) {
     // Every version of the table has CreateStatus, in the same place.
-    const std::string text = "onnx_attnq needs onnxruntime 1.20 or newer; this is " + std::string(base->GetVersionString());
+    const std::string text =
+        "onnx_attnq needs onnxruntime 1.20 or newer; this is " + std::string(base->GetVersionString());
     return ort::kCreateStatus(base->GetApi(1), ort::kFail, text.c_str());
   }
   return guarded(api, [&] {

@@ -60,9 +60,10 @@ inline Sample make_sample(const Form& form, const Table& table, Index heads, Ind
       for (Index j = 0; j < keys; ++j) s.mask.push_back(j <= i ? 0.0f : -INFINITY);
     }
   }
-  const AttentionShape shape = attention_shape(
-      permuted({1, queries, heads, depth}, {0, 2, 1, 3}, "query"), permuted({1, keys, heads, depth}, {0, 2, 3, 1}, "key"),
-      permuted({1, keys, heads, depth}, {0, 2, 1, 3}, "value"), whole(mask_shape), {0, 2, 1, 3});
+  const AttentionShape shape =
+      attention_shape(permuted({1, queries, heads, depth}, {0, 2, 1, 3}, "query"),
+                      permuted({1, keys, heads, depth}, {0, 2, 3, 1}, "key"),
+                      permuted({1, keys, heads, depth}, {0, 2, 1, 3}, "value"), whole(mask_shape), {0, 2, 1, 3});
   s.attention = shape.attention;
   s.attention.form = form;
   s.attention.scale = 1.0f / std::sqrt(static_cast<float>(depth));

@@ -18,7 +18,8 @@ struct Form {
   Normalize normalize;
 };
 
-// Functions in headers are static: a copy compiled for AVX must not serve, by the linker's choice, code for any processor.
+// Functions in headers are static: a copy compiled for AVX must not serve, by the linker's choice, code for any
+// processor.
 static inline bool quantizes(const Form& form) { return form.spacing != Spacing::kNone; }
 
 // The numbers of one scheme: one per head where heads differ.
@@ -32,7 +33,7 @@ struct Table {
   float log_threshold;  // its natural logarithm; the lowest finite number for 0
   float inverse_step;
   float offset;
-  float levels;             // n, the number of non-zero levels
+  float levels;                    // n, the number of non-zero levels
   alignas(64) float level[kSize];  // level[0] = 0, level[code]; zero beyond n
 };
 

@@ -101,13 +101,16 @@ struct Simd {
   static int append(std::int32_t* list, std::int32_t base, Mask m) {
     const unsigned bits = static_cast<unsigned>(_mm256_movemask_ps(m));
     const int count = __builtin_popcount(bits);
-    const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kSetLanes.bytes[bits][0])));
+    const __m256i wide =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kSetLanes.bytes[bits][0])));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(list), _mm256_add_epi32(wide, _mm256_set1_epi32(base)));
     return count;
   }
 
   // 16-bit products: each lane is a pair of 16-bit numbers.
-  static Int broadcast_pair(const std::int32_t* p) { return _mm256_castps_si256(_mm256_broadcast_ss(reinterpret_cast<const float*>(p))); }
+  static Int broadcast_pair(const std::int32_t* p) {
+    return _mm256_castps_si256(_mm256_broadcast_ss(reinterpret_cast<const float*>(p)));
+  }
   static Int load_pairs(const std::int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static Int pair(Int low, Int high) {
     return _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(0xffff)), _mm256_slli_epi32(high, 16));

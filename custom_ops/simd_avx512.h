@@ -80,7 +80,9 @@ struct Simd {
   }
 
   // 16-bit products: each lane is a pair of 16-bit numbers.
-  static Int broadcast_pair(const std::int32_t* p) { return _mm512_castps_si512(_mm512_set1_ps(*reinterpret_cast<const float*>(p))); }
+  static Int broadcast_pair(const std::int32_t* p) {
+    return _mm512_castps_si512(_mm512_set1_ps(*reinterpret_cast<const float*>(p)));
+  }
   static Int load_pairs(const std::int32_t* p) { return _mm512_loadu_si512(p); }
   static Int pair(Int low, Int high) {
     return _mm512_or_si512(_mm512_and_si512(low, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(high, 16));

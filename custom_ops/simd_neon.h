@@ -73,9 +73,7 @@ struct Simd {
   static Int round(Float a) { return vcvtnq_s32_f32(a); }
   static Float to_float(Int a) { return vcvtq_f32_s32(a); }
   // 2 to the power of a, for a from -126 to 127.
-  static Float power_of_two(Int a) {
-    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(a, vdupq_n_s32(127)), 23));
-  }
+  static Float power_of_two(Int a) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(a, vdupq_n_s32(127)), 23)); }
   // The exponent e of a positive normal number, and the number divided by 2^e: in [1, 2).
   static Int exponent(Float a) {
     return vsubq_s32(vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_f32(a), 23)), vdupq_n_s32(127));
@@ -112,9 +110,7 @@ struct Simd {
   using Products = int32x4_t;
   static Int broadcast_pair(const std::int32_t* p) { return vdupq_n_s32(*p); }
   static Int load_pairs(const std::int32_t* p) { return vld1q_s32(p); }
-  static Int pair(Int low, Int high) {
-    return vorrq_s32(vandq_s32(low, vdupq_n_s32(0xffff)), vshlq_n_s32(high, 16));
-  }
+  static Int pair(Int low, Int high) { return vorrq_s32(vandq_s32(low, vdupq_n_s32(0xffff)), vshlq_n_s32(high, 16)); }
   static void store_int(std::int32_t* p, Int v) { vst1q_s32(p, v); }
   static Products add_products(Products sum, Int a, Int b) {
     const int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);

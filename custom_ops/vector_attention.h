@@ -46,8 +46,12 @@ class Block {
   static constexpr Index kBand = Products::kBand, kContextRows = Products::kContextRows;
 
   Block(const Task& task, float* scratch)
-      : t_(task), a_(task.a), layout_(layout_of<Products>(task.a)), scratch_(scratch),
-        products_(task, layout_.rows, scratch + layout_.products), direct_(Products::direct(task)) {}
+      : t_(task),
+        a_(task.a),
+        layout_(layout_of<Products>(task.a)),
+        scratch_(scratch),
+        products_(task, layout_.rows, scratch + layout_.products),
+        direct_(Products::direct(task)) {}
 
   void run() {
     {
@@ -147,7 +151,8 @@ class Block {
     const Index stride = a_.mask_strides.column;
     if (stride == 0) return Simd::set1(*row);
     const Index count = a_.keys - key;
-    if (stride == 1) return count >= kLanes ? Simd::load(row + key) : Simd::load_first(row + key, static_cast<int>(larger(count, 0)));
+    if (stride == 1)
+      return count >= kLanes ? Simd::load(row + key) : Simd::load_first(row + key, static_cast<int>(larger(count, 0)));
     alignas(64) float lanes[kLanes] = {};
     for (Index i = 0; i < smaller(kLanes, count); ++i) lanes[i] = row[(key + i) * stride];
     return Simd::load(lanes);
@@ -265,7 +270,8 @@ struct Attend {
   }
 
   static std::size_t packed_values(const Attention& a) {
-    return a.groups * a.queries <= kTileRows || values_are_rows(a) ? 0 : static_cast<std::size_t>(a.keys * value_row(a));
+    return a.groups * a.queries <= kTileRows || values_are_rows(a) ? 0
+                                                                   : static_cast<std::size_t>(a.keys * value_row(a));
   }
   static void pack_values(const Attention& a, const float* value, Index piece, float* packed) {
     pack_value_rows(a, value, piece * kPieceKeys, smaller((piece + 1) * kPieceKeys, a.keys), packed);
@@ -291,7 +297,9 @@ struct Attend {
   }
 };
 
-static std::size_t quantize_scratch(const Rows& rows) { return static_cast<std::size_t>(round_up(rows.length, kLanes)); }
+static std::size_t quantize_scratch(const Rows& rows) {
+  return static_cast<std::size_t>(round_up(rows.length, kLanes));
+}
 
 template <class Products>
 constexpr Kernels vector_kernels(const char* name, bool (*supported)()) {

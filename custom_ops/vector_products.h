@@ -1,5 +1,5 @@
-// Both products of attention with the vectors of one instruction set: scores from queries and keys, context from weights
-// and values. vector_attention.h says when; AMX has the same interface in amx_products.h.
+// Both products of attention with the vectors of one instruction set: scores from queries and keys, context from
+// weights and values. vector_attention.h says when; AMX has the same interface in amx_products.h.
 #pragma once
 
 #include "vector_tile.h"
@@ -54,8 +54,8 @@ class Room {
 
 class VectorProducts {
  public:
-  // Rows whose scores are computed together, and rows whose context is: a key's value serves several of them while it is
-  // in the first-level cache.
+  // Rows whose scores are computed together, and rows whose context is: a key's value serves several of them while it
+  // is in the first-level cache.
   static constexpr Index kBand = kTileRows;
   static constexpr Index kContextRows = 4 * kTileRows;
 
@@ -75,7 +75,8 @@ class VectorProducts {
   }
   static Index scratch(const Attention& a, Index rows) { return layout_of(a, rows).total; }
 
-  VectorProducts(const Task& task, Index rows, float* scratch) : VectorProducts(task, rows, scratch, task.a.int16_products) {}
+  VectorProducts(const Task& task, Index rows, float* scratch)
+      : VectorProducts(task, rows, scratch, task.a.int16_products) {}
   VectorProducts(const Task& task, Index rows, float* scratch, bool int16)
       : t_(task), a_(task.a), layout_(layout_of(task.a, rows)), scratch_(scratch), int16_(int16) {
     const bool packed = t_.packed_values != nullptr;
@@ -102,14 +103,15 @@ class VectorProducts {
 
   float* query(Index row) { return scratch_ + layout_.queries + row * layout_.query_row; }
 
-  // The scores of `count` rows and one panel of keys. True if their maxima were noted in `peaks` on the way, which is so
-  // only where `whole` says that nothing is left to be done to them.
-  bool score(Index row, Index count, Index panel, const float* keys, bool whole, float* out, Index out_row, float* peaks) {
+  // The scores of `count` rows and one panel of keys. True if their maxima were noted in `peaks` on the way, which is
+  // so only where `whole` says that nothing is left to be done to them.
+  bool score(Index row, Index count, Index panel, const float* keys, bool whole, float* out, Index out_row,
+             float* peaks) {
     if (int16_) {
       const auto* pairs = reinterpret_cast<const std::int32_t*>(query(row));
       with_rows(count, [&](auto n) {
-        multiply_tile_int16<n()>((a_.depth + 1) / 2, pairs, layout_.query_row, reinterpret_cast<const std::int32_t*>(keys),
-                                 out, out_row);
+        multiply_tile_int16<n()>((a_.depth + 1) / 2, pairs, layout_.query_row,
+                                 reinterpret_cast<const std::int32_t*>(keys), out, out_row);
       });
       for (Index r = 0; r < count; ++r) {
         rescale(scratch_[layout_.query_scales + row + r], keys + panel_scales(a_), out + r * out_row);
@@ -121,7 +123,8 @@ class VectorProducts {
       return false;
     }
     with_rows(count, [&](auto n) {
-      const auto multiply = whole ? multiply_tile<n(), kTileVectors, false, true> : multiply_tile<n(), kTileVectors, false, false>;
+      const auto multiply =
+          whole ? multiply_tile<n(), kTileVectors, false, true> : multiply_tile<n(), kTileVectors, false, false>;
       multiply(a_.depth, query(row), layout_.query_row, keys, kTileKeys, out, out_row, peaks);
     });
     return whole;
@@ -143,12 +146,13 @@ class VectorProducts {
       for (Index r = 0; r < count; ++r) kept += kept_keys(r).starts[block + 1] - kept_keys(r).starts[block];
       const bool dense = static_cast<float>(kept) > Simd::kDenseShare * static_cast<float>(count * keys);
       if (dense && value_tail_ == 0 && value_column_ == 1) {
-        add_dense(count, weights + block * kListBlock, weight_row, value_ + block * kListBlock * value_row_, keys, context);
+        add_dense(count, weights + block * kListBlock, weight_row, value_ + block * kListBlock * value_row_, keys,
+                  context);
       } else {
         for (Index r = 0; r < count; ++r) {
           const KeptKeys list = kept_keys(r);
-          add_kept(weights + r * weight_row, list.indices + list.starts[block], list.starts[block + 1] - list.starts[block],
-                   context + r * width);
+          add_kept(weights + r * weight_row, list.indices + list.starts[block],
+                   list.starts[block + 1] - list.starts[block], context + r * width);
         }
       }
     }
@@ -247,7 +251,8 @@ class VectorProducts {
     const Index width = value_row(a_);
     Index d = 0;
     for (; d + kTileKeys <= width; d += kTileKeys) {
-      multiply_tile<kRows, kTileVectors, true, false>(keys, weights, weight_row, value + d, value_row_, context + d, width);
+      multiply_tile<kRows, kTileVectors, true, false>(keys, weights, weight_row, value + d, value_row_, context + d,
+                                                      width);
     }
     for (; d < width; d += kLanes) {
       multiply_tile<kRows, 1, true, false>(keys, weights, weight_row, value + d, value_row_, context + d, width);

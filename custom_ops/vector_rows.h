@@ -61,7 +61,8 @@ static inline Float log_positive(Float x) {
   // A number below the normal range is brought into it first.
   const Mask normal = Simd::at_least(x, Simd::set1(kSmallestNormal));
   const Float scaled = Simd::where(normal, x, Simd::mul(x, Simd::set1(16777216.0f)));
-  Float e = Simd::add(Simd::to_float(Simd::exponent(scaled)), Simd::where(normal, Simd::set1(0.0f), Simd::set1(-24.0f)));
+  Float e =
+      Simd::add(Simd::to_float(Simd::exponent(scaled)), Simd::where(normal, Simd::set1(0.0f), Simd::set1(-24.0f)));
   Float m = Simd::mantissa(scaled);
   const Mask high = Simd::at_least(m, Simd::set1(1.41421356f));
   m = Simd::where(high, Simd::mul(m, Simd::set1(0.5f)), m);
@@ -151,7 +152,8 @@ static inline Index weigh(float* row, Index padded, float peak, float factor, fl
       }
     }
   }
-  if (kept_keys != nullptr) kept_keys->starts[(padded + kListBlock - 1) / kListBlock] = static_cast<std::int32_t>(kept_count);
+  if (kept_keys != nullptr)
+    kept_keys->starts[(padded + kListBlock - 1) / kListBlock] = static_cast<std::int32_t>(kept_count);
   sums = {weights, kept_sum, all, nan};
   return kept_count;
 }
@@ -163,7 +165,8 @@ static inline float exp_sum(const float* row, Index padded, float peak) {
   for (Index block = 0; block < padded; block += kListBlock) {
     const Index end = smaller(block + kListBlock, padded);
     Float sum = Simd::set1(0.0f);
-    for (Index j = block; j < end; j += kLanes) sum = Simd::add(sum, exp_negative(Simd::sub(Simd::load(row + j), shift)));
+    for (Index j = block; j < end; j += kLanes)
+      sum = Simd::add(sum, exp_negative(Simd::sub(Simd::load(row + j), shift)));
     total = Simd::add(total, sum);
   }
   return Simd::sum(total);
@@ -186,19 +189,21 @@ static inline RowResult weights_of_scores(float* row, Index padded, float peak, 
   if (!quantizes(form)) {
     // x >= threshold, in logarithms.
     const float lowest = table.log_threshold + (sum_first ? __builtin_logf(sum) : 0.0f);
-    kept = weigh<true, false, Levels::kGathered>(row, padded, peak, 0, lowest < kLowest ? kLowest : lowest, table, false,
-                                                 kept_keys, sums);
+    kept = weigh<true, false, Levels::kGathered>(row, padded, peak, 0, lowest < kLowest ? kLowest : lowest, table,
+                                                 false, kept_keys, sums);
     sum = Simd::sum(sums.all);
   } else if (form.spacing == Spacing::kLog) {
     const float slope = table.inverse_step;
     const float offset = absolute ? table.offset - __builtin_logf(sum) * slope : table.offset;
-    kept = permuted ? weigh<false, true, Levels::kPermuted>(row, padded, peak, slope, offset, table, mass, kept_keys, sums)
-                    : weigh<false, true, Levels::kGathered>(row, padded, peak, slope, offset, table, mass, kept_keys, sums);
+    kept = permuted
+               ? weigh<false, true, Levels::kPermuted>(row, padded, peak, slope, offset, table, mass, kept_keys, sums)
+               : weigh<false, true, Levels::kGathered>(row, padded, peak, slope, offset, table, mass, kept_keys, sums);
   } else {
     const float slope = absolute ? table.inverse_step / sum : table.inverse_step;
-    kept = permuted
-               ? weigh<true, true, Levels::kPermuted>(row, padded, peak, slope, table.offset, table, mass, kept_keys, sums)
-               : weigh<true, true, Levels::kGathered>(row, padded, peak, slope, table.offset, table, mass, kept_keys, sums);
+    kept = permuted ? weigh<true, true, Levels::kPermuted>(row, padded, peak, slope, table.offset, table, mass,
+                                                           kept_keys, sums)
+                    : weigh<true, true, Levels::kGathered>(row, padded, peak, slope, table.offset, table, mass,
+                                                           kept_keys, sums);
   }
 
   if (Simd::any(sums.nan)) return {kNaN, kept};

@@ -32,7 +32,8 @@ static inline void multiply_tile(Index depth, const float* a, Index a_row, const
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sums[r][v] = kAdd ? Simd::load(out + r * out_row + v * kLanes) : Simd::set1(0.0f);
+    for (int v = 0; v < kVectors; ++v)
+      sums[r][v] = kAdd ? Simd::load(out + r * out_row + v * kLanes) : Simd::set1(0.0f);
   }
   for (Index k = 0; k < depth; ++k) {
     Float right[kVectors];
@@ -61,8 +62,8 @@ static inline void multiply_tile(Index depth, const float* a, Index a_row, const
 
 // The same for pairs of 16-bit numbers; the sums, whole numbers, are stored as floats.
 template <int kRows>
-static inline void multiply_tile_int16(Index pairs, const std::int32_t* a, Index a_row, const std::int32_t* b, float* out,
-                                       Index out_row) {
+static inline void multiply_tile_int16(Index pairs, const std::int32_t* a, Index a_row, const std::int32_t* b,
+                                       float* out, Index out_row) {
   Simd::Products sums[kRows][kTileVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
