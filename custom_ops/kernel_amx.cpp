@@ -1,10 +1,12 @@
 // AMX with bfloat16 tiles, beside AVX-512: Intel servers from Sapphire Rapids on.
 #include <cpuid.h>
 
-#include "amx_products.h"
 #include "kernels.h"
 #include "simd_avx512.h"
 #include "vector_attention.h"
+
+// After the vectors that it builds on.
+#include "amx_products.h"
 
 #if defined(__linux__)
 #include <sys/syscall.h>
