@@ -78,6 +78,19 @@ def test_the_command_exports_and_compresses(tmp_path: Path, capsys: pytest.Captu
     assert (tmp_path / "onnx" / "model.attnq.onnx").exists()
 
 
+@pytest.mark.parametrize(("exporter", "architecture"), [("by_optimum", "Bert"), ("by_torch", "Ernie")])
+def test_an_export_that_differs_from_pytorch_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exporter: str, architecture: str
+) -> None:
+    """No exporter is wrong on demand; with no room for rounding, a right one differs too."""
+    monkeypatch.setattr(f"onnx_attnq.export.{exporter}.ATOL", 1e-12)
+    folder = source(tmp_path / "model", architecture, "ForMaskedLM")
+    with pytest.raises(ExportFailed, match=r"differs from PyTorch|deviates from PyTorch") as caught:
+        export(folder, tmp_path / "onnx")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_an_unknown_task_leaves_nothing_behind(tmp_path: Path) -> None:
     folder = source(tmp_path / "bert", "Bert", "ForMaskedLM")
     with pytest.raises(ExportFailed, match="no-such-task") as caught:
