@@ -2,12 +2,13 @@
 
 The ops, their attributes and shapes are specified in custom_ops/README.md; numerics.py says what they
 compute. Each body here computes the same in float32 with the standard ops of the model's own opset, so
-that any runtime can run the rewritten model. Elementwise passes over the scores are what costs
-(benchmarks/body.py), so the bodies have as few as possible: row-max schemes need no softmax, pruning comes after
-rounding, and all that scales a row is one factor at the end.
+that any runtime can run the rewritten model. What costs is memory that passes over the scores read and write
+(benchmarks/body.py), so the bodies have few of them and keep few of their results: row-max schemes need no softmax,
+codes are made by QuantizeLinear, which divides, rounds and saturates at once and writes one byte, pruning comes
+after that, and all that scales a row is one factor at the end.
 
-Two traps of onnxruntime shape them: ReduceMax overlooks NaN, and ThresholdedRelu turns NaN into 0. The sum of
-what was not pruned yet, times zero, is therefore part of every row's factor: NaN in, NaN out.
+Codes have no NaN, and onnxruntime's ReduceMax overlooks it. `_Body.row_max` does not, and the row's maximum, times
+zero, is part of every row's factor: NaN in, NaN out.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from onnx_attnq.scheme import Normalize, QuantScheme, Reference, Rounding, Spaci
 DOMAIN: Final = "onnx_attnq"
 DOMAIN_VERSION: Final = 1
 
-# Weights in log spacing are multiples of the lowest level: 1 is kept, exp(-step) is pruned, and this is between.
-_KEPT: Final = 0.9995
-# Below this threshold, weights relative to the lowest level would leave the range of float32.
-_LOWEST_THRESHOLD: Final = 1e-30
+# Levels in log spacing are exp(code * step) times a common factor: 1 is pruned, exp(step) kept, this is between.
+_PRUNED: Final = 1.0005
+# Below this threshold, exp(code * step) would leave the range of float32.
+_LOWEST_THRESHOLD: Final = 1e-18
 # Stands in for a sum of zero where a whole row was pruned; less than any sum of levels that are kept.
 _TINY: Final = float(np.finfo(np.float32).tiny)
 
@@ -72,20 +73,23 @@ def softmax_function(scheme: QuantScheme, opset: int) -> ir.Function:
     """The body of `softmax_op`: scores (..., L_q, L_k) to probabilities of the same shape."""
     body = _Body(opset)
     scores = body.input("scores")
+    row_max = body.row_max(scores)
     if scheme.reference is Reference.ABSOLUTE:
         # The runtime's own fused ops do in one pass what Sub, Exp, ReduceSum and Div do in four.
         rows = _Rows(
+            row_max=row_max,
             x=lambda: body.op("Softmax", scores, axis=-1),
-            steps=lambda step, shift: body.affine(body.op("LogSoftmax", scores, axis=-1), step, shift),
+            log=lambda: body.op("LogSoftmax", scores, axis=-1),
             probabilities=lambda: body.op("Softmax", scores, axis=-1),
             total=lambda: body.number(1.0),
             peak=lambda: body.number(1.0),
         )
     else:
-        distance = body.op("Sub", scores, body.row("ReduceMax", scores))
+        distance = body.op("Sub", scores, row_max)
         rows = _Rows(
+            row_max=row_max,
             x=lambda: body.op("Exp", distance),
-            steps=lambda step, shift: body.affine(distance, step, shift),
+            log=lambda: distance,
             probabilities=lambda: body.op("Softmax", scores, axis=-1),
             total=lambda: body.number(1.0),
             peak=lambda: body.op("Reciprocal", body.row("ReduceSum", body.op("Exp", distance))),
@@ -98,14 +102,16 @@ def probabilities_function(scheme: QuantScheme, opset: int) -> ir.Function:
     """The body of `probabilities_op`: probabilities (..., L_q, L_k) to probabilities of the same shape."""
     body = _Body(opset)
     probabilities = body.input("probabilities")
+    row_max = body.row_max(probabilities)
     x, peak = probabilities, body.number(1.0)
     if scheme.reference is Reference.ROW_MAX:
         # A row of zeros, such as a guard leaves of a masked row, stays zero.
-        peak = body.op("Max", body.row("ReduceMax", probabilities), body.number(_TINY))
+        peak = body.op("Max", row_max, body.number(_TINY))
         x = body.op("Div", probabilities, peak)
     rows = _Rows(
+        row_max=row_max,
         x=lambda: x,
-        steps=lambda step, shift: body.affine(body.op("Log", x), step, shift),
+        log=lambda: body.op("Log", x),
         probabilities=lambda: probabilities,
         total=lambda: body.row("ReduceSum", probabilities),
         peak=lambda: peak,
@@ -120,25 +126,17 @@ def attention_function(scheme: QuantScheme, opset: int) -> ir.Function:
     query, key, value, mask = (body.input(name) for name in ("query", "key", "value", "mask"))
     scaled = body.op("Mul", body.transpose(query, "q_perm"), body.constant_of("scale"))
     scores = body.op("Add", body.op("MatMul", scaled, body.transpose(key, "k_perm")), mask)
-    row_max = body.op("Max", body.row("ReduceMax", scores), body.constant_of("row_max_floor"))
+    row_max = body.op("Max", body.row_max(scores), body.constant_of("row_max_floor"))
     distance = functools.cache(lambda: body.op("Sub", scores, row_max))
     exp = functools.cache(lambda: body.op("Exp", distance()))
     total = functools.cache(lambda: body.op("Max", body.row("ReduceSum", exp()), body.number(_TINY)))
     probabilities = functools.cache(lambda: body.op("Div", exp(), total()))
 
-    def steps(step: ir.Value, shift: ir.Value) -> ir.Value:
-        if scheme.reference is Reference.ABSOLUTE:
-            return body.affine(body.op("Sub", distance(), body.op("Log", total())), step, shift)
-        if scheme.normalize is Normalize.NONE:
-            return body.affine(distance(), step, shift)
-        # Shifting the row's maximum saves a pass; the products have rounded the scores as much already.
-        shifted = body.op("Sub", row_max, body.op("Mul", shift, step))
-        return body.op("Mul", body.op("Sub", scores, shifted), body.op("Reciprocal", step))
-
     absolute = scheme.reference is Reference.ABSOLUTE
     rows = _Rows(
+        row_max=row_max,
         x=probabilities if absolute else exp,
-        steps=steps,
+        log=lambda: body.op("Sub", distance(), body.op("Log", total())) if absolute else distance(),
         probabilities=probabilities,
         total=lambda: body.number(1.0),
         peak=lambda: body.number(1.0) if absolute else body.op("Reciprocal", total()),
@@ -176,15 +174,17 @@ class _Rows:
     """What a scheme needs to know of the rows it quantizes; a call adds the nodes that compute it.
 
     Attributes:
+        row_max: The largest of each row; NaN where the result shall be.
         x: The probabilities measured against the scheme's reference.
-        steps: Given step and shift, ln(x) / step + shift.
+        log: ln(x).
         probabilities: The probabilities themselves.
         total: What a row of probabilities sums to.
         peak: The probability that x = 1 stands for.
     """
 
+    row_max: ir.Value
     x: Callable[[], ir.Value]
-    steps: Callable[[ir.Value, ir.Value], ir.Value]
+    log: Callable[[], ir.Value]
     probabilities: Callable[[], ir.Value]
     total: Callable[[], ir.Value]
     peak: Callable[[], ir.Value]
@@ -192,27 +192,30 @@ class _Rows:
 
 def _quantized(body: _Body, rows: _Rows, scheme: QuantScheme) -> tuple[ir.Value, ir.Value]:
     """Weights, and the factor of each row that makes them the quantized probabilities."""
-    lowest = None
+    base = None
     if scheme.bits is None:
         levels = rows.x()
     elif scheme.spacing is Spacing.LINEAR:
         levels = _linear_levels(body, rows.x())
     else:
-        levels, lowest = _log_levels(body, rows, scheme)
-    if lowest is not None and scheme.threshold >= _LOWEST_THRESHOLD:
-        weights = body.op("ThresholdedRelu", levels, alpha=_KEPT)
+        exponent, base_exponent = _log_exponents(body, rows, scheme)
+        if scheme.threshold >= _LOWEST_THRESHOLD:
+            base = body.op("Exp", base_exponent)
+        else:
+            exponent = body.op("Add", exponent, base_exponent)
+        levels = body.op("Exp", exponent)
+    if base is not None:
+        weights = body.op("ThresholdedRelu", levels, alpha=_PRUNED)
     else:
-        if lowest is not None:
-            levels, lowest = body.op("Mul", levels, lowest), None
-        pruned = body.op("Less", levels, body.constant_of("threshold"))
-        weights = body.op("Where", pruned, body.number(0.0), levels)
-    poison = body.op("Mul", body.row("ReduceSum", levels), body.number(0.0))
-    return weights, body.op("Add", _factor(body, rows, scheme, weights, lowest), poison)
+        kept = body.op("Not", body.op("Less", levels, body.constant_of("threshold")))
+        weights = body.op("Mul", levels, body.op("Cast", kept, to=ir.DataType.FLOAT.value))
+    poison = body.op("Mul", rows.row_max, body.number(0.0))
+    return weights, body.op("Add", _factor(body, rows, scheme, weights, base), poison)
 
 
-def _factor(body: _Body, rows: _Rows, scheme: QuantScheme, weights: ir.Value, lowest: ir.Value | None) -> ir.Value:
+def _factor(body: _Body, rows: _Rows, scheme: QuantScheme, weights: ir.Value, base: ir.Value | None) -> ir.Value:
     if scheme.normalize is Normalize.NONE:
-        return rows.peak() if lowest is None else body.op("Mul", rows.peak(), lowest)
+        return rows.peak() if base is None else body.op("Mul", rows.peak(), base)
     if scheme.normalize is Normalize.UNIT:
         target = rows.total()
     else:
@@ -221,19 +224,18 @@ def _factor(body: _Body, rows: _Rows, scheme: QuantScheme, weights: ir.Value, lo
     return body.op("Div", target, body.op("Max", total, body.number(_TINY)))
 
 
-def _log_levels(body: _Body, rows: _Rows, scheme: QuantScheme) -> tuple[ir.Value, ir.Value]:
-    """The level of each x, as if none were pruned, as a multiple of the lowest level; and the lowest level.
-
-    code - 1 = floor(ln(x) / step + offset), which Round computes when half a step less is added.
-    """
-    step, offset, half = body.constant_of("step"), body.constant_of("offset"), body.number(0.5)
+def _log_exponents(body: _Body, rows: _Rows, scheme: QuantScheme) -> tuple[ir.Value, ir.Value]:
+    """For each x code * step, negative or 0 where it is pruned; and what has to be added to get ln(level)."""
+    step, offset, levels = body.constant_of("step"), body.constant_of("offset"), body.constant_of("levels")
     if scheme.rounding is Rounding.NEAREST:
-        code = body.op("Round", rows.steps(step, body.op("Sub", offset, half)))
+        # code = round(ln(x) / step) + n. QuantizeLinear saturates, so Exp need not go where it underflows and is slow.
+        scale = body.op("Squeeze", step)
+        top = body.op("Cast", body.op("Squeeze", levels), to=ir.DataType.UINT8.value)
+        exponent = body.dequantize(body.op("QuantizeLinear", rows.log(), scale, top), scale)
     else:
-        top = body.op("Sub", body.constant_of("levels"), body.number(1.0))
-        code = body.op("Min", body.op("Floor", rows.steps(step, offset)), top)  # x = 1 stays in the top bin
-    lowest = body.op("Exp", body.op("Mul", body.op("Sub", half, offset), step))
-    return body.op("Exp", body.op("Mul", code, step)), lowest
+        code = body.op("Floor", body.affine(rows.log(), step, body.op("Add", offset, body.number(1.0))))
+        exponent = body.op("Mul", body.op("Min", code, levels), step)  # x = 1 stays in the top bin
+    return exponent, body.op("Neg", body.op("Mul", body.op("Add", offset, body.number(0.5)), step))
 
 
 def _linear_levels(body: _Body, x: ir.Value) -> ir.Value:
@@ -271,6 +273,12 @@ class _Body:
         """The quotient value / step, plus shift, without a division for each element."""
         return self.op("Add", self.op("Mul", value, self.op("Reciprocal", step)), shift)
 
+    def dequantize(self, codes: ir.Value, scale: ir.Value) -> ir.Value:
+        """The product codes * scale, float32."""
+        if self._opset >= 19:  # onnx's ReferenceEvaluator does not know DequantizeLinear of the opsets before
+            return self.op("DequantizeLinear", codes, scale)
+        return self.op("Mul", self.op("Cast", codes, to=ir.DataType.FLOAT.value), scale)
+
     def transpose(self, value: ir.Value, parameter: str) -> ir.Value:
         """The value with its axes permuted by an attribute of the function."""
         return self.op("Transpose", value, perm=ir.RefAttr("perm", parameter, ir.AttributeType.INTS))
@@ -280,6 +288,11 @@ class _Body:
         if self._opset >= (13 if reduction == "ReduceSum" else 18):
             return self.op(reduction, value, self._constant("last axis", np.array([-1], np.int64)), keepdims=1)
         return self.op(reduction, value, axes=[-1], keepdims=1)
+
+    def row_max(self, value: ir.Value) -> ir.Value:
+        """ReduceMax over the last axis, and NaN where a row holds one, which onnxruntime's ReduceMax overlooks."""
+        has_nan = self.op("IsNaN", self.row("ReduceSum", value))
+        return self.op("Where", has_nan, self.number(np.nan), self.row("ReduceMax", value))
 
     def number(self, value: float) -> ir.Value:
         """A float32 constant."""

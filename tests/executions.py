@@ -37,13 +37,17 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def run_onnxruntime(model: onnx.ModelProto, x: np.ndarray, *, optimize: bool = True) -> np.ndarray:
+    return run_feeds(model, {"x": x}, optimize=optimize)
+
+
+def run_feeds(model: onnx.ModelProto, feeds: dict[str, np.ndarray], *, optimize: bool = True) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {"x": x})[0])
+    return np.asarray(session.run(None, feeds)[0])
 
 
 def _numpy(kind: str, x: np.ndarray, scheme: QuantScheme) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from executions import EXECUTIONS, inlined, one_op_model, run_onnxruntime
+from executions import EXECUTIONS, inlined, one_op_model, run_feeds, run_onnxruntime
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import schemes
@@ -160,3 +160,46 @@ def test_names_follow_the_op_contract() -> None:
     assert function.attention_op(preset("prune-only-row-max")) == "PrunedAttention_row_max_none"
     names = {function.softmax_op(family_scheme(family)) for family in FAMILIES}
     assert len(names) == len(FAMILIES)
+
+
+def masked_attention(scheme: QuantScheme, opset: int, *, zeroes_masked_rows: bool) -> onnx.ModelProto:
+    """A model of one attention op: q (L_q, D), k (D, L_k), v (L_k, D_v) and mask (L_q, L_k) to y."""
+    body = function.attention_function(scheme, opset)
+    inputs = [
+        ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([f"{name}0", f"{name}1"]))
+        for name in ("q", "k", "v", "mask")
+    ]
+    straight = (0, 1)
+    layout = function.attention_attributes(
+        1.0, straight, straight, straight, straight, zeroes_masked_rows=zeroes_masked_rows
+    )
+    node = ir.Node(function.DOMAIN, body.name, inputs, [*function.scheme_attributes(scheme), *layout], name="site")
+    node.outputs[0].name, node.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": opset, function.DOMAIN: 1}, name="g")
+    return ir.to_proto(ir.Model(graph, ir_version=8, functions=[body]))
+
+
+@pytest.mark.parametrize("zeroes_masked_rows", [False, True])
+@pytest.mark.parametrize("opset", [12, 17, 19, 24])
+@pytest.mark.parametrize("execution", ["reference", "onnxruntime", "onnxruntime-inlined"])
+def test_special_rows_of_attention(execution: str, opset: int, zeroes_masked_rows: bool) -> None:
+    random = np.random.default_rng(opset)
+    q, k, v = (random.normal(0.0, 2.0, shape).astype(np.float32) for shape in ((6, 8), (8, 24), (24, 5)))
+    mask = np.zeros((6, 24), np.float32)
+    mask[0, 9], mask[1, 4], mask[2], mask[3], mask[4, ::3], mask[5, 1::2] = (
+        np.nan, np.inf, -np.inf, FLOAT32_MIN, -np.inf, FLOAT32_MIN
+    )  # fmt: skip
+    for name in PRESETS:
+        model = masked_attention(preset(name), opset, zeroes_masked_rows=zeroes_masked_rows)
+        if execution == "onnxruntime-inlined":
+            model = inlined(model)
+        feeds = dict(zip(("q", "k", "v", "mask"), (q, k, v, mask), strict=True))
+        with np.errstate(all="ignore"):
+            if execution == "reference":
+                (y,) = onnx.reference.ReferenceEvaluator(model).run(None, feeds)
+            else:
+                y = run_feeds(model, feeds)
+            expected = numerics.quantized_attention(q, k.T, v, preset(name), mask)
+        if zeroes_masked_rows:
+            expected[2] = 0.0
+        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4, err_msg=name)
