@@ -7,6 +7,7 @@ output point to, anything outside of the model's folder: CVE-2026-27489 and the 
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -95,10 +96,8 @@ def _declared(tensor: onnx.TensorProto) -> Reference:
     location = entries.get("location", "")
     if not location or "\0" in location:
         raise InvalidModel(f"{name} says that its data is external, but not where")
-    # Both kinds of path on every system: what is refused must not depend on where the model is read.
-    for flavour in (PurePosixPath(location), PureWindowsPath(location)):
-        if flavour.is_absolute() or flavour.drive or flavour.root or ".." in flavour.parts:
-            raise InvalidModel(f"{name} has external data outside of the model's folder: {location!r}")
+    if _leads_out(location):
+        raise InvalidModel(f"{name} has external data outside of the model's folder: {location!r}")
     size = tensor_size(tensor)
     offset, length = (
         _natural(entries.get(key, default), f"{name}: {key} of the external data")
@@ -107,6 +106,15 @@ def _declared(tensor: onnx.TensorProto) -> Reference:
     if length != size:
         raise InvalidModel(f"{name} of shape {list(tensor.dims)} needs {size} bytes, but refers to {length}")
     return location, offset, length
+
+
+@functools.lru_cache(maxsize=16)  # a model has hundreds of tensors in one file
+def _leads_out(location: str) -> bool:
+    """Both kinds of path on every system: what is refused must not depend on where the model is read."""
+    return any(
+        flavour.is_absolute() or flavour.drive or flavour.root or ".." in flavour.parts
+        for flavour in (PurePosixPath(location), PureWindowsPath(location))
+    )
 
 
 def _natural(text: str, what: str) -> int:

@@ -205,11 +205,11 @@ def _graph_undo(index: int, graph: ir.Graph, before: _GraphBefore) -> GraphUndo 
         node = before.nodes[i]
         if reason := _too_much(node):
             return reason
-        proto = ir.to_proto(node)
+        proto = ir.serde.serialize_node(node)  # to_proto tries every protocol first, which takes longer than the rest
         proto.input[:], proto.output[:] = before.inputs[i], before.results[i]
         container.node.append(proto)
         typed = (value for value in node.outputs if value.name and value.type is not None)
-        container.value_info.extend(map(ir.to_proto, typed))
+        container.value_info.extend(map(ir.serde.serialize_value, typed))
     undo = GraphUndo(
         graph=index,
         inserted=tuple(i for i, node in enumerate(now) if node not in known),
