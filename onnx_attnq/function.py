@@ -7,8 +7,8 @@ that any runtime can run the rewritten model. What costs is memory that passes o
 codes are made by QuantizeLinear, which divides, rounds and saturates at once and writes one byte, pruning comes
 after that, and all that scales a row is one factor at the end.
 
-Codes have no NaN, and onnxruntime's ReduceMax overlooks it. `_Body.row_max` does not, and the row's maximum, times
-zero, is part of every row's factor: NaN in, NaN out.
+Codes have no NaN, and onnxruntime's ReduceMax overlooks it. `_Body.row_max` does not, and the row's maximum, or what
+else has seen NaN, is part of every row's factor, times zero: NaN in, NaN out.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def softmax_function(scheme: QuantScheme, opset: int) -> ir.Function:
     """The body of `softmax_op`: scores (..., L_q, L_k) to probabilities of the same shape."""
     body = _Body(opset)
     scores = body.input("scores")
-    row_max = body.row_max(scores)
+    row_max = functools.cache(lambda: body.row_max(scores))
     if scheme.reference is Reference.ABSOLUTE:
         # The runtime's own fused ops do in one pass what Sub, Exp, ReduceSum and Div do in four.
         rows = _Rows(
@@ -85,7 +85,7 @@ def softmax_function(scheme: QuantScheme, opset: int) -> ir.Function:
             peak=lambda: body.number(1.0),
         )
     else:
-        distance = body.op("Sub", scores, row_max)
+        distance = body.op("Sub", scores, row_max())
         rows = _Rows(
             row_max=row_max,
             x=lambda: body.op("Exp", distance),
@@ -102,11 +102,11 @@ def probabilities_function(scheme: QuantScheme, opset: int) -> ir.Function:
     """The body of `probabilities_op`: probabilities (..., L_q, L_k) to probabilities of the same shape."""
     body = _Body(opset)
     probabilities = body.input("probabilities")
-    row_max = body.row_max(probabilities)
+    row_max = functools.cache(lambda: body.row_max(probabilities))
     x, peak = probabilities, body.number(1.0)
     if scheme.reference is Reference.ROW_MAX:
         # A row of zeros, such as a guard leaves of a masked row, stays zero.
-        peak = body.op("Max", row_max, body.number(_TINY))
+        peak = body.op("Max", row_max(), body.number(_TINY))
         x = body.op("Div", probabilities, peak)
     rows = _Rows(
         row_max=row_max,
@@ -134,7 +134,7 @@ def attention_function(scheme: QuantScheme, opset: int) -> ir.Function:
 
     absolute = scheme.reference is Reference.ABSOLUTE
     rows = _Rows(
-        row_max=row_max,
+        row_max=lambda: row_max,
         x=probabilities if absolute else exp,
         log=lambda: body.op("Sub", distance(), body.op("Log", total())) if absolute else distance(),
         probabilities=probabilities,
@@ -174,7 +174,7 @@ class _Rows:
     """What a scheme needs to know of the rows it quantizes; a call adds the nodes that compute it.
 
     Attributes:
-        row_max: The largest of each row; NaN where the result shall be.
+        row_max: The largest of each row; NaN, or times 0, where the result shall be NaN.
         x: The probabilities measured against the scheme's reference.
         log: ln(x).
         probabilities: The probabilities themselves.
@@ -182,7 +182,7 @@ class _Rows:
         peak: The probability that x = 1 stands for.
     """
 
-    row_max: ir.Value
+    row_max: Callable[[], ir.Value]
     x: Callable[[], ir.Value]
     log: Callable[[], ir.Value]
     probabilities: Callable[[], ir.Value]
@@ -209,7 +209,11 @@ def _quantized(body: _Body, rows: _Rows, scheme: QuantScheme) -> tuple[ir.Value,
     else:
         kept = body.op("Not", body.op("Less", levels, body.constant_of("threshold")))
         weights = body.op("Mul", levels, body.op("Cast", kept, to=ir.DataType.FLOAT.value))
-    poison = body.op("Mul", rows.row_max, body.number(0.0))
+    # NaN ends in codes; and where the row's maximum is needed anyway, summing the levels is one pass more.
+    from_codes = scheme.spacing is Spacing.LOG and scheme.rounding is Rounding.NEAREST
+    has_row_max = from_codes or scheme.reference is Reference.ROW_MAX
+    nan_aware = rows.row_max() if has_row_max else body.row("ReduceSum", levels)
+    poison = body.op("Mul", nan_aware, body.number(0.0))
     return weights, body.op("Add", _factor(body, rows, scheme, weights, base), poison)
 
 
@@ -229,6 +233,7 @@ def _log_exponents(body: _Body, rows: _Rows, scheme: QuantScheme) -> tuple[ir.Va
     step, offset, levels = body.constant_of("step"), body.constant_of("offset"), body.constant_of("levels")
     if scheme.rounding is Rounding.NEAREST:
         # code = round(ln(x) / step) + n. QuantizeLinear saturates, so Exp need not go where it underflows and is slow.
+        # The scale is a number here; of a table for each head, [H, 1, 1], Squeeze makes [H], which needs an axis.
         scale = body.op("Squeeze", step)
         top = body.op("Cast", body.op("Squeeze", levels), to=ir.DataType.UINT8.value)
         exponent = body.dequantize(body.op("QuantizeLinear", rows.log(), scale, top), scale)
