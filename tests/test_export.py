@@ -22,7 +22,7 @@ from onnx_attnq.evaluate import TextModel, load_tokenizer
 from onnx_attnq.export import Attention, Exporter, export
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.pipeline,
     pytest.mark.filterwarnings("default"),  # transformers, torch and optimum warn about one another
 ]
 

@@ -16,8 +16,8 @@ var ids = args.Skip(4).Select(long.Parse).ToArray();
 using var options = new SessionOptions();
 if (args[1] != "-")
 {
-    // onnxruntime keeps the library loaded; the handle is not needed.
-    options.RegisterCustomOpLibraryV2(Path.GetFullPath(args[1]), out _);
+    // onnxruntime unloads the library when the last session that uses it is gone.
+    options.RegisterCustomOpLibrary(Path.GetFullPath(args[1]));
 }
 using var session = new InferenceSession(args[0], options);
 
