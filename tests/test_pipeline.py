@@ -67,7 +67,7 @@ def decoder(folder: Path) -> None:
 
 MODELS = {"rxnmapper": rxnmapper, "minilm": minilm, "decoder": decoder}
 TASKS = {
-    "rxnmapper": ("fill-mask", EXAMPLES / "ji2021" / "reactions.txt", ["--limit", 2], "perplexity"),
+    "rxnmapper": ("fill-mask", EXAMPLES / "ji2021" / "reactions.txt", ["--limit", 2], "pseudo-perplexity"),
     "minilm": ("retrieval", EXAMPLES / "data" / "xquad.en.json.xz", ["--limit", 20], "accuracy@1"),
     "decoder": (
         "text-generation",
@@ -101,7 +101,7 @@ def test_a_trained_model_loses_little_on_its_task(name: str, exported: Callable[
         *("--data", data, *options, "--resamples", 20, "--json", tmp_path / "report.json"),
     )
     report = json.loads((tmp_path / "report.json").read_text())
-    comparison = report["compressed"][0]["metrics"][metric]
+    (comparison,) = (c for c in report["compressed"][0]["metrics"] if c["metric"] == metric)
     assert abs(comparison["relative_loss"]["estimate"]) < 0.1  # few examples: only that nothing is broken
 
 
