@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check docs native native-sanitize native-aarch64 clean
+.PHONY: demo test test-slow test-pipeline check docs native native-sanitize native-aarch64 clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,10 @@ test: $(VENV)/.test-installed
 
 test-slow: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m slow
+
+# Export, evaluation and deployment, of trained models: what needs torch (2 GB with what comes with it).
+test-pipeline: $(VENV)/.test,examples-installed
+	$(BIN)/python -m pytest -m pipeline tests
 
 # The native library, in place: onnx_attnq/libonnx_attnq.so. Needs CMake and a C++17 compiler.
 native:

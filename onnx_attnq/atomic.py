@@ -1,10 +1,11 @@
-"""Files that appear whole or not at all: written under a temporary name, then renamed."""
+"""Files and folders that appear whole or not at all: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -47,4 +48,41 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-__all__ = ["replacing"]
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder to fill, which takes the name ``path`` when the block ends, and vanishes when the block fails.
+
+    Raises:
+        CannotWrite: ``path`` is a file or a folder with something in it, or its own folder is not there or not
+            writable.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with new_folder(f"{folder}/a") as made:
+    ...         _ = (made / "b.txt").write_text("whole")
+    ...     os.listdir(folder), os.listdir(f"{folder}/a")
+    (['a'], ['b.txt'])
+    """
+    target = Path(os.path.abspath(path))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        if target.is_dir() and any(target.iterdir()):
+            raise CannotWrite(f"{path} is not empty; give a new folder")
+        if target.exists() and not target.is_dir():
+            raise CannotWrite(f"{path} is a file, not a folder")
+        temporary.mkdir()
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise CannotWrite(f"cannot write {path}: {getattr(error, 'strerror', error)}") from error
+    try:
+        yield temporary
+        try:
+            if target.is_dir():  # an empty one; not every system renames over it
+                target.rmdir()
+            temporary.rename(target)
+        except OSError as error:
+            raise CannotWrite(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+__all__ = ["new_folder", "replacing"]

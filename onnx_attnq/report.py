@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnx_attnq import model as models
 from onnx_attnq.compress import Compression
+from onnx_attnq.folder import FolderCompression
 from onnx_attnq.plan import Plan
 from onnx_attnq.record import Record
 from onnx_attnq.sites import AttentionSite, Rejection, Sites
@@ -38,6 +39,16 @@ def compression_json(result: Compression, model: ir.Model) -> dict[str, Any]:
         **sites_json(rewritten),
         "verification": None if result.verification is None else result.verification.to_json(),
         "native_verification": None if result.native_verification is None else result.native_verification.to_json(),
+    }
+
+
+def folder_json(result: FolderCompression) -> dict[str, Any]:
+    """What ``onnx-attnq FOLDER --json`` writes: what it writes for a model, for each of them."""
+    return {
+        "folder": str(result.source),
+        "output": None if result.output is None else str(result.output),
+        "models": [compression_json(part, models.load(part.source)) for part in result.models],
+        "untouched": [{"path": str(path), "reason": reason} for path, reason in result.untouched.items()],
     }
 
 

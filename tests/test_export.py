@@ -17,12 +17,12 @@ from text_models import WORDS, tokenizer
 
 from onnx_attnq.cli import main
 from onnx_attnq.compress import compress
-from onnx_attnq.errors import ExportFailed, InvalidModel
+from onnx_attnq.errors import CannotWrite, ExportFailed, InvalidModel
 from onnx_attnq.evaluate import TextModel, load_tokenizer
 from onnx_attnq.export import Attention, Exporter, export
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.pipeline,
     pytest.mark.filterwarnings("default"),  # transformers, torch and optimum warn about one another
 ]
 
@@ -101,7 +101,7 @@ def test_an_unknown_task_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_empty_is_kept(tmp_path: Path) -> None:
     folder = source(tmp_path / "bert", "Bert", "ForMaskedLM")
-    with pytest.raises(ExportFailed, match="not empty"):
+    with pytest.raises(CannotWrite, match="not empty"):
         export(folder, folder)
     assert (folder / "model.safetensors").exists()
 

@@ -23,7 +23,7 @@ from onnx_attnq.export import export
 from onnx_attnq.runtime import Session
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.pipeline,
     pytest.mark.filterwarnings("default"),  # transformers, torch and optimum warn about one another
 ]
 

@@ -13,18 +13,24 @@ from onnx_attnq.cli.options import data_option, json_option, samples_option, see
 from onnx_attnq.cli.output import console, file_size, in_megabytes, plain_table, progress_bar, write_json
 from onnx_attnq.compress import Compression
 from onnx_attnq.compress import compress as run
+from onnx_attnq.folder import compress_folder
 from onnx_attnq.inputs import load_samples
 from onnx_attnq.model import load
 from onnx_attnq.native import native_library
 from onnx_attnq.plan import load_plan, save_plan
-from onnx_attnq.report import compression_json
+from onnx_attnq.report import compression_json, folder_json
 from onnx_attnq.scheme import PRESETS, preset
 from onnx_attnq.verify import Limit, Verification
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write.  [default: MODEL.attnq.onnx]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Where to write.  [default: MODEL.attnq.onnx or FOLDER.attnq]",
+)
 @click.option("--scheme", type=click.Choice(PRESETS), help=f"What a site gets.  [default: {PRESETS[0]}]")
 @click.option("--bits", type=int, help="Bits for each probability, 1 to 8.  [default: the scheme's, 3]")
 @click.option("--threshold", type=float, help="Below this, values are pruned.  [default: the scheme's]")
@@ -86,34 +92,46 @@ def compress(
     no_verify: bool,
     json_path: str | None,
 ) -> int:
-    """Rewrite the attention of MODEL and verify the result."""
-    original = load(model)
+    """Rewrite the attention of MODEL and verify the result.
+
+    MODEL is an ONNX file, or a folder with several, such as the parts of an encoder-decoder: then all of them are
+    rewritten into a new folder, FOLDER.attnq, together with a copy of all that lies beside them.
+    """
     chosen = {"--scheme": scheme, "--bits": bits, "--threshold": threshold, "--include": include, "--exclude": exclude}
     _refuse_beside("--plan says what every site gets", plan_path, chosen)
     unused = {"--data": data, "--max-deviation": max_deviation}
     _refuse_beside("--no-verify runs no model", no_verify, unused)
     _refuse_beside("--dry-run runs no model", dry_run, unused)
+    options: dict[str, Any] = {
+        "scheme": preset(scheme or PRESETS[0], bits=bits, threshold=threshold),
+        "include": include,
+        "exclude": exclude,
+        "limits": [Limit.parse(text) for text in max_deviation],
+        "inline": inline,
+        "quantize_outputs": quantize_outputs,
+        "keep_fused": keep_fused,
+        "int16_products": qk == "int16",
+        "dry_run": dry_run,
+        "verification": not no_verify,
+        "sample_count": samples,
+        "seed": seed,
+        "threads": threads,
+    }
+    if model.is_dir():
+        kept = external_data if external_data == "keep" else None
+        of_one_model = {"--data": data, "--plan": plan_path, "--write-plan": write_plan, "--external-data keep": kept}
+        _refuse_beside(f"{model} is a folder", True, of_one_model)
+        return _compress_folder(model, output, options, json_path)
+    original = load(model)
     with progress_bar("Verifying") as progress:
         result = run(
             model,
             output,
-            scheme=preset(scheme or PRESETS[0], bits=bits, threshold=threshold),
             plan=None if plan_path is None else load_plan(plan_path),
-            include=include,
-            exclude=exclude,
             samples=None if data is None else load_samples(data, original),
-            limits=[Limit.parse(text) for text in max_deviation],
-            inline=inline,
-            quantize_outputs=quantize_outputs,
-            keep_fused=keep_fused,
-            int16_products=qk == "int16",
             external_data=external_data,
-            dry_run=dry_run,
-            verification=not no_verify,
-            sample_count=samples,
-            seed=seed,
-            threads=threads,
             progress=progress,
+            **options,
         )
     if write_plan is not None:
         save_plan(result.plan, write_plan)
@@ -121,6 +139,27 @@ def compress(
         write_json(compression_json(result, original), json_path)
     if json_path != "-":
         _show(result, console(), real_data=data is not None)
+    return _exit_code(result)
+
+
+def _compress_folder(folder: Path, output: Path | None, options: dict[str, Any], json_path: str | None) -> int:
+    with progress_bar("Verifying") as progress:
+        result = compress_folder(folder, output, progress=progress, **options)
+    if json_path is not None:
+        write_json(folder_json(result), json_path)
+    if json_path != "-":
+        out = console()
+        for part in result.models:
+            _show(part, out, real_data=False)
+            out.print()
+        for path, reason in result.untouched.items():
+            out.print(f"{path}: {'left' if result.output is None else 'copied'}: {reason}")
+        if result.output is not None:
+            out.print(f"Wrote the folder {result.output}")
+    return max(map(_exit_code, result.models))
+
+
+def _exit_code(result: Compression) -> int:
     verified = (v.passed for v in (result.verification, result.native_verification) if v is not None)
     return 0 if all(verified) else 1
 

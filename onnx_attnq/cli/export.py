@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from onnx_attnq.cli.options import json_option
 from onnx_attnq.cli.output import console, write_json
-from onnx_attnq.compress import compress
-from onnx_attnq.export import Attention
+from onnx_attnq.compress import Compression, compress
+from onnx_attnq.export import Attention, Exported
 from onnx_attnq.export import export as run
-from onnx_attnq.scheme import PRESETS, preset
+from onnx_attnq.folder import compress_folder
+from onnx_attnq.scheme import PRESETS, QuantScheme, preset
 
 
 @click.command()
@@ -21,7 +23,7 @@ from onnx_attnq.scheme import PRESETS, preset
 @click.option("--opset", type=int, help="[default: the exporter's]")
 @click.option("--attn", type=click.Choice([str(kind) for kind in Attention]), help="[default: the architecture's]")
 @click.option("--offline", is_flag=True, help="Never ask the hub.")
-@click.option("--compress", "compressing", is_flag=True, help="Compress each ONNX file too.")
+@click.option("--compress", "compressing", is_flag=True, help="Compress it too; one with parts to OUTPUT.attnq.")
 @click.option("--scheme", type=click.Choice(PRESETS), default=PRESETS[0], show_default=True, help="For --compress.")
 @click.option("--bits", type=int, help="For --compress: bits for each probability, 1 to 8.")
 @click.option("--threshold", type=float, help="For --compress: below this, values are pruned.")
@@ -47,7 +49,7 @@ def export(
     chosen = preset(scheme, bits=bits, threshold=threshold)
     attention = None if attn is None else Attention(attn)
     made = run(model, output, task=task, opset=opset, attention=attention, local_only=offline)
-    results = [compress(output / name, scheme=chosen) for name in made.files] if compressing else []
+    results = _compress(made, chosen) if compressing else []
     if json_path is not None:
         written = {"compressed": [str(result.output) for result in results]} if compressing else {}
         write_json(made.to_json() | written, json_path)
@@ -58,5 +60,12 @@ def export(
         for result in results:
             out.print(f"Wrote {result.output} ({chosen.name})")
         if not compressing:
-            out.print(f"Next: onnx-attnq {output / made.files[0]}")
+            out.print(f"Next: onnx-attnq {output / made.files[0] if len(made.files) == 1 else output}")
     return 0 if all(result.verification is None or result.verification.passed for result in results) else 1
+
+
+def _compress(made: Exported, scheme: QuantScheme) -> Sequence[Compression]:
+    """A model beside the export; a model with parts in a folder of its own, in which they find one another."""
+    if len(made.files) == 1:
+        return [compress(made.folder / made.files[0], scheme=scheme)]
+    return compress_folder(made.folder, scheme=scheme).models

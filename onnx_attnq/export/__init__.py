@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from onnx_attnq.errors import ExportFailed, InvalidModel
+from onnx_attnq.atomic import new_folder
+from onnx_attnq.errors import InvalidModel
 from onnx_attnq.export.by_optimum import export_by_optimum, infer_task, supports
 from onnx_attnq.export.by_torch import export_by_torch
 from onnx_attnq.export.result import ATOL, Attention, Exported, Exporter
@@ -43,14 +43,13 @@ def export(
     Raises:
         MissingExtra: The extra ``export`` is not installed, or in other versions.
         InvalidModel: There is no such model, or its task cannot be inferred.
+        CannotWrite: The output is not empty, or cannot be written.
         ExportFailed: The exporter failed, or the ONNX model computes something else; nothing is left in ``output``.
     """
     require("export")
     from transformers import AutoConfig
 
     output = Path(output)
-    if output.is_dir() and any(output.iterdir()):
-        raise ExportFailed(f"{output} is not empty; give a new folder")
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=local_only or Path(source).is_dir())
     except (OSError, ValueError) as error:
@@ -60,9 +59,7 @@ def export(
     task = task or infer_task(config)
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
-        made = Path(temporary) / "export"
-        made.mkdir()
+    with new_folder(output) as made:
         with _quiet():
             if supports(config.model_type, task):
                 exporter = Exporter.OPTIMUM
@@ -71,9 +68,6 @@ def export(
                 exporter = Exporter.TORCH
                 export_by_torch(str(source), made, task, opset, attention, local_only)
         files = tuple(sorted(path.name for path in made.glob("*.onnx")))
-        if output.is_dir():
-            output.rmdir()
-        made.rename(output)
     return Exported(output, files, task, exporter)
 
 

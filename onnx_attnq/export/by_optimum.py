@@ -28,6 +28,8 @@ def infer_task(config: Any) -> str:
         task = TasksManager.infer_task_from_model(getattr(transformers, name))
     except (AttributeError, KeyError, ValueError) as error:
         raise InvalidModel(f"no task is known for the model class {name!r} of config.json; give --task") from error
+    if task == "fill-mask" and config.is_encoder_decoder:
+        task = "text2text-generation"  # the class of BART does both; optimum lists both and exports this one
     return task + WITH_PAST if supports(config.model_type, task + WITH_PAST) else str(task)
 
 
