@@ -64,6 +64,12 @@ def test_question_answering_needs_span_logits(tmp_path: Path) -> None:
         answer(load(lookup(tmp_path, {"logits": UNIFORM})), "red", "green")
 
 
+def test_a_question_without_an_answer_is_not_squad_1(tmp_path: Path) -> None:
+    questions = (Question("red", "big tree", ("tree",)), Question("blue", "big tree", ()))
+    with pytest.raises(InvalidData, match="'blue' has no answer"):
+        QuestionAnswering(questions).records(load(span_finder(tmp_path, "tree")))
+
+
 def test_classification_accuracy_is_that_of_sklearn(tmp_path: Path) -> None:
     table = np.random.default_rng(0).normal(size=(len(WORDS), 3)).astype(np.float32)
     path = lookup(tmp_path, {"token_logits": table})

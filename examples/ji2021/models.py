@@ -1,7 +1,11 @@
-"""The trained models that PyPI packages ship, as folders that `onnx-attnq export` takes."""
+"""The trained models that PyPI packages ship, as folders that `onnx-attnq export` takes.
+
+python examples/ji2021/models.py minilm -o MODEL_FOLDER
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import shutil
 from pathlib import Path
@@ -53,3 +57,11 @@ def _package(name: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(f"package {name} is not installed; run: pip install 'onnx-attnq[examples]'")
     return Path(spec.submodule_search_locations[0])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=["minilm", "rxnmapper"])
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    options = parser.parse_args()
+    {"minilm": minilm, "rxnmapper": rxnmapper}[options.model](options.output)

@@ -4,7 +4,8 @@
     python examples/ji2021/study.py --task text-generation
 
 prints the rows of RESULTS.md for one task. Everything is offline. Each model goes through the same steps as on the
-command line: `onnx-attnq export`, `onnx-attnq compress`, `onnx-attnq evaluate`.
+command line: `onnx-attnq export`, `onnx-attnq compress`, `onnx-attnq evaluate`. With --model and --data it prints the
+same rows for any model that `onnx-attnq export` has written.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from onnx_attnq.compress import compress
-from onnx_attnq.evaluate import Evaluation, Interval, evaluate, load_task, load_tokenizer
+from onnx_attnq.evaluate import TASKS, Evaluation, Interval, Task, evaluate, load_task, load_tokenizer
 from onnx_attnq.export import export
 from onnx_attnq.scheme import QuantScheme, preset
 
@@ -110,23 +111,24 @@ SUBJECTS = (
 )
 
 
-def measure(subject: Subject, schemes: dict[str, QuantScheme], limit: int | None, threads: int) -> Evaluation:
-    with tempfile.TemporaryDirectory() as temporary:
-        source, folder = Path(temporary) / "source", Path(temporary) / "onnx"
-        subject.build(source)
-        export(source, folder, task=subject.export_task, local_only=True)
-        compressed = []
-        for number, scheme in enumerate(schemes.values()):
-            compressed.append(folder / f"{number}.onnx")
-            compress(folder / "model.onnx", compressed[-1], scheme=scheme, verification=False)
-        task = load_task(subject.task, subject.data, max_length=subject.max_length, limit=limit or subject.limit)
-        return evaluate(task, folder / "model.onnx", compressed, load_tokenizer(folder), threads=threads)
+def exported(subject: Subject, folder: Path) -> Path:
+    subject.build(folder / "source")
+    export(folder / "source", folder / "onnx", task=subject.export_task, local_only=True)
+    return folder / "onnx" / "model.onnx"
 
 
-def markdown(subject: Subject, schemes: dict[str, QuantScheme], found: Evaluation) -> str:
+def measure(model: Path, task: Task, schemes: dict[str, QuantScheme], threads: int) -> Evaluation:
+    with tempfile.TemporaryDirectory() as folder:
+        compressed = [Path(folder) / f"{number}.onnx" for number in range(len(schemes))]
+        for path, scheme in zip(compressed, schemes.values(), strict=True):
+            compress(model, path, scheme=scheme, verification=False)
+        return evaluate(task, model, compressed, load_tokenizer(model.parent), threads=threads)
+
+
+def markdown(title: str, schemes: dict[str, QuantScheme], found: Evaluation) -> str:
     names = list(found.metrics)
     lines = [
-        f"## {subject.title}",
+        f"## {title}",
         "",
         f"{found.count} {found.unit}; value, and relative loss in percent with its 95 % interval.",
         "",
@@ -149,15 +151,29 @@ def percent(loss: Interval) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=[subject.task for subject in SUBJECTS], help="only this one")
+    parser.add_argument("--task", choices=list(TASKS), help="only this one")
+    parser.add_argument("--model", type=Path, help="an exported model with its tokenizer beside it")
+    parser.add_argument("--data", type=Path, help="for --model: a file in the task's format")
+    parser.add_argument("--max-length", type=int, default=320, help="for --model: tokens of a window")
     parser.add_argument("--limit", type=int, help="only the first so many examples")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    for subject in SUBJECTS:
-        if options.task in (None, subject.task):
-            print(
-                markdown(subject, SCHEMES, measure(subject, SCHEMES, options.limit, options.threads)) + "\n", flush=True
-            )
+    if options.model is not None:
+        if options.task is None or options.data is None:
+            parser.error("--model needs --task and --data")
+        task = load_task(options.task, options.data, max_length=options.max_length, limit=options.limit)
+        title = f"{options.model.parent.name}/{options.model.name}, {options.task}"
+        print(markdown(title, SCHEMES, measure(options.model, task, SCHEMES, options.threads)))
+        return
+    subjects = [subject for subject in SUBJECTS if options.task in (None, subject.task)]
+    if not subjects:
+        parser.error(f"--task {options.task} needs --model and --data")
+    for subject in subjects:
+        limit = options.limit or subject.limit
+        task = load_task(subject.task, subject.data, max_length=subject.max_length, limit=limit)
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure(exported(subject, Path(folder)), task, SCHEMES, options.threads)
+        print(markdown(subject.title, SCHEMES, found) + "\n", flush=True)
 
 
 if __name__ == "__main__":

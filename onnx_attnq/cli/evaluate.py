@@ -29,7 +29,7 @@ from onnx_attnq.scheme import PRESETS, preset
 )
 @click.option("--task", "task_name", type=click.Choice(tuple(TASKS)), required=True, help="What is measured.")
 @click.option("--data", type=click.Path(path_type=Path), help="A file in the task's format; .xz and .gz too.")
-@click.option("--dataset", help="Instead of --data: a data set of the hub, NAME or NAME:CONFIGURATION.")
+@click.option("--dataset", help="Instead of --data: a data set of the hub, NAME or NAME:CONFIGURATION, or a folder.")
 @click.option("--split", default="validation", show_default=True, help="Of --dataset.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="Folder.  [default: MODEL's folder]")
 @click.option(

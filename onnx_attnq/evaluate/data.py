@@ -71,7 +71,10 @@ def read_questions(path: str | os.PathLike[str]) -> tuple[Question, ...]:
 
 def questions_from_rows(rows: Rows) -> tuple[Question, ...]:
     """Columns ``question``, ``context``, ``answers`` (with ``text``), as ``rajpurkar/squad`` has them."""
-    return tuple(Question(row["question"], row["context"], tuple(row["answers"]["text"])) for row in rows)
+    return tuple(
+        Question(_text(row, "question"), _text(row, "context"), tuple(_column(_column(row, "answers"), "text")))
+        for row in rows
+    )
 
 
 def read_labelled_texts(path: str | os.PathLike[str]) -> tuple[LabelledText, ...]:
@@ -89,7 +92,7 @@ def read_labelled_texts(path: str | os.PathLike[str]) -> tuple[LabelledText, ...
 
 def labelled_texts_from_rows(rows: Rows) -> tuple[LabelledText, ...]:
     """Columns ``sentence`` (or ``text``) and ``label``, as ``stanfordnlp/sst2`` has them."""
-    return tuple(LabelledText(row["sentence"] if "sentence" in row else row["text"], int(row["label"])) for row in rows)
+    return tuple(LabelledText(_text(row, "sentence", "text"), int(_column(row, "label"))) for row in rows)
 
 
 def read_pairs(path: str | os.PathLike[str]) -> tuple[Pair, ...]:
@@ -111,8 +114,7 @@ def read_pairs(path: str | os.PathLike[str]) -> tuple[Pair, ...]:
 def pairs_from_rows(rows: Rows) -> tuple[Pair, ...]:
     """Columns ``sentence1``, ``sentence2`` and ``label`` (or ``score``), as ``nyu-mll/glue`` (stsb) has them."""
     return tuple(
-        Pair(row["sentence1"], row["sentence2"], float(row["label"] if "label" in row else row["score"]))
-        for row in rows
+        Pair(_text(row, "sentence1"), _text(row, "sentence2"), float(_column(row, "label", "score"))) for row in rows
     )
 
 
@@ -128,26 +130,28 @@ def read_texts(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 def texts_from_rows(rows: Rows) -> tuple[str, ...]:
     """Column ``text``, as ``Salesforce/wikitext`` has it; empty rows are skipped."""
-    return tuple(row["text"] for row in rows if row["text"].strip())
+    return tuple(text for row in rows if (text := _column(row, "text")) and text.strip())
 
 
 def hub_rows(name: str, split: str) -> Sequence[Mapping[str, Any]]:
     """The rows of a data set of the hub, or of a local folder of files that ``datasets`` reads.
 
     Args:
-        name: ``rajpurkar/squad``, or ``nyu-mll/glue:stsb`` where the data set has configurations.
+        name: ``rajpurkar/squad``, or ``nyu-mll/glue:stsb`` where the data set has configurations, or a folder.
         split: ``validation``, or a slice of it such as ``validation[:200]``.
 
     Raises:
         MissingExtra: ``datasets`` is not installed.
-        InvalidData: There is no such data set, or the hub cannot be reached.
+        InvalidData: There is no such data set, its files cannot be read, or the hub cannot be reached.
     """
     require("hub")
     import datasets
 
-    path, _, configuration = name.partition(":")
+    path, _, configuration = (name, "", "") if Path(name).is_dir() else name.partition(":")
     try:
         return cast(Sequence[Mapping[str, Any]], datasets.load_dataset(path, configuration or None, split=split))
+    except datasets.exceptions.DatasetGenerationError as error:  # says nothing itself
+        raise InvalidData(f"data set {name!r}, split {split!r}: {_reason(error.__cause__ or error)}") from error
     except (OSError, ValueError) as error:
         raise InvalidData(f"data set {name!r}, split {split!r}: {_reason(error)}") from error
 
@@ -174,7 +178,22 @@ def _number(kind: type[int] | type[float], text: str | None, path: str | os.Path
         raise InvalidData(f"{path}:{line}: {text!r} is not a number") from None
 
 
-def _reason(error: Exception) -> str:
+def _column(row: Mapping[str, Any], *names: str) -> Any:
+    """The first of the columns that the row has."""
+    for name in names:
+        if name in row:
+            return row[name]
+    raise ValueError(f"no column {' or '.join(map(repr, names))}; there are {', '.join(row)}")
+
+
+def _text(row: Mapping[str, Any], *names: str) -> str:
+    text = _column(row, *names)
+    if not isinstance(text, str):  # an empty cell of a CSV file is None
+        raise ValueError(f"{text!r} in column {' or '.join(map(repr, names))} is no text")
+    return text
+
+
+def _reason(error: BaseException) -> str:
     text = f"no {error}" if isinstance(error, KeyError) else str(error)
     return text.splitlines()[0] if text else type(error).__name__
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from onnx_attnq.errors import InvalidModel
+from onnx_attnq.errors import InvalidData, InvalidModel
 from onnx_attnq.evaluate.data import Question, questions_from_rows, read_questions
 from onnx_attnq.evaluate.records import FloatArray, Metric, Progress, mean_of, no_progress
 from onnx_attnq.evaluate.text_model import MAX_LENGTH, Array, TextModel
@@ -39,10 +39,18 @@ class QuestionAnswering:
     metrics: ClassVar = (Metric("EM", mean_of(0)), Metric("F1", mean_of(1)))
 
     def records(self, model: TextModel, progress: Progress = no_progress) -> FloatArray:
-        """(questions, 2), float64."""
+        """(questions, 2), float64.
+
+        Raises:
+            InvalidData: A question has no answer, which SQuAD v2.0 allows and v1.1 does not.
+        """
         require("evaluate")
         from transformers.data.metrics.squad_metrics import compute_exact, compute_f1
 
+        if unanswered := [item.question for item in self.questions if not item.answers]:
+            raise InvalidData(
+                f"{len(unanswered)} question(s) without an answer, such as {unanswered[0]!r}: not SQuAD v1.1"
+            )
         rows = []
         for done, item in enumerate(self.questions, start=1):
             found = answer(model, item.question, item.context, self.max_length)
