@@ -24,6 +24,9 @@ from onnx_attnq.walk import Lost, Product, describe
 LOWEST_MASK: Final = -1e30
 """A constant below this swallows any score that is added to it, in float32."""
 
+_MOST_BETWEEN: Final = 256
+"""Nodes to look at for one step, so that sites that share a long chain do not each follow all of it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Added:
@@ -204,7 +207,10 @@ def _trace_operand(value: ir.Value | None, *, scaled: bool) -> Operand | Lost:
     if value is None or rank is None or rank < 2:
         return Lost("the rank of an operand is unknown")
     perm, scale = tuple(range(rank)), 1.0
-    while (node := value.producer()) is not None:
+    for _ in range(_MOST_BETWEEN):
+        node = value.producer()
+        if node is None:
+            break
         if node.op_type == "Transpose" and (attribute := node.attributes.get("perm")) is not None:
             inner = attribute.as_ints()
             perm = tuple(int(inner[axis]) for axis in perm)
@@ -233,7 +239,7 @@ def _trace_context(context: ir.Value, rank: int) -> tuple[ir.Value, tuple[int, .
 def _leads_to(value: ir.Value, product: ir.Node) -> bool:
     """Whether scale and mask ops lead from the product to the value."""
     pending, seen = [value], set[ir.Value]()
-    while pending:
+    while pending and len(seen) < _MOST_BETWEEN:
         node = pending.pop().producer()
         if node is product:
             return True

@@ -12,8 +12,8 @@ from onnx_attnq.walk import Lost
 _MOST_BETWEEN = 16
 """Nodes to look at between the parts of a softmax that is written as several ops."""
 
-_MOST_THROUGH = 10_000
-"""A bound on a chain of layout ops, so that a hostile graph cannot make it endless."""
+_MOST_THROUGH = 64
+"""Layout ops in a row; real chains have a few, and a hostile graph must not make every softmax follow a long one."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -199,8 +199,7 @@ def is_linear(product: Product) -> bool:
     """True for a product with a matrix on the right: a linear layer, if that matrix is a weight."""
     if product.node.op_type in ("MatMulNBits", "Conv"):
         return product.is_left
-    rank = rank_of(product.other)
-    return product.is_left and rank is not None and rank <= 2
+    return product.is_left and (rank_of(product.other) or 3) <= 2
 
 
 def is_square(product: Product) -> bool:
@@ -240,10 +239,10 @@ def _layout(node: ir.Node, axis: int, *, to_output: bool) -> int | Lost:
     """The axis on the other side of an op that only moves elements."""
     op = node.op_type
     source, target = node.inputs[0], node.outputs[0]
-    rank = rank_of(source if to_output else target)
     if op == "Transpose":
         attribute = node.attributes.get("perm")
         if attribute is None:
+            rank = rank_of(source if to_output else target)
             if rank is None:
                 return Lost(f"{describe(node)} reverses axes of unknown number")
             return -rank - 1 - axis
