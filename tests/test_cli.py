@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import small_models
 from attention_forms import FORMS
 from look_alikes import LOOK_ALIKES
 from small_graphs import parse
@@ -60,6 +61,16 @@ def test_the_model_is_written_beside_its_input_which_stays(model: Path, run: Run
     assert "1 of 1 sites" in out
     assert "Verified" in out
     assert str(model.with_name("model.attnq.onnx")) in out
+
+
+@pytest.mark.parametrize("external_data", ["copy", "keep"])
+def test_the_size_of_external_data_counts(external_data: str, tmp_path: Path, run: Run) -> None:
+    proto = small_models.parse(small_models.ATTENTION, weight=np.zeros((8, 8), np.float32))
+    path = small_models.write_external(proto, tmp_path / "m.onnx")
+    (tmp_path / "weights.bin").write_bytes(bytes(3_000_000))
+    code, out, _ = run(path, "--no-verify", "--external-data", external_data)
+    assert code == 0
+    assert re.search(r"size +3\.0 MB +" + {"copy": r"0\.0 MB", "keep": r"3\.0 MB"}[external_data], out)
 
 
 def test_compress_by_its_name_does_the_same(model: Path, run: Run) -> None:

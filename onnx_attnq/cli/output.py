@@ -62,12 +62,6 @@ def plain_table(*headers: str) -> Table:
     return table
 
 
-def file_size(path: Path) -> int:
-    """Bytes of a model file and the data file beside it."""
-    data = path.with_name(path.name + ".data")
-    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
-
-
 def in_megabytes(size: int) -> str:
     """Such as 22.9 MB.
 
