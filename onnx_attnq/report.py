@@ -38,6 +38,7 @@ def compression_json(result: Compression, model: ir.Model) -> dict[str, Any]:
         **sites_json(rewritten),
         "verification": None if result.verification is None else result.verification.to_json(),
         "native_verification": None if result.native_verification is None else result.native_verification.to_json(),
+        "refused_samples": [] if result.made_up is None else list(result.made_up.refused),
     }
 
 

@@ -92,7 +92,16 @@ def test_json_has_the_keys_that_are_promised(model: Path, run: Run) -> None:
     code, out, _ = run(model, "--json", "-")
     data = json.loads(out)
     assert code == 0
-    assert set(data) == {"model", "output", "scheme", "sites", "rejected", "verification", "native_verification"}
+    assert set(data) == {
+        "model",
+        "output",
+        "scheme",
+        "sites",
+        "rejected",
+        "verification",
+        "native_verification",
+        "refused_samples",
+    }
     assert set(data["model"]) == {"path", "sha256", "opset"}
     assert set(data["output"]) == {"path", "sha256"}
     assert set(data["scheme"]) == {"reference", "normalize", "threshold", "bits", "spacing", "rounding", "name"}
@@ -103,6 +112,37 @@ def test_json_has_the_keys_that_are_promised(model: Path, run: Run) -> None:
     assert {"sites_checked", "codes_checked", "disagreements"} <= set(verification["implementation"])
     assert {"max_abs", "mean_abs", "cosine", "top1_agreement"} <= set(verification["deviation"]["y"])
     assert list(verification["pruned"]) == [data["sites"][0]["id"]]
+
+
+BAKED = (
+    FORMS["plain"]
+    .text.replace("{", "{ size = Constant<value_ints=[1,2,9,4]>() q0 = Reshape(q, size)", 1)
+    .replace("MatMul(q,", "MatMul(q0,")
+)
+"""A model that declares any length, but was traced with one row of nine tokens."""
+
+
+def test_samples_that_the_original_refuses_are_left_out(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "baked.onnx"
+    save(parse(BAKED), path)
+    code, out, _ = run(path, "--json", tmp_path / "r.json")
+    data = json.loads((tmp_path / "r.json").read_text())
+    assert code == 0
+    assert (data["verification"]["samples"], len(data["refused_samples"])) == (1, 3)
+    assert "3 of 4 made-up samples left out" in out
+    for command in ("verify", "bisect"):
+        code, out, err = run(command, path, tmp_path / "baked.attnq.onnx")
+        assert code == 0, err
+        assert "made-up samples left out" in out
+
+
+def test_a_model_that_runs_on_no_sample_needs_data(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "baked.onnx"
+    save(parse(BAKED.replace("[1,2,9,4]", "[5,2,3,4]")), path)
+    code, _, err = run(path)
+    assert code == 2
+    assert "runs on none of the samples that were made up; give it data" in one_line(err)
+    assert run(path, "--no-verify")[0] == 0
 
 
 def test_inspect_json_has_the_keys_that_are_promised(model: Path, run: Run) -> None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from rich.console import Console
 
 from onnx_attnq.cli.options import data_option, json_option, samples_option, seed_option, threads_option
-from onnx_attnq.cli.output import console, in_megabytes, plain_table, progress_bar, write_json
+from onnx_attnq.cli.output import console, in_megabytes, plain_table, progress_bar, show_refused, write_json
 from onnx_attnq.compress import Compression
 from onnx_attnq.compress import compress as run
 from onnx_attnq.inputs import load_samples
@@ -149,6 +149,8 @@ def _show(result: Compression, original: ir.Model, out: Console, *, real_data: b
     table.add_row("size", *(in_megabytes(size_on_disk(model)) for model in (original, load(result.output))))
     out.print(table)
     if result.verification is not None:
+        if result.made_up is not None:
+            show_refused(out, result.made_up)
         _show_verification(result.verification, out, real_data=real_data)
     if result.native_verification is not None:
         checks = result.native_verification.sites.values()

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from onnx_attnq.atomic import replacing
+from onnx_attnq.made_up import MadeUp
 from onnx_attnq.verify import Progress as Callback
 
 
@@ -60,6 +61,15 @@ def plain_table(*headers: str) -> Table:
     for index, header in enumerate(headers):
         table.add_column(header, justify="left" if index == 0 else "right", overflow="fold")
     return table
+
+
+def show_refused(out: Console, samples: MadeUp) -> None:
+    """Say which of the samples that were made up had to be left out."""
+    if samples.refused:
+        made = len(samples.samples) + len(samples.refused)
+        out.print(f"{len(samples.refused)} of {made} made-up samples left out, on which the original does not run:")
+        for line in samples.refused:
+            out.print(f"  {line}", soft_wrap=True)
 
 
 def in_megabytes(size: int) -> str:
