@@ -15,7 +15,12 @@ _RANK: Final = "onnx_attnq.rank"
 
 _BROADCAST: Final = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Where", "MatMul", "Pow", "FusedMatMul"})
 _SAME: Final = frozenset(
-    {"Cast", "Identity", "Dropout", "Clip", "Tanh", "Softmax", "LogSoftmax", "Slice", "Neg", "Exp"}
+    (
+        *("Cast", "CastLike", "Identity", "Dropout", "Clip", "Tanh", "Softmax", "LogSoftmax", "Neg"),
+        *("Exp", "Log", "Sqrt", "Erf", "Relu", "Sigmoid", "Gelu", "Reciprocal", "Not"),
+        *("IsNaN", "LayerNormalization", "RMSNormalization", "Slice", "Split", "Pad", "Tile", "Trilu"),
+        *("CumSum", "TopK", "GatherElements", "ScatterElements", "ScatterND", "QuantizeLinear", "DequantizeLinear"),
+    )
 )
 
 

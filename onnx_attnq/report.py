@@ -91,5 +91,6 @@ def _site_json(site: AttentionSite) -> dict[str, Any]:
         "scope": site.scope,
         "form": str(site.form),
         "heads": site.heads,
+        "shape": None if site.shape is None else list(site.shape),
         "chain": list(site.chain),
     }

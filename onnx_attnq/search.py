@@ -21,6 +21,12 @@ from onnx_attnq.walk import Lost, Passed, Position, Product, describe
 _MOST: Final = 64
 """Products, lines of the story and lost ops that are kept of one search; an attention has a few."""
 
+_LAYOUT: Final = (
+    *("Cast", "Identity", "Dropout", "Transpose", "Reshape", "Flatten", "Unsqueeze", "Squeeze"),
+    *("Split", "Slice", "Gather"),
+)
+"""Ops that only move, copy or leave out elements."""
+
 _Path: TypeAlias = "tuple[str, _Path] | None"
 """Op types from a place to the first product, as a list that shares its tail with those of other places."""
 
@@ -112,20 +118,46 @@ class Search:
                 else:
                     yield Reached(reason=verdict, story=(f"scores: {verdict}",))
             case Lost(text, op_id):
-                yield Reached(story=(f"scores: {text}",), lost_in=() if op_id is None else (op_id,))
+                story, reason = [f"scores: {text}"], ""
+                # Wherever the axis goes: what is only moved about and comes from a linear layer is no product of two.
+                if (layer := self._linear_source(position.value)) is not None:
+                    reason = _no_query(layer)
+                    story.append(f"scores: {reason}")
+                yield Reached(reason=reason, story=tuple(story), lost_in=() if op_id is None else (op_id,))
+
+    def _linear_source(self, value: ir.Value | None) -> ir.Node | None:
+        """The product with a weight that a value is the result of, with nothing but its bias and layout between."""
+        on_data = self._flow.depends_on_data
+        for _ in range(_MOST):
+            value = through(value, _LAYOUT)
+            node = None if value is None else value.producer()
+            if node is None:
+                return None
+            inputs = [v for v in walk.operands(node) or node.inputs if on_data(v)]
+            if len(inputs) != 1:
+                return None
+            if walk.operands(node):
+                return node
+            if node.op_type not in ("Add", "Sub", "Mul", "Div"):
+                return None
+            value = inputs[0]
+        return None
 
     def _is_score(self, product: Product, mixed: bool) -> str | Position | None:
         """None for a product of query and key, a reason against it, or where to go on."""
         name = describe(product.node)
         on_data = self._flow.depends_on_data
         if not on_data(product.with_axis.value):
-            return f"the softmax runs over an axis that a weight of {name} supplies, as in a router or classifier"
+            return (
+                f"the softmax runs over an axis that a weight of {name} supplies, as in a router, a classifier "
+                "or the features of linear attention"
+            )
         if not on_data(product.other) and walk.is_linear(product):
             # Talking heads mix the scores of the heads with one square matrix before the softmax. Scores with
             # heads have four axes; fewer are a linear layer on tokens.
             if not mixed and walk.is_square(product) and (rank_of(product.with_axis.value) or 4) >= 4:
                 return product.with_axis
-            return f"{name} is a linear layer of one input, as in additive pooling: there is no query"
+            return _no_query(product.node)
         if _is_probabilities(product.with_axis.value) or _is_probabilities(product.other):
             return f"{name} is the context of another softmax, not a product of query and key"
         return None
@@ -133,6 +165,8 @@ class Search:
     def _ways_on(self, place: _Place) -> Iterator[_Way]:
         position, on_data = place.position, self._flow.depends_on_data
         for use in position.value.uses():
+            if use.node.op_type in ("Shape", "Size"):
+                continue  # they ask how large it is
             step = walk.forward(use.node, use.idx, position.axis)
             if isinstance(step, Passed) and sum(map(on_data, walk.operands(use.node))) > 1:
                 step = Lost(f"{describe(use.node)} multiplies it along another axis, as slots are updated")
@@ -204,6 +238,13 @@ def _first(items: Iterable[_Item]) -> tuple[_Item, ...]:
     return tuple(dict.fromkeys(items))[:_MOST]
 
 
+def _no_query(layer: ir.Node) -> str:
+    return (
+        f"{describe(layer)} is a linear layer of one input, as in additive pooling and linear attention: "
+        "there is no product of query and key"
+    )
+
+
 def _enter_if(position: Position) -> Passed | None:
     """The outputs of both branches, for a value that an If computes."""
     node = position.value.producer()
@@ -213,7 +254,7 @@ def _enter_if(position: Position) -> Passed | None:
 
 
 def _is_probabilities(value: ir.Value) -> bool:
-    source = through(value, ("Cast", "Identity", "Transpose", "Reshape", "Dropout", "Unsqueeze", "Squeeze"))
+    source = through(value, ("Cast", "Identity", "Dropout", "Transpose", "Reshape", "Unsqueeze", "Squeeze"))
     node = None if source is None else source.producer()
     return node is not None and node.op_type == "Softmax"
 

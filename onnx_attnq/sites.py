@@ -68,6 +68,7 @@ class AttentionSite:
         scope: ``main``, or the path of the subgraph it is in.
         form: What the rewriter replaces.
         heads: Number of heads where the shapes tell, else None.
+        shape: Of the probabilities: numbers, symbols, and None for what is unknown; None if all of it is.
         chain: Op types from the scores' product to the product with V.
         probabilities: The softmax's result, over ``axis``, in the model's own type.
         scores: The softmax's input, or None where only the probabilities can be taken.
@@ -85,6 +86,7 @@ class AttentionSite:
     scope: str
     form: Form
     heads: int | None
+    shape: tuple[int | str | None, ...] | None
     chain: tuple[str, ...]
     probabilities: ir.Value = dataclasses.field(repr=False, compare=False)
     scores: ir.Value | None = dataclasses.field(repr=False, compare=False)
@@ -100,7 +102,7 @@ class Rejection:
     """A softmax or fused attention that is left alone.
 
     Attributes:
-        node: Name of the node.
+        node: Name of the node, or of its first output where it has none.
         op_type: Its op.
         scope: ``main``, or the path of the subgraph it is in.
         reason: One sentence that a person can act on.
@@ -142,21 +144,20 @@ def find_sites(model: ir.Model) -> Sites:
     for graph in flow.graphs:
         scope = flow.scope(graph)
         for node in graph:
+            name = node.name or node.outputs[0].name or ""
             if is_fused_attention(node):
                 reason = node.meta.get(DECLINED) or "a fused op; `expose` makes its softmax visible"
-                rejections.append(Rejection(node.name or "", node.op_type, scope, reason))
+                rejections.append(Rejection(name, node.op_type, scope, reason))
                 continue
             root = softmax_root(node, graph)
             if root is None:
                 continue
             if isinstance(root, Lost):
-                rejections.append(Rejection(node.name or "", node.op_type, scope, root.reason))
+                rejections.append(Rejection(name, node.op_type, scope, root.reason))
                 continue
             found = _judge(root, search)
             if isinstance(found, _Refusal):
-                rejections.append(
-                    Rejection(node.name or "", node.op_type, scope, found.reason, found.story, found.lost_in)
-                )
+                rejections.append(Rejection(name, node.op_type, scope, found.reason, found.story, found.lost_in))
                 continue
             sites.append(_site(node, root, found, scope, taken))
     return Sites(tuple(sites), tuple(rejections))
@@ -182,6 +183,7 @@ def _site(node: ir.Node, root: SoftmaxRoot, found: _Found, scope: str, taken: di
         scope=scope,
         form=form,
         heads=_heads(root.probabilities),
+        shape=_shape(root.probabilities),
         chain=found.chain,
         probabilities=root.probabilities,
         scores=root.scores,
@@ -242,3 +244,8 @@ def _heads(probabilities: ir.Value) -> int | None:
         return None
     heads = shape[-3]
     return heads if isinstance(heads, int) else None
+
+
+def _shape(probabilities: ir.Value) -> tuple[int | str | None, ...] | None:
+    shape = probabilities.shape
+    return None if shape is None else tuple(dim if isinstance(dim, int) else dim.value for dim in shape)

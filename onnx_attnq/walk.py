@@ -31,6 +31,7 @@ _ELEMENTWISE: dict[str, tuple[int, ...] | None] = {
     "BiasDropout": (0,),
     "BitmaskDropout": (0,),
 }
+_INFER = "run onnx shape inference on the model first"
 _DOMAINS = ("", "com.microsoft")
 # op: (left operand, right operand) of a product over the last two axes.
 _MATMULS: dict[str, tuple[int, int]] = {
@@ -244,7 +245,7 @@ def _layout(node: ir.Node, axis: int, *, to_output: bool) -> int | Lost:
         if attribute is None:
             rank = rank_of(source if to_output else target)
             if rank is None:
-                return Lost(f"{describe(node)} reverses axes of unknown number")
+                return Lost(f"{describe(node)} reverses the axes, and how many there are is unknown; {_INFER}")
             return -rank - 1 - axis
         perm = list(attribute.as_ints())
         if not to_output:
@@ -266,9 +267,11 @@ def _squeeze(node: ir.Node, axis: int, *, inserts: bool) -> int | Lost:
     rank = rank_of(longer)
     if rank is None and (known := rank_of(shorter)) is not None:
         rank = known + len(axes)
+    if rank is None and inserts:
+        axes = [a for a in axes if a != 0]  # in front of all others, so that none moves, counted from the end
     inserted = [axis_from_end(a, rank) for a in axes]
     if any(a is None for a in inserted):
-        return Lost(f"{describe(node)} changes axes of unknown number")
+        return Lost(f"{describe(node)} counts axes from the front, and how many there are is unknown; {_INFER}")
     known_axes = sorted((a for a in inserted if a is not None), reverse=True)
     if inserts:
         for a in known_axes:  # nearest the end first: each pushes what is further left
@@ -290,7 +293,7 @@ def _reshape(node: ir.Node, axis: int, before: ir.Value | None, after: ir.Value 
     if axis == -1:
         return -1
     if before is None or before.shape is None or after is None or after.shape is None:
-        return Lost(f"{describe(node)} has unknown shapes")
+        return Lost(f"{describe(node)} has unknown shapes; {_INFER}")
     a, b = before.shape, after.shape
     if len(a) < -axis:
         return Lost(f"{describe(node)} has fewer axes than expected")
@@ -300,7 +303,7 @@ def _reshape(node: ir.Node, axis: int, before: ir.Value | None, after: ir.Value 
         i for i in range(len(b)) if outside is not None and _size(b[:i]) == outside
     ]
     if not same:
-        return Lost(f"{describe(node)} splits or merges the softmax axis")
+        return Lost(f"{describe(node)} splits or merges the softmax axis, as far as its shapes tell")
     # Axes of size 1 beside it have as many elements on that side.
     best = max(same, key=lambda i: (_surely_equal(a[axis], b[i]), b[i] != 1))
     return best - len(b)

@@ -176,9 +176,25 @@ def test_explain_tells_the_story_of_one_softmax(model: Path, run: Run) -> None:
     code, out, _ = run("inspect", model, "--explain", "Softmax_p")
     assert code == 0
     assert "scores: MatMul 'MatMul_s' multiplies query and key" in out
+    assert out.endswith("attention: one op replaces the products and the softmax\n")
     code, _, err = run("inspect", model, "--explain", "nowhere")
     assert code == 2
     assert "'nowhere'" in err
+
+
+def test_explain_ends_with_the_reason_where_the_walk_alone_gives_none(tmp_path: Path, run: Run) -> None:
+    model = parse(LOOK_ALIKES["pointer: query and keys, but the probabilities are the answer"][0])
+    for node in model.graph:
+        node.name = None
+    save(model, tmp_path / "m.onnx")
+    code, out, _ = run("inspect", tmp_path / "m.onnx", "--explain", "p")
+    assert code == 0
+    assert out.splitlines() == ["scores: MatMul 's' multiplies query and key", "declined: no product with V follows it"]
+
+
+def test_inspect_shows_the_sizes_that_are_known(tmp_path: Path, run: Run) -> None:
+    save(parse(TEXT, inferred=True), tmp_path / "m.onnx")
+    assert "B x 2 x L x L" in run("inspect", tmp_path / "m.onnx")[1]
 
 
 def test_dry_run_writes_nothing(model: Path, run: Run) -> None:
