@@ -136,6 +136,9 @@ def _computed_rank(value: ir.Value, depth: int, known: dict[ir.Value, int | None
         return max((rank for rank in ranks.values() if rank is not None), default=None)
     if node.op_type in _SAME:
         return _rank(node.inputs[0], depth, known)
+    if node.op_type == "Einsum" and (equation := node.attributes.get("equation")) is not None:
+        _, arrow, output = equation.as_string().replace(" ", "").partition("->")
+        return len(output) if arrow and "." not in output else None
     if node.op_type == "Gather":
         data, indices = (_rank(v, depth, known) for v in node.inputs[:2])
         return None if data is None or indices is None else data + indices - 1

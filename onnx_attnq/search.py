@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnx_attnq import walk
 from onnx_attnq.dataflow import Dataflow
 from onnx_attnq.infer import branch_outputs, rank_of
-from onnx_attnq.softmax import through
+from onnx_attnq.softmax import softmax_root, through
 from onnx_attnq.walk import Lost, Passed, Position, Product, describe
 
 _MOST: Final = 64
@@ -153,9 +153,10 @@ class Search:
                 "or the features of linear attention"
             )
         if not on_data(product.other) and walk.is_linear(product):
-            # Talking heads mix the scores of the heads with one square matrix before the softmax. Scores with
-            # heads have four axes; fewer are a linear layer on tokens.
-            if not mixed and walk.is_square(product) and (rank_of(product.with_axis.value) or 4) >= 4:
+            # Talking heads mix the scores of the heads with one matrix before the softmax. Scores with heads have
+            # four axes; fewer are a linear layer on tokens. Where that is unknown, as many heads come out as go in.
+            rank = rank_of(product.with_axis.value)
+            if not mixed and (walk.is_square(product) if rank is None else rank >= 4):
                 return product.with_axis
             return _no_query(product.node)
         if _is_probabilities(product.with_axis.value) or _is_probabilities(product.other):
@@ -254,9 +255,10 @@ def _enter_if(position: Position) -> Passed | None:
 
 
 def _is_probabilities(value: ir.Value) -> bool:
-    source = through(value, ("Cast", "Identity", "Dropout", "Transpose", "Reshape", "Unsqueeze", "Squeeze"))
+    # Where and IsNaN: the guard that makes the NaN of a fully masked row zero, which begins with its condition.
+    source = through(value, (*_LAYOUT, "Where", "IsNaN"))
     node = None if source is None else source.producer()
-    return node is not None and node.op_type == "Softmax"
+    return node is not None and isinstance(node.graph, ir.Graph) and softmax_root(node, node.graph) is not None
 
 
 __all__ = ["Reached", "Search"]

@@ -29,6 +29,9 @@ ORIGIN: Final = "onnx_attnq.origin"
 DECLINED: Final = "onnx_attnq.declined"
 """Key in the ``meta`` of a fused op that was not decomposed: the reason."""
 
+_NO_SOFTMAX: Final = ("Sigmoid", "HardSigmoid", "Relu", "Softplus")
+"""What some models have in place of a softmax; no scheme is for it, but a person should read that it is there."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
@@ -151,6 +154,9 @@ def find_sites(model: ir.Model) -> Sites:
                 continue
             root = softmax_root(node, graph)
             if root is None:
+                if node.op_type in _NO_SOFTMAX and _weighs_values(node, search):
+                    reason = f"{node.op_type} weighs the values in place of a softmax: rows have no sum to keep"
+                    rejections.append(Rejection(name, node.op_type, scope, reason))
                 continue
             if isinstance(root, Lost):
                 rejections.append(Rejection(name, node.op_type, scope, root.reason))
@@ -193,6 +199,11 @@ def _site(node: ir.Node, root: SoftmaxRoot, found: _Found, scope: str, taken: di
         story=story,
         attention=whole,
     )
+
+
+def _weighs_values(node: ir.Node, search: Search) -> bool:
+    """Whether what a node makes of the products of query and key is multiplied with V."""
+    return bool(search.before(node.inputs[0], -1).products and search.after(node.outputs[0], -1).products)
 
 
 # --- is it attention?

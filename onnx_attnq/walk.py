@@ -169,15 +169,17 @@ def backward(value: ir.Value, axis: int) -> Step:
         carried = _ELEMENTWISE.get(op)
         operands = node.inputs if carried is None else [node.inputs[i] for i in carried if i < len(node.inputs)]
         return Passed(tuple(Position(v, axis) for v in operands if v is not None and _has_axis(v, axis)))
-    if op in ("Split", "Slice", "Gather", "GatherElements", "Tile", "TopK") and node.inputs[0] is not None:
-        # Gather along an axis keeps the number of axes only with one-dimensional indices.
-        if op == "Gather" and rank_of(node.inputs[0]) != rank_of(value):
-            return Lost(f"{describe(node)} changes the number of axes")
+    if op in ("Split", "Slice", "GatherElements", "Tile", "TopK") and node.inputs[0] is not None:
         return Passed((Position(node.inputs[0], axis),))
     if not node.inputs or node.inputs[0] is None:
         return Lost(f"{describe(node)} is not part of a score computation")
     if op == "Conv" and _is_pointwise(node) and axis >= -2 and node.inputs[1] is not None:
         return Product(node, Position(node.inputs[0], axis), node.inputs[1], is_left=True)
+    if op == "ReduceSum" and (factors := node.inputs[0].producer()) is not None and factors.op_type == "Mul":
+        return Lost(
+            f"{describe(node)} sums what {describe(factors)} multiplies element by element, as in local attention; "
+            "only matrix products are followed"
+        )
     moved = _layout(node, axis, to_output=False)
     return moved if isinstance(moved, Lost) else _passed(node.inputs[0], moved)
 
@@ -255,6 +257,8 @@ def _layout(node: ir.Node, axis: int, *, to_output: bool) -> int | Lost:
         return _squeeze(node, axis, inserts=(op == "Unsqueeze") == to_output)
     if op in ("Reshape", "Flatten"):
         return _reshape(node, axis, source if to_output else target, target if to_output else source)
+    if op == "Gather":
+        return _gather(node, axis, to_output=to_output)
     return Lost(f"{describe(node)} is not part of an attention", node.op_identifier())
 
 
@@ -281,6 +285,25 @@ def _squeeze(node: ir.Node, axis: int, *, inserts: bool) -> int | Lost:
     if axis in known_axes:
         return Lost(f"{describe(node)} adds or drops the softmax axis itself")
     return axis + sum(a > axis for a in known_axes)
+
+
+def _gather(node: ir.Node, axis: int, *, to_output: bool) -> int | Lost:
+    """The indices' axes take the place of the axis that Gather picks from; those on its left move along."""
+    attribute = node.attributes.get("axis")
+    raw = 0 if attribute is None else attribute.as_int()
+    count, rank = rank_of(node.inputs[1]), rank_of(node.inputs[0])
+    if count == 1:
+        return axis  # also where it is the one that is picked from
+    picked = axis_from_end(raw, rank)
+    if picked is None and raw == 0 and count == 0 and not to_output:
+        return axis  # what is left of the first axis is nothing
+    if count is None or picked is None:
+        return Lost(f"{describe(node)} changes how many axes there are, which is unknown; {_INFER}")
+    if axis > picked:
+        return axis
+    if to_output:
+        return axis + 1 - count if axis < picked else Lost(f"{describe(node)} picks from the softmax axis itself")
+    return axis + count - 1 if axis <= picked - count else Lost(f"{describe(node)} adds the softmax axis itself")
 
 
 def _reshape(node: ir.Node, axis: int, before: ir.Value | None, after: ir.Value | None) -> int | Lost:

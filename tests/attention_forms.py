@@ -180,6 +180,29 @@ FORMS: Final[dict[str, Example]] = {
         ' Einsum<equation="bhij,hg->bgij">(r, wb)',
         "float[2,2] wa, float[2,2] wb",
     ),
+    "talking heads, more of them in the softmax than outside": between(
+        "st = Transpose<perm=[0,2,3,1]>(s) sm = MatMul(st, wa) sb = Transpose<perm=[0,3,1,2]>(sm) r ="
+        " Softmax<axis=-1>(sb)"
+        " rt = Transpose<perm=[0,2,3,1]>(r) rm = MatMul(rt, wb) p = Transpose<perm=[0,3,1,2]>(rm)",
+        "float[2,3] wa, float[3,2] wb",
+    ),
+    "talking heads by Einsum, more of them in the softmax than outside": between(
+        'sm = Einsum<equation="bhij,hg->bgij">(s, wa) r = Softmax<axis=-1>(sm) p ='
+        ' Einsum<equation="bhij,hg->bgij">(r, wb)',
+        "float[2,3] wa, float[3,2] wb",
+    ),
+    "differential: two maps of one softmax, picked by Gather": Example(
+        "(float[B,4,5,4] q, float[B,4,5,4] k, float[B,2,5,4] v, float[1] wl) => (float[B,2,5,4] y) {"
+        f" {SCORES} r = Softmax<axis=-1>(s) n = Constant<value_ints=[-1,2,2,5,5]>() r5 = Reshape(r, n)"
+        " zero = Constant<value_int=0>() one = Constant<value_int=1>() p1 = Gather<axis=2>(r5, zero)"
+        " p2 = Gather<axis=2>(r5, one) p2l = Mul(p2, wl) p = Sub(p1, p2l) y = MatMul(p, v) }"
+    ),
+    "query, key and value picked from one tensor by Gather": Example(
+        "(float[3,B,2,L,4] qkv) => (float[B,2,L,4] y) { i = Constant<value_int=0>() j = Constant<value_int=1>()"
+        " m = Constant<value_ints=[2]>() q = Gather<axis=0>(qkv, i) k = Gather<axis=0>(qkv, j)"
+        " w = Gather<axis=0>(qkv, m) zero = Constant<value_ints=[0]>() v = Squeeze(w, zero)"
+        f" {SCORES} p = Softmax<axis=-1>(s) y = MatMul(p, v) }}"
+    ),
     "heads merged with the batch around the softmax": Example(
         "(float[B,2,5,4] q, float[B,2,5,4] k, float[B,2,5,4] v) => (float[B,2,5,4] y) {"
         f" {SCORES} n = Constant<value_ints=[-1,5,5]>() s3 = Reshape(s, n) r = Softmax<axis=-1>(s3)"

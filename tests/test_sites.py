@@ -57,6 +57,29 @@ def test_look_alike_is_declined_with_its_reason(name: str, inferred: bool) -> No
         assert "\n" not in rejection.reason
 
 
+@SHAPES
+@pytest.mark.parametrize(
+    "softmax",
+    [
+        "p = Softmax<axis=-1>(s)",
+        "r = Softmax<axis=-1>(s) n = IsNaN(r) o = Constant<value_float=0.0>() p = Where(n, o, r)",
+        "m = ReduceMax<axes=[-1]>(s) d = Sub(s, m) e = Exp(d) a = Constant<value_ints=[-1]>() z = ReduceSum(e, a)"
+        " p = Div(e, z)",
+    ],
+    ids=["plain", "with a guard", "decomposed"],
+)
+def test_pooling_the_contexts_of_each_head_is_no_second_attention(softmax: str, inferred: bool) -> None:
+    text = (
+        f"({QKV}, float[4,1] w) => (float[B,2,1,4] y) {{ {SCORES} {softmax} c = MatMul(p, v) s2 = MatMul(c, w)"
+        " p2 = Softmax<axis=-2>(s2) p2t = Transpose<perm=[0,1,3,2]>(p2) y = MatMul(p2t, c) }"
+    )
+    found = find(parse(text, inferred=inferred))
+    assert len(found.sites) == 1
+    assert [r.reason for r in found.rejections] == [
+        "MatMul 'MatMul_c' is the context of another softmax, not a product of query and key"
+    ]
+
+
 @pytest.mark.parametrize("name", [*FORMS, *LOOK_ALIKES])
 def test_every_softmax_is_in_exactly_one_of_the_lists(name: str) -> None:
     form = FORMS.get(name)
