@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+import numpy as np
 import onnx_ir as ir
 
 _MOST_DEPTH: Final = 64
@@ -66,13 +67,27 @@ def axes_of(node: ir.Node) -> list[int] | None:
 
 
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of an initializer or Constant node, else None."""
-    if value is None:
+    """The tensor of an initializer, or of a Constant node that holds numbers, else None.
+
+    Unlike ``onnx_ir.convenience.get_const_tensor``, it does not rename the tensor, which is a part of the model.
+    """
+    if value is None or value.const_value is not None:
+        return None if value is None else value.const_value
+    node = value.producer()
+    if node is None or node.op_type != "Constant" or node.domain or len(node.attributes) != 1:
         return None
-    try:
-        return ir.convenience.get_const_tensor(value)
-    except ValueError:  # a Constant node that is not well formed
+    (attribute,) = node.attributes.values()
+    if attribute.is_ref():
         return None
+    match attribute.name:
+        case "value":
+            tensor: ir.TensorProtocol = attribute.value  # as_tensor() checks the protocol, which takes half of all time
+            return tensor
+        case "value_float" | "value_floats":
+            return ir.tensor(np.array(attribute.value, dtype=np.float32))
+        case "value_int" | "value_ints":
+            return ir.tensor(np.array(attribute.value, dtype=np.int64))
+    return None
 
 
 def axis_from_end(axis: int, rank: int | None) -> int | None:

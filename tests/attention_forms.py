@@ -89,7 +89,7 @@ FORMS: Final[dict[str, Example]] = {
     ),
     "Transformer-XL: a second product, its rows shifted by Pad and Reshape": Example(
         "(float[1,2,5,4] q, float[1,2,5,4] k, float[1,2,5,4] v, float[1,2,4,5] wr) => (float[1,2,5,4] y) {"
-        f" {SCORES} b = MatMul(q, wr) pads = Constant<value_ints=[0,0,0,1,0,0,0,0]>() b1 = Pad(b, pads)"
+        f" {SCORES} b = MatMul(q, wr) pads = Constant<value=int64[8] {{0,0,0,1,0,0,0,0}}>() b1 = Pad(b, pads)"
         " n = Constant<value_ints=[1,2,6,5]>() b2 = Reshape(b1, n) one = Constant<value_ints=[1]>()"
         " end = Constant<value_ints=[6]>() two = Constant<value_ints=[2]>() b3 = Slice(b2, one, end, two)"
         " t = Add(s, b3) p = Softmax<axis=-1>(t) y = MatMul(p, v) }"
