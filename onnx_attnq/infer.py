@@ -90,6 +90,14 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     return None
 
 
+def number_of(value: ir.Value | None) -> float | None:
+    """The number that a constant of one element holds."""
+    tensor = constant(value)
+    if tensor is None or tensor.size != 1 or tensor.dtype is None or not tensor.dtype.is_floating_point():
+        return None
+    return float(np.asarray(tensor.numpy()).astype(np.float64).reshape(()))
+
+
 def axis_from_end(axis: int, rank: int | None) -> int | None:
     """A possibly non-negative axis counted from the end; None when that needs an unknown rank."""
     if axis < 0:

@@ -29,8 +29,15 @@ ORIGIN: Final = "onnx_attnq.origin"
 DECLINED: Final = "onnx_attnq.declined"
 """Key in the ``meta`` of a fused op that was not decomposed: the reason."""
 
-_NO_SOFTMAX: Final = ("Sigmoid", "HardSigmoid", "Relu", "Softplus")
-"""What some models have in place of a softmax; no scheme is for it, but a person should read that it is there."""
+_NO_SOFTMAX: Final = {
+    **dict.fromkeys(
+        ("Sigmoid", "HardSigmoid", "Relu", "Softplus"),
+        "it weighs the values in place of a softmax: its rows have no sum to keep",
+    ),
+    "Exp": "the row sum divides the context, or is none that is known, so the probabilities never exist; export without "
+    "late normalization",
+}
+"""What weighs the values where there is no softmax, and why it is left; a person should read that it is there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +151,8 @@ def find_sites(model: ir.Model) -> Sites:
     sites: list[AttentionSite] = []
     rejections: list[Rejection] = []
     taken: dict[str, int] = {}
+    roots = {node: softmax_root(node, graph) for graph in flow.graphs for node in graph}
+    divided = {root.scores for root in roots.values() if isinstance(root, SoftmaxRoot)}
     for graph in flow.graphs:
         scope = flow.scope(graph)
         for node in graph:
@@ -152,11 +161,11 @@ def find_sites(model: ir.Model) -> Sites:
                 reason = node.meta.get(DECLINED) or "a fused op; `expose` makes its softmax visible"
                 rejections.append(Rejection(name, node.op_type, scope, reason))
                 continue
-            root = softmax_root(node, graph)
+            root = roots[node]
             if root is None:
-                if node.op_type in _NO_SOFTMAX and _weighs_values(node, search):
-                    reason = f"{node.op_type} weighs the values in place of a softmax: rows have no sum to keep"
-                    rejections.append(Rejection(name, node.op_type, scope, reason))
+                in_place = _NO_SOFTMAX.get(node.op_type) if not node.domain else None
+                if in_place is not None and node.inputs[0] not in divided and _weighs_values(node, search):
+                    rejections.append(Rejection(name, node.op_type, scope, in_place))
                 continue
             if isinstance(root, Lost):
                 rejections.append(Rejection(name, node.op_type, scope, root.reason))

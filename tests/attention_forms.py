@@ -203,6 +203,23 @@ FORMS: Final[dict[str, Example]] = {
         " w = Gather<axis=0>(qkv, m) zero = Constant<value_ints=[0]>() v = Squeeze(w, zero)"
         f" {SCORES} p = Softmax<axis=-1>(s) y = MatMul(p, v) }}"
     ),
+    "Exp of the scores less their ReduceLogSumExp": between(
+        "z = ReduceLogSumExp<axes=[-1], keepdims=1>(s) d = Sub(s, z) p = Exp(d)"
+    ),
+    **{
+        f"decomposed, times {what} the row sum": between(
+            f"m = ReduceMax<axes=[-1]>(s) d = Sub(s, m) e = Exp(d) a = Constant<value_ints=[-1]>() z = ReduceSum(e, a)"
+            f" {inverse} p = Mul(e, r)"
+        )
+        for what, inverse in {
+            "1 over": "one = Constant<value_float=1.0>() r = Div(one, z)",
+            "the power -1 of": "n = Constant<value_float=-1.0>() r = Pow(z, n)",
+        }.items()
+    },
+    "Exp, normalized by ReduceL1": between(
+        "m = ReduceMax<axes=[-1]>(s) d = Sub(s, m) e = Exp(d) z = ReduceL1<axes=[-1]>(e)"
+        " low = Constant<value_float=1e-12>() c = Clip(z, low) p = Div(e, c)"
+    ),
     "heads merged with the batch around the softmax": Example(
         "(float[B,2,5,4] q, float[B,2,5,4] k, float[B,2,5,4] v) => (float[B,2,5,4] y) {"
         f" {SCORES} n = Constant<value_ints=[-1,5,5]>() s3 = Reshape(s, n) r = Softmax<axis=-1>(s3)"

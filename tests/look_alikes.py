@@ -135,15 +135,25 @@ LOOK_ALIKES: Final[dict[str, tuple[str, str]]] = {
         " y = Div(u, z) }",
         "the probabilities never exist",
     ),
+    "late normalization, with the exponentials cast on the way": (
+        "(float[B,L,4] q, float[B,L,4] k, float[B,L,4] v) => (float[B,L,4] y) { kt = Transpose<perm=[0,2,1]>(k)"
+        " s = MatMul(q, kt) e = Exp(s) a = Constant<value_ints=[-1]>() z = ReduceSum<keepdims=1>(e, a) e2 = Identity(e)"
+        " u = MatMul(e2, v) r = Reciprocal(z) y = Mul(u, r) }",
+        "the probabilities never exist",
+    ),
+    "log-probabilities of a classifier": (
+        f"({X}, float[8,5] w) => (float[B,L,5] p) {{ s = MatMul(x, w) p = LogSoftmax<axis=-1>(s) }}",
+        "its logarithms are used as they are",
+    ),
     "sigmoid attention": (
         "(float[B,2,L,4] q, float[B,2,L,4] k, float[B,2,L,4] v) => (float[B,2,L,4] y) {"
         " kt = Transpose<perm=[0,1,3,2]>(k) s = MatMul(q, kt) p = Sigmoid(s) y = MatMul(p, v) }",
-        "Sigmoid weighs the values in place of a softmax",
+        "weighs the values in place of a softmax",
     ),
     "squared ReLU attention": (
         "(float[B,2,L,4] q, float[B,2,L,4] k, float[B,2,L,4] v) => (float[B,2,L,4] y) {"
         " kt = Transpose<perm=[0,1,3,2]>(k) s = MatMul(q, kt) r = Relu(s) p = Mul(r, r) y = MatMul(p, v) }",
-        "Relu weighs the values in place of a softmax",
+        "weighs the values in place of a softmax",
     ),
     "additive pooling in each head": (
         "(float[B,L,8] x, float[8,8] wk, float[4,1] wa) => (float[B,2,1,4] y) { k = MatMul(x, wk)"
