@@ -34,7 +34,7 @@ _NO_SOFTMAX: Final = {
         ("Sigmoid", "HardSigmoid", "Relu", "Softplus"),
         "it weighs the values in place of a softmax: its rows have no sum to keep",
     ),
-    "Exp": "the row sum divides the context, or is written in a way that is not known, so the probabilities never exist; "
+    "Exp": "its row sum divides the context, or is written in an unknown way, so the probabilities never exist; "
     "export without late normalization",
 }
 """What weighs the values where there is no softmax, and why it is left; a person should read that it is there."""

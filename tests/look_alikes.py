@@ -19,7 +19,7 @@ LOOK_ALIKES: Final[dict[str, tuple[str, str]]] = {
     ),
     "mixture-of-experts router, the best two": (
         f"({X}, float[8,3] wg) => (float[B,L,2] g, int64[B,L,2] i) {{ s = MatMul(x, wg) p = Softmax<axis=-1>(s)"
-        " n = Constant<value_ints=[2]>() g, i = TopK(p, n) }",
+        " n = Constant<value=int64[1] {2}>() g, i = TopK(p, n) }",
         "a weight of .* supplies",
     ),
     "soft mixture of experts: tokens dispatched to learned slots": (

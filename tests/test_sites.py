@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from attention_forms import FORMS, QKV, SCORES, between
+from fused_case import CURRENT_KERNELS
 from look_alikes import LOOK_ALIKES
 from small_graphs import parse
 
@@ -93,8 +94,9 @@ def test_every_softmax_is_in_exactly_one_of_the_lists(name: str) -> None:
     assert len(softmax) <= len(listed)
 
 
+# onnxruntime before 1.32 fuses a Transpose into a product of doubles, for which it then has no kernel.
 @SHAPES
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[CURRENT_KERNELS] if n == "double" else []) for n in FORMS])
 def test_identity_in_its_place_changes_nothing_and_three_bits_are_the_right_ones(name: str, inferred: bool) -> None:
     form = FORMS[name]
     original = parse(form.text, opset=form.opset, functions=form.functions, inferred=inferred)
