@@ -15,14 +15,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
-import numpy as np
 import onnx_ir as ir
 
-from onnx_attnq.infer import constant, dtype_of, rank_of
+from onnx_attnq.infer import constant, dtype_of, number_of, rank_of
 from onnx_attnq.walk import Lost, Product, describe
 
 LOWEST_MASK: Final = -1e30
 """A constant below this swallows any score that is added to it, in float32."""
+
+_MOST_BETWEEN: Final = 256
+"""Nodes to look at for one step, so that sites that share a long chain do not each follow all of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,11 +141,11 @@ def _trace_scores(scores: ir.Value, product: ir.Node) -> tuple[float, tuple[Mask
             return Lost("the product of query and key is in another graph")
         # Upstream is walked last to first: a mask found after a scale was scaled too.
         if node.op_type in ("Mul", "Div"):
-            factor = _scalar(node.inputs[1]) or (_scalar(node.inputs[0]) if node.op_type == "Mul" else None)
+            factor = number_of(node.inputs[1]) or (number_of(node.inputs[0]) if node.op_type == "Mul" else None)
             if not factor:
                 return Lost(f"{describe(node)} is no multiplication by a constant number")
             scale *= factor if node.op_type == "Mul" else 1.0 / factor
-            value = _other(node, factor_first=_scalar(node.inputs[1]) is None)
+            value = _other(node, factor_first=number_of(node.inputs[1]) is None)
         elif _is_noop(node):
             value = _first(node)
         else:
@@ -163,10 +165,10 @@ def _mask(node: ir.Node, index: int) -> Mask | None:
         case "Add":
             return Added(_input(node, 1 - index))
         case "Where" if index in (1, 2):
-            fill = _scalar(node.inputs[3 - index])
+            fill = number_of(node.inputs[3 - index])
             return None if fill is None or fill > LOWEST_MASK else Filled(_input(node, 0), index == 2, fill)
         case "Max" if len(node.inputs) == 2:
-            lowest = _scalar(node.inputs[1 - index])
+            lowest = number_of(node.inputs[1 - index])
             return None if lowest is None or lowest > LOWEST_MASK else Bounded(lowest)
     return None
 
@@ -194,7 +196,7 @@ def _guard(value: ir.Value, users: list[ir.Node]) -> ir.Value | None:
     if set(by_op) != {"IsNaN", "Where"} or len(users) != 2:
         return None
     where, is_nan = by_op["Where"], by_op["IsNaN"].outputs[0]
-    fits = where.inputs[0] is is_nan and where.inputs[2] is value and _scalar(where.inputs[1]) == 0.0
+    fits = where.inputs[0] is is_nan and where.inputs[2] is value and number_of(where.inputs[1]) == 0.0
     return where.outputs[0] if fits and len(is_nan.uses()) == 1 else None
 
 
@@ -204,15 +206,18 @@ def _trace_operand(value: ir.Value | None, *, scaled: bool) -> Operand | Lost:
     if value is None or rank is None or rank < 2:
         return Lost("the rank of an operand is unknown")
     perm, scale = tuple(range(rank)), 1.0
-    while (node := value.producer()) is not None:
+    for _ in range(_MOST_BETWEEN):
+        node = value.producer()
+        if node is None:
+            break
         if node.op_type == "Transpose" and (attribute := node.attributes.get("perm")) is not None:
             inner = attribute.as_ints()
             perm = tuple(int(inner[axis]) for axis in perm)
             value = _first(node)
-        elif scaled and node.op_type == "Mul" and (factor := _scalar(node.inputs[1])):
+        elif scaled and node.op_type == "Mul" and (factor := number_of(node.inputs[1])):
             scale *= factor
             value = _first(node)
-        elif scaled and node.op_type == "Div" and (factor := _scalar(node.inputs[1])):
+        elif scaled and node.op_type == "Div" and (factor := number_of(node.inputs[1])):
             scale /= factor
             value = _first(node)
         else:
@@ -233,7 +238,7 @@ def _trace_context(context: ir.Value, rank: int) -> tuple[ir.Value, tuple[int, .
 def _leads_to(value: ir.Value, product: ir.Node) -> bool:
     """Whether scale and mask ops lead from the product to the value."""
     pending, seen = [value], set[ir.Value]()
-    while pending:
+    while pending and len(seen) < _MOST_BETWEEN:
         node = pending.pop().producer()
         if node is product:
             return True
@@ -256,14 +261,6 @@ def _is_noop(node: ir.Node) -> bool:
 
 def _used_once(value: ir.Value) -> bool:
     return len(value.uses()) == 1 and not value.is_graph_output()
-
-
-def _scalar(value: ir.Value | None) -> float | None:
-    """The number that a constant of one element holds."""
-    tensor = constant(value)
-    if tensor is None or tensor.size != 1 or tensor.dtype is None or not tensor.dtype.is_floating_point():
-        return None
-    return float(np.asarray(tensor.numpy()).astype(np.float64).reshape(()))
 
 
 def _first(node: ir.Node) -> ir.Value:

@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from onnx_attnq.errors import AttnqError, NothingToRewrite
 from onnx_attnq.expose import expose, original_fingerprint
-from onnx_attnq.generate import generate_samples
 from onnx_attnq.inputs import Sample
+from onnx_attnq.made_up import MadeUp, made_up_samples
 from onnx_attnq.model import ExternalData, load, save
 from onnx_attnq.native import native_library
 from onnx_attnq.plan import Plan, uniform_plan
@@ -36,6 +36,7 @@ class Compression:
         verification: Of the ops' standard bodies; None when it was not asked for.
         native_verification: Of the native library's kernels; None where it was not built or has nothing to do.
         nodes: Number of nodes in the main graph and its subgraphs, before and after.
+        made_up: The samples that were made up for the verification; None where they were given.
     """
 
     source: Path
@@ -46,6 +47,7 @@ class Compression:
     verification: Verification | None
     native_verification: Verification | None
     nodes: tuple[int, int]
+    made_up: MadeUp | None = None
 
 
 def compress(
@@ -131,15 +133,16 @@ def compress(
     target = source.with_name(f"{source.stem}.attnq.onnx") if output is None else Path(output)
     save(work, target, external_data)
     after = count_nodes(work)
-    checked = native = None
+    checked = native = made_up = None
     if verification:
         if samples is None:
-            samples = generate_samples(original, sample_count, seed)
+            made_up = made_up_samples(original, sample_count, seed, threads=threads)
+            samples = made_up.samples
         written = load(target)
         checked = verify(original, written, samples, limits=limits, threads=threads, progress=progress)
         if native_library() is not None and not inline:
             native = verify(original, written, samples, limits=limits, threads=threads, native=True, progress=progress)
-    return Compression(source, target, sites, plan, record, checked, native, (before, after))
+    return Compression(source, target, sites, plan, record, checked, native, (before, after), made_up)
 
 
 def count_nodes(model: ir.Model) -> int:

@@ -10,7 +10,7 @@ from onnx_ir.passes.common import InlinePass
 from onnx_attnq.fused import Declined, decompose, is_fused_attention
 from onnx_attnq.model import fingerprint
 from onnx_attnq.sites import DECLINED, ORIGIN, Origin, find_sites
-from onnx_attnq.softmax import is_softmax
+from onnx_attnq.softmax import is_softmax, may_be_decomposed
 from onnx_attnq.undo import Snapshot
 
 _ORIGINAL = "onnx_attnq.original"
@@ -67,7 +67,7 @@ def _hiding(functions: Iterable[ir.Function]) -> set[ir.OperatorIdentifier]:
         name
         for name, inside in nodes.items()
         if any(is_softmax(node) or is_fused_attention(node) for node in inside)
-        or {"Exp", "ReduceSum"} <= {node.op_type for node in inside}
+        or may_be_decomposed(node.op_type for node in inside)
     }
     while True:
         more = {n for n, inside in nodes.items() if hidden & {node.op_identifier() for node in inside}} - hidden

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
+import numpy as np
 import onnx_ir as ir
 
 _MOST_DEPTH: Final = 64
 """How far upstream to look; a chain from scores to the nearest Reshape or Transpose is much shorter."""
 
+_RANK: Final = "onnx_attnq.rank"
+"""Key in the ``meta`` of a value whose rank was looked for; None if it was not found."""
+
 _BROADCAST: Final = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Where", "MatMul", "Pow", "FusedMatMul"})
 _SAME: Final = frozenset(
-    {"Cast", "Identity", "Dropout", "Clip", "Tanh", "Softmax", "LogSoftmax", "Slice", "Neg", "Exp"}
+    (
+        *("Cast", "CastLike", "Identity", "Dropout", "Clip", "Tanh", "Softmax", "LogSoftmax", "Neg"),
+        *("Exp", "Log", "Sqrt", "Erf", "Relu", "Sigmoid", "Gelu", "Reciprocal", "Not"),
+        *("IsNaN", "LayerNormalization", "RMSNormalization", "Slice", "Split", "Pad", "Tile", "Trilu"),
+        *("CumSum", "TopK", "GatherElements", "ScatterElements", "ScatterND", "QuantizeLinear", "DequantizeLinear"),
+    )
 )
+
+
+def note_ranks(graphs: Iterable[ir.Graph]) -> None:
+    """Find the rank of every value once, in the order of the nodes, so that `rank_of` need not search.
+
+    Args:
+        graphs: Outer before inner. Noted in the ``meta`` of the values, which no file has.
+    """
+    for graph in graphs:
+        for node in graph:
+            for output in node.outputs:
+                output.meta[_RANK] = rank_of(output)
 
 
 def rank_of(value: ir.Value | None) -> int | None:
@@ -46,13 +67,35 @@ def axes_of(node: ir.Node) -> list[int] | None:
 
 
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of an initializer or Constant node, else None."""
-    if value is None:
+    """The tensor of an initializer, or of a Constant node that holds numbers, else None.
+
+    Unlike ``onnx_ir.convenience.get_const_tensor``, it does not rename the tensor, which is a part of the model.
+    """
+    if value is None or value.const_value is not None:
+        return None if value is None else value.const_value
+    node = value.producer()
+    if node is None or node.op_type != "Constant" or node.domain or len(node.attributes) != 1:
         return None
-    try:
-        return ir.convenience.get_const_tensor(value)
-    except ValueError:  # a Constant node that is not well formed
+    (attribute,) = node.attributes.values()
+    if attribute.is_ref():
         return None
+    match attribute.name:
+        case "value":
+            tensor: ir.TensorProtocol = attribute.value  # as_tensor() checks the protocol, which takes half of all time
+            return tensor
+        case "value_float" | "value_floats":
+            return ir.tensor(np.array(attribute.value, dtype=np.float32))
+        case "value_int" | "value_ints":
+            return ir.tensor(np.array(attribute.value, dtype=np.int64))
+    return None
+
+
+def number_of(value: ir.Value | None) -> float | None:
+    """The number that a constant of one element holds."""
+    tensor = constant(value)
+    if tensor is None or tensor.size != 1 or tensor.dtype is None or not tensor.dtype.is_floating_point():
+        return None
+    return float(np.asarray(tensor.numpy()).astype(np.float64).reshape(()))
 
 
 def axis_from_end(axis: int, rank: int | None) -> int | None:
@@ -88,6 +131,11 @@ def _rank(value: ir.Value | None, depth: int, known: dict[ir.Value, int | None])
     """`rank_of`; ``known`` keeps a graph whose branches meet again and again from being walked once for each path."""
     if value is None or depth == 0:
         return None
+    if value.shape is not None:
+        return len(value.shape)
+    if _RANK in value.meta:
+        noted: int | None = value.meta[_RANK]
+        return noted
     if value not in known:
         known[value] = None
         known[value] = _computed_rank(value, depth - 1, known)
@@ -95,8 +143,6 @@ def _rank(value: ir.Value | None, depth: int, known: dict[ir.Value, int | None])
 
 
 def _computed_rank(value: ir.Value, depth: int, known: dict[ir.Value, int | None]) -> int | None:
-    if value.shape is not None:
-        return len(value.shape)
     tensor = constant(value)
     if tensor is not None:
         return len(tensor.shape)
@@ -113,6 +159,9 @@ def _computed_rank(value: ir.Value, depth: int, known: dict[ir.Value, int | None
         return max((rank for rank in ranks.values() if rank is not None), default=None)
     if node.op_type in _SAME:
         return _rank(node.inputs[0], depth, known)
+    if node.op_type == "Einsum" and (equation := node.attributes.get("equation")) is not None:
+        _, arrow, output = equation.as_string().replace(" ", "").partition("->")
+        return len(output) if arrow and "." not in output else None
     if node.op_type == "Gather":
         data, indices = (_rank(v, depth, known) for v in node.inputs[:2])
         return None if data is None or indices is None else data + indices - 1

@@ -126,6 +126,12 @@ def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
         yield from _attribute_tensors(function.attributes.values())
 
 
+def size_on_disk(model: ir.Model) -> int:
+    """Bytes of the file that a model was loaded from, and of the data files that it refers to."""
+    files = {Path(tensor.path) for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor)}
+    return sum(file.stat().st_size for file in {model.graph.meta[_SOURCE], *files})
+
+
 def opset(model: ir.Model) -> int:
     """The version of the ai.onnx operator set that the main graph uses."""
     imports = model.graph.opset_imports
@@ -252,4 +258,4 @@ def _append(tensor: ir.TensorProtocol, file: BinaryIO) -> tuple[int, int]:
     return offset, tensor.nbytes
 
 
-__all__ = ["ExternalData", "fingerprint", "load", "opset", "save", "sha256", "tensors"]
+__all__ = ["ExternalData", "fingerprint", "load", "opset", "save", "sha256", "size_on_disk", "tensors"]

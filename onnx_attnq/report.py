@@ -39,6 +39,7 @@ def compression_json(result: Compression, model: ir.Model) -> dict[str, Any]:
         **sites_json(rewritten),
         "verification": None if result.verification is None else result.verification.to_json(),
         "native_verification": None if result.native_verification is None else result.native_verification.to_json(),
+        "refused_samples": [] if result.made_up is None else list(result.made_up.refused),
     }
 
 
@@ -101,5 +102,6 @@ def _site_json(site: AttentionSite) -> dict[str, Any]:
         "scope": site.scope,
         "form": str(site.form),
         "heads": site.heads,
+        "shape": None if site.shape is None else list(site.shape),
         "chain": list(site.chain),
     }

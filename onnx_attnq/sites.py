@@ -11,28 +11,33 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterator
 from typing import Final
 
 import onnx_ir as ir
 
-from onnx_attnq import walk
 from onnx_attnq.attention import Attention, match_attention
 from onnx_attnq.dataflow import Dataflow
 from onnx_attnq.fused import is_fused_attention
-from onnx_attnq.infer import branch_outputs, rank_of
-from onnx_attnq.softmax import SoftmaxRoot, softmax_root, through
-from onnx_attnq.walk import Lost, Passed, Position, Product, describe
-
-_MOST_STEPS = 10_000
-"""A bound on one walk, so that a hostile graph cannot make it endless."""
-
+from onnx_attnq.infer import note_ranks
+from onnx_attnq.search import Search
+from onnx_attnq.softmax import SoftmaxRoot, softmax_root
+from onnx_attnq.walk import Lost, Product
 
 ORIGIN: Final = "onnx_attnq.origin"
 """Key in the ``meta`` of a softmax that came out of a fused op: its `Origin`."""
 
 DECLINED: Final = "onnx_attnq.declined"
 """Key in the ``meta`` of a fused op that was not decomposed: the reason."""
+
+_NO_SOFTMAX: Final = {
+    **dict.fromkeys(
+        ("Sigmoid", "HardSigmoid", "Relu", "Softplus"),
+        "it weighs the values in place of a softmax: its rows have no sum to keep",
+    ),
+    "Exp": "its row sum divides the context, or is written in an unknown way, so the probabilities never exist; "
+    "export without late normalization",
+}
+"""What weighs the values where there is no softmax, and why it is left; a person should read that it is there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +78,7 @@ class AttentionSite:
         scope: ``main``, or the path of the subgraph it is in.
         form: What the rewriter replaces.
         heads: Number of heads where the shapes tell, else None.
+        shape: Of the probabilities: numbers, symbols, and None for what is unknown; None if all of it is.
         chain: Op types from the scores' product to the product with V.
         probabilities: The softmax's result, over ``axis``, in the model's own type.
         scores: The softmax's input, or None where only the probabilities can be taken.
@@ -90,6 +96,7 @@ class AttentionSite:
     scope: str
     form: Form
     heads: int | None
+    shape: tuple[int | str | None, ...] | None
     chain: tuple[str, ...]
     probabilities: ir.Value = dataclasses.field(repr=False, compare=False)
     scores: ir.Value | None = dataclasses.field(repr=False, compare=False)
@@ -105,7 +112,7 @@ class Rejection:
     """A softmax or fused attention that is left alone.
 
     Attributes:
-        node: Name of the node.
+        node: Name of the node, or of its first output where it has none.
         op_type: Its op.
         scope: ``main``, or the path of the subgraph it is in.
         reason: One sentence that a person can act on.
@@ -139,27 +146,33 @@ def find_sites(model: ir.Model) -> Sites:
         Sites and rejections. Every softmax-like computation is in exactly one of the two.
     """
     flow = Dataflow(model)
+    note_ranks(flow.graphs)
+    search = Search(flow)
     sites: list[AttentionSite] = []
     rejections: list[Rejection] = []
     taken: dict[str, int] = {}
+    roots = {node: softmax_root(node, graph) for graph in flow.graphs for node in graph}
+    divided = {root.scores for root in roots.values() if isinstance(root, SoftmaxRoot)}
     for graph in flow.graphs:
         scope = flow.scope(graph)
         for node in graph:
+            name = node.name or node.outputs[0].name or ""
             if is_fused_attention(node):
                 reason = node.meta.get(DECLINED) or "a fused op; `expose` makes its softmax visible"
-                rejections.append(Rejection(node.name or "", node.op_type, scope, reason))
+                rejections.append(Rejection(name, node.op_type, scope, reason))
                 continue
-            root = softmax_root(node, graph)
+            root = roots[node]
             if root is None:
+                in_place = _NO_SOFTMAX.get(node.op_type) if not node.domain else None
+                if in_place is not None and node.inputs[0] not in divided and _weighs_values(node, search):
+                    rejections.append(Rejection(name, node.op_type, scope, in_place))
                 continue
             if isinstance(root, Lost):
-                rejections.append(Rejection(node.name or "", node.op_type, scope, root.reason))
+                rejections.append(Rejection(name, node.op_type, scope, root.reason))
                 continue
-            found = _judge(root, flow)
+            found = _judge(root, search)
             if isinstance(found, _Refusal):
-                rejections.append(
-                    Rejection(node.name or "", node.op_type, scope, found.reason, found.story, found.lost_in)
-                )
+                rejections.append(Rejection(name, node.op_type, scope, found.reason, found.story, found.lost_in))
                 continue
             sites.append(_site(node, root, found, scope, taken))
     return Sites(tuple(sites), tuple(rejections))
@@ -185,6 +198,7 @@ def _site(node: ir.Node, root: SoftmaxRoot, found: _Found, scope: str, taken: di
         scope=scope,
         form=form,
         heads=_heads(root.probabilities),
+        shape=_shape(root.probabilities),
         chain=found.chain,
         probabilities=root.probabilities,
         scores=root.scores,
@@ -194,6 +208,11 @@ def _site(node: ir.Node, root: SoftmaxRoot, found: _Found, scope: str, taken: di
         story=story,
         attention=whole,
     )
+
+
+def _weighs_values(node: ir.Node, search: Search) -> bool:
+    """Whether what a node makes of the products of query and key is multiplied with V."""
+    return bool(search.before(node.inputs[0], -1).products and search.after(node.outputs[0], -1).products)
 
 
 # --- is it attention?
@@ -214,152 +233,18 @@ class _Refusal:
     lost_in: frozenset[ir.OperatorIdentifier]
 
 
-def _judge(root: SoftmaxRoot, flow: Dataflow) -> _Found | _Refusal:
-    story: list[str] = []
-    start = root.scores if root.scores is not None else root.node.inputs[0]
-    before = _walk_back(start, root.axis, flow, story)
+def _judge(root: SoftmaxRoot, search: Search) -> _Found | _Refusal:
+    before = search.before(root.scores if root.scores is not None else root.node.inputs[0], root.axis)
     if not before.products:
-        return _Refusal(before.reason or "no product of query and key leads to it", tuple(story), before.lost_in)
-    after = _walk_on(root.probabilities, root.axis, flow, story)
-    lost_in = before.lost_in | after.lost_in
+        reason = before.reason or "no product of query and key leads to it"
+        return _Refusal(reason, before.story, frozenset(before.lost_in))
+    after = search.after(root.probabilities, root.axis)
+    story = before.story + after.story
     if not after.products:
-        return _Refusal(after.reason or "no product with V follows it", tuple(story), lost_in)
-    chain = (*before.chain, f"[{root.node.op_type}]", *after.chain)
-    return _Found(before.products, after.products, chain, tuple(story))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Walked:
-    products: tuple[Product, ...]
-    reason: str
-    chain: tuple[str, ...]
-    lost_in: frozenset[ir.OperatorIdentifier] = frozenset()
-
-
-def _walk_back(start: ir.Value | None, axis: int, flow: Dataflow, story: list[str]) -> _Walked:
-    """From the scores to the products of query and key that they are made of."""
-    if start is None:
-        return _Walked((), "its input is missing", ())
-    products: list[Product] = []
-    chains: list[tuple[str, ...]] = []
-    reason = ""
-    lost_in: set[ir.OperatorIdentifier] = set()
-    seen: set[tuple[ir.Value, int]] = set()
-    pending: list[tuple[Position, bool, tuple[str, ...]]] = [(Position(start, axis), False, ())]
-    for _ in range(_MOST_STEPS):
-        if not pending:
-            break
-        position, mixed, chain = pending.pop()
-        if (position.value, position.axis) in seen:
-            continue
-        seen.add((position.value, position.axis))
-        step = _enter_if(position) or walk.backward(position.value, position.axis)
-        node = position.value.producer()
-        op = () if node is None else (node.op_type,)
-        match step:
-            case Passed(positions):
-                pending.extend((p, mixed, (*op, *chain)) for p in reversed(positions) if flow.depends_on_data(p.value))
-            case Product():
-                verdict = _is_score(step, flow, mixed)
-                if verdict is None:
-                    products.append(step)
-                    chains.append((*op, *chain))
-                    story.append(f"scores: {describe(step.node)} multiplies query and key")
-                elif isinstance(verdict, Position):
-                    pending.append((verdict, True, (*op, *chain)))
-                else:
-                    story.append(f"scores: {verdict}")
-                    reason = reason or verdict
-            case Lost(text, op_id):
-                story.append(f"scores: {text}")
-                lost_in.update(() if op_id is None else (op_id,))
-    if not products and not reason:
-        reason = f"no product of query and key leads to it: {story[0].removeprefix('scores: ')}" if story else ""
-    return _Walked(tuple(products), reason, chains[0] if chains else (), frozenset(lost_in))
-
-
-def _enter_if(position: Position) -> Passed | None:
-    """The outputs of both branches, for a value that an If computes."""
-    node = position.value.producer()
-    if node is None or node.op_type != "If":
-        return None
-    return Passed(tuple(Position(output, position.axis) for output in branch_outputs(position.value)))
-
-
-def _is_score(product: Product, flow: Dataflow, mixed: bool) -> str | Position | None:
-    """None for a product of query and key, a reason against it, or where to walk on."""
-    name = describe(product.node)
-    if not flow.depends_on_data(product.with_axis.value):
-        return f"the softmax runs over an axis that a weight of {name} supplies, as in a router or classifier"
-    if not flow.depends_on_data(product.other) and walk.is_linear(product):
-        # Talking heads mix the scores of the heads with one square matrix before the softmax. Scores with
-        # heads have four axes; fewer are a linear layer on tokens.
-        if not mixed and walk.is_square(product) and (rank_of(product.with_axis.value) or 4) >= 4:
-            return product.with_axis
-        return f"{name} is a linear layer of one input, as in additive pooling: there is no query"
-    if _is_probabilities(product.with_axis.value) or _is_probabilities(product.other):
-        return f"{name} is the context of another softmax, not a product of query and key"
-    return None
-
-
-def _is_probabilities(value: ir.Value) -> bool:
-    source = through(value, ("Cast", "Identity", "Transpose", "Reshape", "Dropout", "Unsqueeze", "Squeeze"))
-    node = None if source is None else source.producer()
-    return node is not None and node.op_type == "Softmax"
-
-
-def _walk_on(start: ir.Value, axis: int, flow: Dataflow, story: list[str]) -> _Walked:
-    """From the probabilities to their products with V."""
-    products: list[Product] = []
-    chains: list[tuple[str, ...]] = []
-    reason = ""
-    lost_in: set[ir.OperatorIdentifier] = set()
-    seen: set[tuple[ir.Value, int]] = set()
-    pending: list[tuple[Position, tuple[str, ...]]] = [(Position(start, axis), ())]
-    for _ in range(_MOST_STEPS):
-        if not pending:
-            break
-        position, chain = pending.pop()
-        if (position.value, position.axis) in seen:
-            continue
-        seen.add((position.value, position.axis))
-        for use in position.value.uses():
-            step = walk.forward(use.node, use.idx, position.axis)
-            op = use.node.op_type
-            if isinstance(step, Passed) and sum(map(flow.depends_on_data, walk.operands(use.node))) > 1:
-                step = Lost(f"{describe(use.node)} multiplies it along another axis, as slots are updated")
-            match step:
-                case Passed(positions):
-                    pending.extend((p, (*chain, op)) for p in positions)
-                case Product() if flow.depends_on_data(step.other):
-                    products.append(step)
-                    chains.append((*chain, op))
-                    story.append(f"context: {describe(step.node)} multiplies with V")
-                case Product():
-                    text = f"the values that {describe(step.node)} weighs are constant, as in a codebook"
-                    story.append(f"context: {text}")
-                    reason = reason or text
-                case Lost(text, op_id):
-                    story.append(f"context: {text}")
-                    lost_in.update(() if op_id is None else (op_id,))
-        pending.extend((p, chain) for p in _leave_subgraph(position, flow))
-    if not products and not reason:
-        lost = [s.removeprefix("context: ") for s in story if s.startswith("context: ")]
-        reason = f"no product with V follows it: {lost[0]}" if lost else ""
-    return _Walked(tuple(products), reason, chains[0] if chains else (), frozenset(lost_in))
-
-
-def _leave_subgraph(position: Position, flow: Dataflow) -> Iterator[Position]:
-    """The output of the If that a value leaves its branch by."""
-    graph = position.value.graph
-    if graph is None or not position.value.is_graph_output() or not isinstance(graph, ir.Graph):
-        return
-    owner = flow.owner(graph)
-    if owner is None or owner.op_type != "If":
-        return
-    for index, output in enumerate(graph.outputs):
-        if output is position.value:
-            yield Position(owner.outputs[index], position.axis)
+        reason = after.reason or "no product with V follows it"
+        return _Refusal(reason, story, frozenset(before.lost_in + after.lost_in))
+    chain = (*reversed(before.chain), f"[{root.node.op_type}]", *after.chain)
+    return _Found(before.products, after.products, chain, story)
 
 
 # --- what a site is called
@@ -379,3 +264,8 @@ def _heads(probabilities: ir.Value) -> int | None:
         return None
     heads = shape[-3]
     return heads if isinstance(heads, int) else None
+
+
+def _shape(probabilities: ir.Value) -> tuple[int | str | None, ...] | None:
+    shape = probabilities.shape
+    return None if shape is None else tuple(dim if isinstance(dim, int) else dim.value for dim in shape)

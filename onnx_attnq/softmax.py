@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from onnx_attnq.infer import axes_of, axis_from_end, rank_of
+from onnx_attnq.infer import axes_of, axis_from_end, number_of, rank_of
 from onnx_attnq.walk import Lost
 
 _MOST_BETWEEN = 16
 """Nodes to look at between the parts of a softmax that is written as several ops."""
 
-_MOST_THROUGH = 10_000
-"""A bound on a chain of layout ops, so that a hostile graph cannot make it endless."""
+_MOST_THROUGH = 64
+"""Layout ops in a row; real chains have a few, and a hostile graph must not make every softmax follow a long one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,12 @@ def is_softmax(node: ir.Node) -> bool:
     return node.op_type in ("Softmax", "LogSoftmax", "QLinearSoftmax") and node.domain == domain
 
 
+def may_be_decomposed(op_types: Iterable[str]) -> bool:
+    """Whether there are ops enough for a softmax that is written as several."""
+    present = set(op_types)
+    return "Exp" in present and bool(present & {"ReduceSum", "ReduceL1", "ReduceLogSumExp"})
+
+
 def softmax_root(node: ir.Node, graph: ir.Graph) -> SoftmaxRoot | Lost | None:
     """The softmax that ``node`` computes; None when it computes none, Lost when it cannot be used."""
     if node.domain and not is_softmax(node):
@@ -56,14 +63,21 @@ def softmax_root(node: ir.Node, graph: ir.Graph) -> SoftmaxRoot | Lost | None:
         case "Exp":
             inner = through(node.inputs[0], ("Cast", "Identity"))
             log = None if inner is None else inner.producer()
+            if log is not None and log.op_type == "Sub" and (total := _log_sum_of(log)) is not None:
+                summed = _reduced_axis(total, log.inputs[0])
+                if summed is None:
+                    return None
+                return SoftmaxRoot(node, log.inputs[0], node.outputs[0], summed, replaceable=True)
             if log is None or log.op_type != "LogSoftmax":
-                return _exp_without_division(node)
+                return None
             axis = _softmax_axis(log, graph)
             return (
                 axis
                 if isinstance(axis, Lost)
                 else SoftmaxRoot(node, log.inputs[0], node.outputs[0], axis, replaceable=True)
             )
+        case "LogSoftmax" if not _is_exponentiated(node.outputs[0]):
+            return Lost("its logarithms are used as they are, so there are no probabilities to quantize")
         case "Div" | "Mul":
             return _decomposed(node)
     return None
@@ -93,28 +107,60 @@ def _softmax_opset(node: ir.Node, graph: ir.Graph) -> int:
 
 
 def _decomposed(node: ir.Node) -> SoftmaxRoot | None:
-    """Exp(s) / ReduceSum(Exp(s)), or Exp(s) * Reciprocal(ReduceSum(Exp(s))); a mask may be on both Exp(s)."""
+    """Exp(s) / ReduceSum(Exp(s)), or Exp(s) * Reciprocal(ReduceSum(Exp(s))); a mask may be on both Exp(s).
+
+    ReduceL1 is the same, as no Exp(s) is negative.
+    """
     for numerator, denominator in ((0, 1), (1, 0)):
         if node.op_type == "Div" and numerator == 1:
             break
         weights = through(node.inputs[numerator], ("Cast", "Identity"))
         below = node.inputs[denominator]
         if node.op_type == "Mul":
-            reciprocal = None if below is None else below.producer()
-            if reciprocal is None or reciprocal.op_type != "Reciprocal":
+            below = _inverted(below)
+            if below is None:
                 continue
-            below = reciprocal.inputs[0]
         exp = _upstream(weights, ("Exp",), ("Cast", "Identity", "Mul", "Where"))
         total = _upstream(
-            below, ("ReduceSum",), ("Cast", "Identity", "Add", "Max", "Clip", "Expand", "Unsqueeze", "Reshape")
+            below,
+            ("ReduceSum", "ReduceL1"),
+            ("Cast", "Identity", "Add", "Max", "Clip", "Expand", "Unsqueeze", "Reshape"),
         )
         if exp is None or total is None or through(total.inputs[0], ("Cast", "Identity")) is not weights:
             continue
-        axes = axes_of(total)
-        axis = None if axes is None or len(axes) != 1 else axis_from_end(axes[0], rank_of(weights))
+        axis = _reduced_axis(total, weights)
         if axis is not None:
             return SoftmaxRoot(node, exp.inputs[0], node.outputs[0], axis, replaceable=False)
     return None
+
+
+def _inverted(value: ir.Value | None) -> ir.Value | None:
+    """The x in a value that is 1 / x: Reciprocal(x), Div(1, x) or Pow(x, -1)."""
+    node = None if value is None else value.producer()
+    if node is None:
+        return None
+    match node.op_type:
+        case "Reciprocal":
+            return node.inputs[0]
+        case "Div" if number_of(node.inputs[0]) == 1.0:
+            return node.inputs[1]
+        case "Pow" if number_of(node.inputs[1]) == -1.0:
+            return node.inputs[0]
+    return None
+
+
+def _log_sum_of(difference: ir.Node) -> ir.Node | None:
+    """The ReduceLogSumExp in s - ReduceLogSumExp(s)."""
+    subtrahend = through(difference.inputs[1], ("Cast", "Identity"))
+    total = None if subtrahend is None else subtrahend.producer()
+    fits = total is not None and total.op_type == "ReduceLogSumExp" and total.inputs[0] is difference.inputs[0]
+    return total if fits else None
+
+
+def _reduced_axis(reduction: ir.Node, value: ir.Value | None) -> int | None:
+    """The one axis that a reduction of ``value`` runs over, counted from the end."""
+    axes = axes_of(reduction)
+    return None if axes is None or len(axes) != 1 else axis_from_end(axes[0], rank_of(value))
 
 
 def _upstream(value: ir.Value | None, wanted: tuple[str, ...], through: tuple[str, ...]) -> ir.Node | None:
@@ -133,14 +179,18 @@ def _upstream(value: ir.Value | None, wanted: tuple[str, ...], through: tuple[st
     return None
 
 
-def _exp_without_division(node: ir.Node) -> Lost | None:
-    """Late normalization: Exp is summed and multiplied with V, and the context is divided."""
-    consumers = {use.op_type for use in (u.node for u in node.outputs[0].uses())}
-    if "ReduceSum" in consumers and "MatMul" in consumers:
-        return Lost(
-            "the row sum divides the context, so the probabilities never exist; export without late normalization"
-        )
-    return None
+def _is_exponentiated(value: ir.Value) -> bool:
+    """Whether an Exp takes the value, with nothing but Cast and Identity between."""
+    pending = [value]
+    for _ in range(_MOST_BETWEEN):
+        if not pending:
+            return False
+        for use in pending.pop().uses():
+            if use.node.op_type == "Exp":
+                return True
+            if use.node.op_type in ("Cast", "Identity"):
+                pending.append(use.node.outputs[0])
+    return False
 
 
 def through(value: ir.Value | None, ops: tuple[str, ...]) -> ir.Value | None:

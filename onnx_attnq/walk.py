@@ -31,6 +31,7 @@ _ELEMENTWISE: dict[str, tuple[int, ...] | None] = {
     "BiasDropout": (0,),
     "BitmaskDropout": (0,),
 }
+_INFER = "run onnx shape inference on the model first"
 _DOMAINS = ("", "com.microsoft")
 # op: (left operand, right operand) of a product over the last two axes.
 _MATMULS: dict[str, tuple[int, int]] = {
@@ -168,15 +169,17 @@ def backward(value: ir.Value, axis: int) -> Step:
         carried = _ELEMENTWISE.get(op)
         operands = node.inputs if carried is None else [node.inputs[i] for i in carried if i < len(node.inputs)]
         return Passed(tuple(Position(v, axis) for v in operands if v is not None and _has_axis(v, axis)))
-    if op in ("Split", "Slice", "Gather", "GatherElements", "Tile", "TopK") and node.inputs[0] is not None:
-        # Gather along an axis keeps the number of axes only with one-dimensional indices.
-        if op == "Gather" and rank_of(node.inputs[0]) != rank_of(value):
-            return Lost(f"{describe(node)} changes the number of axes")
+    if op in ("Split", "Slice", "GatherElements", "Tile", "TopK") and node.inputs[0] is not None:
         return Passed((Position(node.inputs[0], axis),))
     if not node.inputs or node.inputs[0] is None:
         return Lost(f"{describe(node)} is not part of a score computation")
     if op == "Conv" and _is_pointwise(node) and axis >= -2 and node.inputs[1] is not None:
         return Product(node, Position(node.inputs[0], axis), node.inputs[1], is_left=True)
+    if op == "ReduceSum" and (factors := node.inputs[0].producer()) is not None and factors.op_type == "Mul":
+        return Lost(
+            f"{describe(node)} sums what {describe(factors)} multiplies element by element, as in local attention; "
+            "only matrix products are followed"
+        )
     moved = _layout(node, axis, to_output=False)
     return moved if isinstance(moved, Lost) else _passed(node.inputs[0], moved)
 
@@ -199,8 +202,7 @@ def is_linear(product: Product) -> bool:
     """True for a product with a matrix on the right: a linear layer, if that matrix is a weight."""
     if product.node.op_type in ("MatMulNBits", "Conv"):
         return product.is_left
-    rank = rank_of(product.other)
-    return product.is_left and rank is not None and rank <= 2
+    return product.is_left and (rank_of(product.other) or 3) <= 2
 
 
 def is_square(product: Product) -> bool:
@@ -240,12 +242,12 @@ def _layout(node: ir.Node, axis: int, *, to_output: bool) -> int | Lost:
     """The axis on the other side of an op that only moves elements."""
     op = node.op_type
     source, target = node.inputs[0], node.outputs[0]
-    rank = rank_of(source if to_output else target)
     if op == "Transpose":
         attribute = node.attributes.get("perm")
         if attribute is None:
+            rank = rank_of(source if to_output else target)
             if rank is None:
-                return Lost(f"{describe(node)} reverses axes of unknown number")
+                return Lost(f"{describe(node)} reverses the axes, and how many there are is unknown; {_INFER}")
             return -rank - 1 - axis
         perm = list(attribute.as_ints())
         if not to_output:
@@ -255,6 +257,8 @@ def _layout(node: ir.Node, axis: int, *, to_output: bool) -> int | Lost:
         return _squeeze(node, axis, inserts=(op == "Unsqueeze") == to_output)
     if op in ("Reshape", "Flatten"):
         return _reshape(node, axis, source if to_output else target, target if to_output else source)
+    if op == "Gather":
+        return _gather(node, axis, to_output=to_output)
     return Lost(f"{describe(node)} is not part of an attention", node.op_identifier())
 
 
@@ -267,9 +271,11 @@ def _squeeze(node: ir.Node, axis: int, *, inserts: bool) -> int | Lost:
     rank = rank_of(longer)
     if rank is None and (known := rank_of(shorter)) is not None:
         rank = known + len(axes)
+    if rank is None and inserts:
+        axes = [a for a in axes if a != 0]  # in front of all others, so that none moves, counted from the end
     inserted = [axis_from_end(a, rank) for a in axes]
     if any(a is None for a in inserted):
-        return Lost(f"{describe(node)} changes axes of unknown number")
+        return Lost(f"{describe(node)} counts axes from the front, and how many there are is unknown; {_INFER}")
     known_axes = sorted((a for a in inserted if a is not None), reverse=True)
     if inserts:
         for a in known_axes:  # nearest the end first: each pushes what is further left
@@ -279,6 +285,25 @@ def _squeeze(node: ir.Node, axis: int, *, inserts: bool) -> int | Lost:
     if axis in known_axes:
         return Lost(f"{describe(node)} adds or drops the softmax axis itself")
     return axis + sum(a > axis for a in known_axes)
+
+
+def _gather(node: ir.Node, axis: int, *, to_output: bool) -> int | Lost:
+    """The indices' axes take the place of the axis that Gather picks from; those on its left move along."""
+    attribute = node.attributes.get("axis")
+    raw = 0 if attribute is None else attribute.as_int()
+    count, rank = rank_of(node.inputs[1]), rank_of(node.inputs[0])
+    if count == 1:
+        return axis  # also where it is the one that is picked from
+    picked = axis_from_end(raw, rank)
+    if picked is None and raw == 0 and count == 0 and not to_output:
+        return axis  # what is left of the first axis is nothing
+    if count is None or picked is None:
+        return Lost(f"{describe(node)} changes how many axes there are, which is unknown; {_INFER}")
+    if axis > picked:
+        return axis
+    if to_output:
+        return axis + 1 - count if axis < picked else Lost(f"{describe(node)} picks from the softmax axis itself")
+    return axis + count - 1 if axis <= picked - count else Lost(f"{describe(node)} adds the softmax axis itself")
 
 
 def _reshape(node: ir.Node, axis: int, before: ir.Value | None, after: ir.Value | None) -> int | Lost:
@@ -291,7 +316,7 @@ def _reshape(node: ir.Node, axis: int, before: ir.Value | None, after: ir.Value 
     if axis == -1:
         return -1
     if before is None or before.shape is None or after is None or after.shape is None:
-        return Lost(f"{describe(node)} has unknown shapes")
+        return Lost(f"{describe(node)} has unknown shapes; {_INFER}")
     a, b = before.shape, after.shape
     if len(a) < -axis:
         return Lost(f"{describe(node)} has fewer axes than expected")
@@ -301,7 +326,7 @@ def _reshape(node: ir.Node, axis: int, before: ir.Value | None, after: ir.Value 
         i for i in range(len(b)) if outside is not None and _size(b[:i]) == outside
     ]
     if not same:
-        return Lost(f"{describe(node)} splits or merges the softmax axis")
+        return Lost(f"{describe(node)} splits or merges the softmax axis, as far as its shapes tell")
     # Axes of size 1 beside it have as many elements on that side.
     best = max(same, key=lambda i: (_surely_equal(a[axis], b[i]), b[i] != 1))
     return best - len(b)

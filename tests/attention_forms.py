@@ -89,7 +89,7 @@ FORMS: Final[dict[str, Example]] = {
     ),
     "Transformer-XL: a second product, its rows shifted by Pad and Reshape": Example(
         "(float[1,2,5,4] q, float[1,2,5,4] k, float[1,2,5,4] v, float[1,2,4,5] wr) => (float[1,2,5,4] y) {"
-        f" {SCORES} b = MatMul(q, wr) pads = Constant<value_ints=[0,0,0,1,0,0,0,0]>() b1 = Pad(b, pads)"
+        f" {SCORES} b = MatMul(q, wr) pads = Constant<value=int64[8] {{0,0,0,1,0,0,0,0}}>() b1 = Pad(b, pads)"
         " n = Constant<value_ints=[1,2,6,5]>() b2 = Reshape(b1, n) one = Constant<value_ints=[1]>()"
         " end = Constant<value_ints=[6]>() two = Constant<value_ints=[2]>() b3 = Slice(b2, one, end, two)"
         " t = Add(s, b3) p = Softmax<axis=-1>(t) y = MatMul(p, v) }"
@@ -179,6 +179,46 @@ FORMS: Final[dict[str, Example]] = {
         'sm = Einsum<equation="bhij,hg->bgij">(s, wa) r = Softmax<axis=-1>(sm) p ='
         ' Einsum<equation="bhij,hg->bgij">(r, wb)',
         "float[2,2] wa, float[2,2] wb",
+    ),
+    "talking heads, more of them in the softmax than outside": between(
+        "st = Transpose<perm=[0,2,3,1]>(s) sm = MatMul(st, wa) sb = Transpose<perm=[0,3,1,2]>(sm) r ="
+        " Softmax<axis=-1>(sb)"
+        " rt = Transpose<perm=[0,2,3,1]>(r) rm = MatMul(rt, wb) p = Transpose<perm=[0,3,1,2]>(rm)",
+        "float[2,3] wa, float[3,2] wb",
+    ),
+    "talking heads by Einsum, more of them in the softmax than outside": between(
+        'sm = Einsum<equation="bhij,hg->bgij">(s, wa) r = Softmax<axis=-1>(sm) p ='
+        ' Einsum<equation="bhij,hg->bgij">(r, wb)',
+        "float[2,3] wa, float[3,2] wb",
+    ),
+    "differential: two maps of one softmax, picked by Gather": Example(
+        "(float[B,4,5,4] q, float[B,4,5,4] k, float[B,2,5,4] v, float[1] wl) => (float[B,2,5,4] y) {"
+        f" {SCORES} r = Softmax<axis=-1>(s) n = Constant<value_ints=[-1,2,2,5,5]>() r5 = Reshape(r, n)"
+        " zero = Constant<value_int=0>() one = Constant<value_int=1>() p1 = Gather<axis=2>(r5, zero)"
+        " p2 = Gather<axis=2>(r5, one) p2l = Mul(p2, wl) p = Sub(p1, p2l) y = MatMul(p, v) }"
+    ),
+    "query, key and value picked from one tensor by Gather": Example(
+        "(float[3,B,2,L,4] qkv) => (float[B,2,L,4] y) { i = Constant<value_int=0>() j = Constant<value_int=1>()"
+        " m = Constant<value_ints=[2]>() q = Gather<axis=0>(qkv, i) k = Gather<axis=0>(qkv, j)"
+        " w = Gather<axis=0>(qkv, m) zero = Constant<value_ints=[0]>() v = Squeeze(w, zero)"
+        f" {SCORES} p = Softmax<axis=-1>(s) y = MatMul(p, v) }}"
+    ),
+    "Exp of the scores less their ReduceLogSumExp": between(
+        "z = ReduceLogSumExp<axes=[-1], keepdims=1>(s) d = Sub(s, z) p = Exp(d)"
+    ),
+    **{
+        f"decomposed, times {what} the row sum": between(
+            f"m = ReduceMax<axes=[-1]>(s) d = Sub(s, m) e = Exp(d) a = Constant<value_ints=[-1]>() z = ReduceSum(e, a)"
+            f" {inverse} p = Mul(e, r)"
+        )
+        for what, inverse in {
+            "1 over": "one = Constant<value_float=1.0>() r = Div(one, z)",
+            "the power -1 of": "n = Constant<value_float=-1.0>() r = Pow(z, n)",
+        }.items()
+    },
+    "Exp, normalized by ReduceL1": between(
+        "m = ReduceMax<axes=[-1]>(s) d = Sub(s, m) e = Exp(d) z = ReduceL1<axes=[-1]>(e)"
+        " low = Constant<value_float=1e-12>() c = Clip(z, low) p = Div(e, c)"
     ),
     "heads merged with the batch around the softmax": Example(
         "(float[B,2,5,4] q, float[B,2,5,4] k, float[B,2,5,4] v) => (float[B,2,5,4] y) {"

@@ -7,9 +7,11 @@ from typing import Final
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnx.reference
 import onnx_ir as ir
 import onnxruntime
+import pytest
 
 from onnx_attnq import function, numerics
 from onnx_attnq.scheme import QuantScheme
@@ -34,6 +36,21 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnx.inliner
 
     return onnx.inliner.inline_local_functions(model)
+
+
+def require_opset(opset: int) -> None:
+    """Skip a test where the installed onnxruntime is older than the opset."""
+    model = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["": {opset}]> g (float x) => (float y) {{y = Neg(x)}}'
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # each version raises another
+        if "opset" not in str(error).lower():
+            raise
+        pytest.skip(f"onnxruntime {onnxruntime.__version__} does not take opset {opset}")
 
 
 def run_onnxruntime(model: onnx.ModelProto, x: np.ndarray, *, optimize: bool = True) -> np.ndarray:

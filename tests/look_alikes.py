@@ -19,7 +19,7 @@ LOOK_ALIKES: Final[dict[str, tuple[str, str]]] = {
     ),
     "mixture-of-experts router, the best two": (
         f"({X}, float[8,3] wg) => (float[B,L,2] g, int64[B,L,2] i) {{ s = MatMul(x, wg) p = Softmax<axis=-1>(s)"
-        " n = Constant<value_ints=[2]>() g, i = TopK(p, n) }",
+        " n = Constant<value=int64[1] {2}>() g, i = TopK(p, n) }",
         "a weight of .* supplies",
     ),
     "soft mixture of experts: tokens dispatched to learned slots": (
@@ -135,11 +135,37 @@ LOOK_ALIKES: Final[dict[str, tuple[str, str]]] = {
         " y = Div(u, z) }",
         "the probabilities never exist",
     ),
+    "late normalization, with the exponentials cast on the way": (
+        "(float[B,L,4] q, float[B,L,4] k, float[B,L,4] v) => (float[B,L,4] y) { kt = Transpose<perm=[0,2,1]>(k)"
+        " s = MatMul(q, kt) e = Exp(s) a = Constant<value_ints=[-1]>() z = ReduceSum<keepdims=1>(e, a) e2 = Identity(e)"
+        " u = MatMul(e2, v) r = Reciprocal(z) y = Mul(u, r) }",
+        "the probabilities never exist",
+    ),
+    "log-probabilities of a classifier": (
+        f"({X}, float[8,5] w) => (float[B,L,5] p) {{ s = MatMul(x, w) p = LogSoftmax<axis=-1>(s) }}",
+        "its logarithms are used as they are",
+    ),
+    "sigmoid attention": (
+        "(float[B,2,L,4] q, float[B,2,L,4] k, float[B,2,L,4] v) => (float[B,2,L,4] y) {"
+        " kt = Transpose<perm=[0,1,3,2]>(k) s = MatMul(q, kt) p = Sigmoid(s) y = MatMul(p, v) }",
+        "weighs the values in place of a softmax",
+    ),
+    "squared ReLU attention": (
+        "(float[B,2,L,4] q, float[B,2,L,4] k, float[B,2,L,4] v) => (float[B,2,L,4] y) {"
+        " kt = Transpose<perm=[0,1,3,2]>(k) s = MatMul(q, kt) r = Relu(s) p = Mul(r, r) y = MatMul(p, v) }",
+        "weighs the values in place of a softmax",
+    ),
+    "additive pooling in each head": (
+        "(float[B,L,8] x, float[8,8] wk, float[4,1] wa) => (float[B,2,1,4] y) { k = MatMul(x, wk)"
+        " n = Constant<value_ints=[0,0,2,4]>() r = Reshape(k, n) h = Transpose<perm=[0,2,1,3]>(r) t = Tanh(h)"
+        " s = MatMul(t, wa) p = Softmax<axis=-2>(s) pt = Transpose<perm=[0,1,3,2]>(p) y = MatMul(pt, h) }",
+        "linear layer of one input",
+    ),
     "local attention by Mul and ReduceSum: no matrix products to replace": (
         "(float[B,L,1,4] q, float[B,L,9,4] k, float[B,L,9,4] v) => (float[B,L,4] y) { m = Mul(q, k)"
         " a = Constant<value_ints=[-1]>() s = ReduceSum<keepdims=1>(m, a) p = Softmax<axis=-2>(s) u = Mul(p, v)"
         " b = Constant<value_ints=[-2]>() y = ReduceSum<keepdims=0>(u, b) }",
-        "no product of query and key leads to it: ReduceSum",
+        "ReduceSum .* sums what Mul .* multiplies element by element",
     ),
     "softmax of an input": ("(float[B,L] s) => (float[B,L] p) { p = Softmax<axis=-1>(s) }", "is an input of the graph"),
 }

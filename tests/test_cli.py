@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import small_models
 from attention_forms import FORMS
 from look_alikes import LOOK_ALIKES
 from small_graphs import parse
@@ -64,6 +65,16 @@ def test_the_model_is_written_beside_its_input_which_stays(model: Path, run: Run
     assert str(model.with_name("model.attnq.onnx")) in out
 
 
+@pytest.mark.parametrize("external_data", ["copy", "keep"])
+def test_the_size_of_external_data_counts(external_data: str, tmp_path: Path, run: Run) -> None:
+    proto = small_models.parse(small_models.ATTENTION, weight=np.zeros((8, 8), np.float32))
+    path = small_models.write_external(proto, tmp_path / "m.onnx")
+    (tmp_path / "weights.bin").write_bytes(bytes(3_000_000))
+    code, out, _ = run(path, "--no-verify", "--external-data", external_data)
+    assert code == 0
+    assert re.search(r"size +3\.0 MB +" + {"copy": r"0\.0 MB", "keep": r"3\.0 MB"}[external_data], out)
+
+
 def test_compress_by_its_name_does_the_same(model: Path, run: Run) -> None:
     assert run("compress", model, "-o", model.with_name("a.onnx"))[0] == 0
     assert run(model, "-o", model.with_name("b.onnx"))[0] == 0
@@ -95,7 +106,16 @@ def test_json_has_the_keys_that_are_promised(model: Path, run: Run) -> None:
     code, out, _ = run(model, "--json", "-")
     data = json.loads(out)
     assert code == 0
-    assert set(data) == {"model", "output", "scheme", "sites", "rejected", "verification", "native_verification"}
+    assert set(data) == {
+        "model",
+        "output",
+        "scheme",
+        "sites",
+        "rejected",
+        "verification",
+        "native_verification",
+        "refused_samples",
+    }
     assert set(data["model"]) == {"path", "sha256", "opset"}
     assert set(data["output"]) == {"path", "sha256"}
     assert set(data["scheme"]) == {"reference", "normalize", "threshold", "bits", "spacing", "rounding", "name"}
@@ -106,6 +126,37 @@ def test_json_has_the_keys_that_are_promised(model: Path, run: Run) -> None:
     assert {"sites_checked", "codes_checked", "disagreements"} <= set(verification["implementation"])
     assert {"max_abs", "mean_abs", "cosine", "top1_agreement"} <= set(verification["deviation"]["y"])
     assert list(verification["pruned"]) == [data["sites"][0]["id"]]
+
+
+BAKED = (
+    FORMS["plain"]
+    .text.replace("{", "{ size = Constant<value_ints=[1,2,9,4]>() q0 = Reshape(q, size)", 1)
+    .replace("MatMul(q,", "MatMul(q0,")
+)
+"""A model that declares any length, but was traced with one row of nine tokens."""
+
+
+def test_samples_that_the_original_refuses_are_left_out(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "baked.onnx"
+    save(parse(BAKED), path)
+    code, out, _ = run(path, "--json", tmp_path / "r.json")
+    data = json.loads((tmp_path / "r.json").read_text())
+    assert code == 0
+    assert (data["verification"]["samples"], len(data["refused_samples"])) == (1, 3)
+    assert "3 of 4 made-up samples left out" in out
+    for command in ("verify", "bisect"):
+        code, out, err = run(command, path, tmp_path / "baked.attnq.onnx")
+        assert code == 0, err
+        assert "made-up samples left out" in out
+
+
+def test_a_model_that_runs_on_no_sample_needs_data(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "baked.onnx"
+    save(parse(BAKED.replace("[1,2,9,4]", "[5,2,3,4]")), path)
+    code, _, err = run(path)
+    assert code == 2
+    assert "runs on none of the samples that were made up; give it data" in one_line(err)
+    assert run(path, "--no-verify")[0] == 0
 
 
 def test_inspect_json_has_the_keys_that_are_promised(model: Path, run: Run) -> None:
@@ -139,9 +190,25 @@ def test_explain_tells_the_story_of_one_softmax(model: Path, run: Run) -> None:
     code, out, _ = run("inspect", model, "--explain", "Softmax_p")
     assert code == 0
     assert "scores: MatMul 'MatMul_s' multiplies query and key" in out
+    assert out.endswith("attention: one op replaces the products and the softmax\n")
     code, _, err = run("inspect", model, "--explain", "nowhere")
     assert code == 2
     assert "'nowhere'" in err
+
+
+def test_explain_ends_with_the_reason_where_the_walk_alone_gives_none(tmp_path: Path, run: Run) -> None:
+    model = parse(LOOK_ALIKES["pointer: query and keys, but the probabilities are the answer"][0])
+    for node in model.graph:
+        node.name = None
+    save(model, tmp_path / "m.onnx")
+    code, out, _ = run("inspect", tmp_path / "m.onnx", "--explain", "p")
+    assert code == 0
+    assert out.splitlines() == ["scores: MatMul 's' multiplies query and key", "declined: no product with V follows it"]
+
+
+def test_inspect_shows_the_sizes_that_are_known(tmp_path: Path, run: Run) -> None:
+    save(parse(TEXT, inferred=True), tmp_path / "m.onnx")
+    assert "B x 2 x L x L" in run("inspect", tmp_path / "m.onnx")[1]
 
 
 def test_dry_run_writes_nothing(model: Path, run: Run) -> None:
@@ -201,6 +268,14 @@ def test_nothing_to_rewrite_is_no_success(options: list[str], tmp_path: Path, ru
     assert out == ""
     assert "no attention found; Softmax 'Softmax_p'" in err
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_keep_fused_leaves_fused_ops_and_says_so(tmp_path: Path, run: Run) -> None:
+    fused = Path(__file__).parent / "gallery" / "fused_mha__qkout.onnx"
+    code, _, err = run(fused, "--keep-fused", "-o", tmp_path / "out.onnx")
+    assert code == 3
+    assert "MultiHeadAttention 'att': left fused, as it was asked for" in one_line(err)
+    assert not list(tmp_path.iterdir())
 
 
 def test_everything_excluded_is_no_success(model: Path, run: Run) -> None:

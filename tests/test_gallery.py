@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from fused_case import CURRENT_KERNELS
 from gallery_models import GalleryModel, gallery
 
 from onnx_attnq.compress import compress
@@ -32,7 +33,9 @@ def refused(model: GalleryModel) -> bool:
 
 
 REWRITABLE = [model for model in MODELS if model.sites and not refused(model)]
-EACH = pytest.mark.parametrize("model", REWRITABLE, ids=lambda m: m.name)
+EACH = pytest.mark.parametrize(
+    "model", [pytest.param(m, id=m.name, marks=[CURRENT_KERNELS] if m.fused else []) for m in REWRITABLE]
+)
 
 
 def run(path: Path, sample: dict[str, np.ndarray], level: str = "ORT_ENABLE_ALL") -> list[np.ndarray]:
@@ -45,11 +48,9 @@ def run(path: Path, sample: dict[str, np.ndarray], level: str = "ORT_ENABLE_ALL"
 
 
 def tolerance(model: GalleryModel) -> float:
-    """float16 rounds at 5e-4 of a value, quantized models at a step of their scales; float32 at 1e-7."""
+    """float16 rounds at 5e-4 of a value, float32 at 1e-7."""
     loaded = load(model.path)
     types = {value.dtype for node in loaded.graph.all_nodes() for value in node.outputs}
-    if any(node.op_type.startswith("QLinear") for node in loaded.graph.all_nodes()):
-        return 0.1
     weights = {value.dtype for value in loaded.graph.initializers.values()}
     return 1e-2 if ir.DataType.FLOAT16 in types | weights else 1e-5
 
@@ -97,10 +98,13 @@ def test_eight_bits_with_a_tiny_threshold_stay_close(model: GalleryModel, tmp_pa
     output = tmp_path / "out.onnx"
     compress(model.path, output, scheme=preset("row-log", bits=8, threshold=1e-6), verification=False)
     sample = model.sample()
-    # A level is at most 2.7 % of its value away. Most outputs move less; CLIP's, scaled cosines, by 3.3 %.
+    # A level is at most 2.7 % of its value away, and the errors of a row's keys cancel in part: outputs move by up to
+    # 1.5 %. CLIP's embeddings move by 1.0 %; its logits are cosines of embeddings that are almost orthogonal, so that
+    # they are small differences of large products, and that becomes 3.3 % of them.
+    bound = 0.05 if model.name.startswith("clip") else 0.02
     for found, expected in zip(run(output, sample), run(model.path, sample), strict=True):
         a, b = found.astype(np.float64), expected.astype(np.float64)
-        assert np.linalg.norm(a - b) <= 0.05 * np.linalg.norm(b) + 1e-6
+        assert np.linalg.norm(a - b) <= bound * np.linalg.norm(b) + 1e-6
 
 
 @EACH

@@ -15,6 +15,7 @@ import small_models
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from packaging.version import Version
 
 from onnx_attnq.errors import InvalidModel
 from onnx_attnq.model import fingerprint, load, save
@@ -436,6 +437,13 @@ def test_data_in_a_linked_folder(external: Path, tmp_path: Path) -> None:
 def test_data_with_a_hard_link(external: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").hardlink_to(external.parent / "weights.bin")
     refused(external, "second hard link")
+
+
+@pytest.mark.skipif(Version(onnx.__version__) < Version("1.23"), reason="older versions read them")
+def test_onnx_refuses_hard_links_too_so_that_none_may_be_written(external: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.bin").hardlink_to(external.parent / "weights.bin")
+    with pytest.raises(onnx.checker.ValidationError, match="multiple hard links"):
+        onnx.load(external)
 
 
 def test_data_that_is_not_a_file(external: Path) -> None:

@@ -11,6 +11,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from attention_forms import FORMS, QKV, SCORES
+from executions import require_opset
+from fused_case import CURRENT_KERNELS
 from small_graphs import parse
 from small_transformers import bert_like, gpt2_like
 
@@ -61,6 +63,7 @@ def sample(batch: int = 2, length: int = 6) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("opset", OPSETS)
 @pytest.mark.parametrize("make", [bert_like, gpt2_like])
 def test_every_opset(make, opset: int, inline: bool) -> None:  # type: ignore[no-untyped-def]
+    require_opset(opset)
     original = make(opset)
     for scheme, limits in ((preset("identity"), [Limit("max_abs", 1e-5)]), (preset(), []), (preset("ji2021"), [])):
         model, record = rewritten(original, scheme, inline=inline)
@@ -167,7 +170,8 @@ def test_the_record_reads_back_what_was_done(tmp_path: Path) -> None:
 # --- inline
 
 
-@pytest.mark.parametrize("name", FORMS)
+# onnxruntime before 1.32 fuses a Transpose into a product of doubles, for which it then has no kernel.
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[CURRENT_KERNELS] if n == "double" else []) for n in FORMS])
 def test_inline_leaves_plain_ops_only(name: str) -> None:
     form = FORMS[name]
     original = parse(form.text, opset=form.opset, functions=form.functions, inferred=True)

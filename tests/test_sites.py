@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Callable
 
 import onnx
 import onnx_ir as ir
 import pytest
 from attention_forms import FORMS, QKV, SCORES, between
+from fused_case import CURRENT_KERNELS
 from look_alikes import LOOK_ALIKES
 from small_graphs import parse
 
-from onnx_attnq import walk
 from onnx_attnq.expose import expose
 from onnx_attnq.generate import generate_samples
 from onnx_attnq.model import fingerprint, load, save
@@ -56,6 +58,29 @@ def test_look_alike_is_declined_with_its_reason(name: str, inferred: bool) -> No
         assert "\n" not in rejection.reason
 
 
+@SHAPES
+@pytest.mark.parametrize(
+    "softmax",
+    [
+        "p = Softmax<axis=-1>(s)",
+        "r = Softmax<axis=-1>(s) n = IsNaN(r) o = Constant<value_float=0.0>() p = Where(n, o, r)",
+        "m = ReduceMax<axes=[-1]>(s) d = Sub(s, m) e = Exp(d) a = Constant<value_ints=[-1]>() z = ReduceSum(e, a)"
+        " p = Div(e, z)",
+    ],
+    ids=["plain", "with a guard", "decomposed"],
+)
+def test_pooling_the_contexts_of_each_head_is_no_second_attention(softmax: str, inferred: bool) -> None:
+    text = (
+        f"({QKV}, float[4,1] w) => (float[B,2,1,4] y) {{ {SCORES} {softmax} c = MatMul(p, v) s2 = MatMul(c, w)"
+        " p2 = Softmax<axis=-2>(s2) p2t = Transpose<perm=[0,1,3,2]>(p2) y = MatMul(p2t, c) }"
+    )
+    found = find(parse(text, inferred=inferred))
+    assert len(found.sites) == 1
+    assert [r.reason for r in found.rejections] == [
+        "MatMul 'MatMul_c' is the context of another softmax, not a product of query and key"
+    ]
+
+
 @pytest.mark.parametrize("name", [*FORMS, *LOOK_ALIKES])
 def test_every_softmax_is_in_exactly_one_of_the_lists(name: str) -> None:
     form = FORMS.get(name)
@@ -69,8 +94,9 @@ def test_every_softmax_is_in_exactly_one_of_the_lists(name: str) -> None:
     assert len(softmax) <= len(listed)
 
 
+# onnxruntime before 1.32 fuses a Transpose into a product of doubles, for which it then has no kernel.
 @SHAPES
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[CURRENT_KERNELS] if n == "double" else []) for n in FORMS])
 def test_identity_in_its_place_changes_nothing_and_three_bits_are_the_right_ones(name: str, inferred: bool) -> None:
     form = FORMS[name]
     original = parse(form.text, opset=form.opset, functions=form.functions, inferred=inferred)
@@ -178,21 +204,58 @@ def layers(count: int) -> str:
     return " ".join([*text, "}"])
 
 
-def test_the_search_grows_with_the_number_of_nodes_and_not_its_square(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = {}
-    for count in (20, 80):
-        calls = 0
+def residual(count: int) -> str:
+    """Softmax on a residual stream: every one leads back to all before it, and none to a product."""
+    steps = [f"p{i} = Softmax<axis=-1>(x{i}) x{i + 1} = Add(x{i}, p{i})" for i in range(count)]
+    return f"(float[B,L,8] x0) => (float[B,L,8] x{count}) {{ {' '.join(steps)} }}"
 
-        def counted(*arguments, step=walk.forward):  # type: ignore[no-untyped-def]
-            nonlocal calls
-            calls += 1
-            return step(*arguments)
 
-        model = parse(layers(count), inferred=True)
-        with monkeypatch.context() as patch:
-            patch.setattr(walk, "forward", counted)
-            patch.setattr(walk, "backward", lambda *a, step=walk.backward: counted(*a, step=step))
-            found = find_sites(model)
-        assert len(found.sites) == len(found.rejections) == count
-        steps[count] = calls
-    assert steps[80] < 4.5 * steps[20], steps
+def residual_scores(count: int) -> str:
+    """Scores that are added to those of the layer before: every softmax leads back to the products of all layers."""
+    steps = [
+        f"t{i} = Transpose<perm=[0,2,1]>(x{i}) s{i} = MatMul(x{i}, t{i}) b{i + 1} = Add(s{i}, b{i})"
+        f" p{i} = Softmax<axis=-1>(b{i + 1}) c{i} = MatMul(p{i}, x{i}) x{i + 1} = Add(c{i}, x{i})"
+        for i in range(count)
+    ]
+    return f"(float[B,L,8] x0, float[L,L] b0) => (float[B,L,8] x{count}) {{ {' '.join(steps)} }}"
+
+
+def residual_probabilities(count: int) -> str:
+    """Probabilities that are added to all scores that follow: every one leads on to all after it."""
+    steps = [f"p{i} = Softmax<axis=-1>(t{i}) t{i + 1} = Add(t{i}, p{i})" for i in range(count)]
+    return (
+        f"(float[B,L,8] x) => (float[B,L,L] t{count})"
+        f" {{ k = Transpose<perm=[0,2,1]>(x) t0 = MatMul(x, k) {' '.join(steps)} }}"
+    )
+
+
+def calls_of(model: ir.Model) -> int:
+    """How many functions of Python are called to search a model: work that no other load on the machine changes."""
+    calls = 0
+
+    def count(_: object, event: str, __: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        find_sites(model)
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@pytest.mark.parametrize("inferred", [True, False], ids=["with shapes", "without shapes"])
+@pytest.mark.parametrize("graph", [layers, residual, residual_scores, residual_probabilities])
+def test_the_search_grows_with_the_number_of_nodes_and_not_its_square(
+    graph: Callable[[int], str], inferred: bool
+) -> None:
+    few, many = (parse(graph(count), inferred=inferred) for count in (100, 400))
+    assert calls_of(many) < 4.5 * calls_of(few)
+    # For 5,000 nodes 2,000,000 calls, which take 0.6 s where 1,440,000 were measured to take 0.46 s.
+    assert calls_of(many) < 400 * sum(1 for _ in many.graph.all_nodes())
+
+
+def test_each_layer_of_a_large_graph_is_found() -> None:
+    found = find_sites(parse(layers(80), inferred=True))
+    assert len(found.sites) == len(found.rejections) == 80

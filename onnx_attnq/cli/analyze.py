@@ -13,12 +13,10 @@ from onnx_attnq.analysis_tables import study_csv, study_json
 from onnx_attnq.analyze import DEFAULT_SCHEMES
 from onnx_attnq.analyze import analyze as run
 from onnx_attnq.atomic import replacing
-from onnx_attnq.cli.options import data_option, json_option, samples_option, seed_option, threads_option
-from onnx_attnq.cli.output import console, progress_bar, write_json
+from onnx_attnq.cli.options import data_option, json_option, samples_for, samples_option, seed_option, threads_option
+from onnx_attnq.cli.output import console, progress_bar, show_refused, write_json
 from onnx_attnq.errors import CannotWrite, InvalidScheme, MissingExtra
 from onnx_attnq.findings import SAFE_ERROR, summary
-from onnx_attnq.generate import generate_samples
-from onnx_attnq.inputs import load_samples
 from onnx_attnq.model import load
 from onnx_attnq.scheme import QuantScheme, preset
 from onnx_attnq.study import Study
@@ -121,10 +119,13 @@ def analyze(
         output = folder if output is None else output
         original = load(model)
         labels = None if tokenizer is None else load_token_labels(tokenizer)
+        given = samples_for(original, data, samples, seed, threads=threads)
+        if json_path != "-":
+            show_refused(console(), given)
         with progress_bar("Observing") as progress:
             study = run(
                 model,
-                generate_samples(original, samples, seed) if data is None else load_samples(data, original),
+                given.samples,
                 data_name or (f"made-up inputs (seed {seed})" if data is None else data.name),
                 schemes=tuple(dict.fromkeys(schemes)) or DEFAULT_SCHEMES,
                 include=include,

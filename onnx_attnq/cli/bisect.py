@@ -14,14 +14,13 @@ from onnx_attnq.cli.options import (
     data_option,
     json_option,
     rtol_option,
+    samples_for,
     samples_option,
     seed_option,
     threads_option,
 )
-from onnx_attnq.cli.output import console, plain_table, progress_bar, write_json
+from onnx_attnq.cli.output import console, plain_table, progress_bar, show_refused, write_json
 from onnx_attnq.compare_models import Bounds, Tolerance
-from onnx_attnq.generate import generate_samples
-from onnx_attnq.inputs import load_samples
 from onnx_attnq.model import load
 
 
@@ -59,14 +58,15 @@ def bisect(
     Says which sites to leave: as few as bring B within the tolerances, or, without any, the worst one.
     """
     original = load(a)
-    given = generate_samples(original, samples, seed) if data is None else load_samples(data, original)
+    given = samples_for(original, data, samples, seed, threads=threads)
     del original  # its weights are read again, from a file
     bounds = Bounds(tuple(Tolerance.parse(text) for text in metrics), rtol, atol)
     with progress_bar("Bisecting") as progress:
-        result = run(a, b, given, bounds=bounds, threads=threads, progress=progress)
+        result = run(a, b, given.samples, bounds=bounds, threads=threads, progress=progress)
     if json_path is not None:
         write_json(result.to_json(), json_path)
     if json_path != "-":
+        show_refused(console(), given)
         _show(result)
 
 

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import click
+import onnx_ir as ir
 from rich.console import Console
 
 from onnx_attnq.cli.options import data_option, json_option, samples_option, seed_option, threads_option
-from onnx_attnq.cli.output import console, file_size, in_megabytes, plain_table, progress_bar, write_json
+from onnx_attnq.cli.output import console, in_megabytes, plain_table, progress_bar, show_refused, write_json
 from onnx_attnq.compress import Compression
 from onnx_attnq.compress import compress as run
 from onnx_attnq.folder import compress_folder
 from onnx_attnq.inputs import load_samples
-from onnx_attnq.model import load
+from onnx_attnq.model import load, size_on_disk
 from onnx_attnq.native import native_library
 from onnx_attnq.plan import load_plan, save_plan
 from onnx_attnq.report import compression_json, folder_json
@@ -63,7 +64,7 @@ from onnx_attnq.verify import Limit, Verification
     type=click.Choice(["copy", "keep"]),
     default="copy",
     show_default=True,
-    help="Copy external data, or refer to it.",
+    help="Copy external data to OUTPUT.data, or refer to the input's files, in their folder.",
 )
 @click.option("--dry-run", is_flag=True, help="Find and plan, but write no model.")
 @click.option("--no-verify", is_flag=True, help="Do not run the models.")
@@ -138,7 +139,7 @@ def compress(
     if json_path is not None:
         write_json(compression_json(result, original), json_path)
     if json_path != "-":
-        _show(result, console(), real_data=data is not None)
+        _show(result, original, console(), real_data=data is not None)
     return _exit_code(result)
 
 
@@ -150,7 +151,7 @@ def _compress_folder(folder: Path, output: Path | None, options: dict[str, Any],
     if json_path != "-":
         out = console()
         for part in result.models:
-            _show(part, out, real_data=False)
+            _show(part, load(part.source), out, real_data=False)
             out.print()
         for path, reason in result.untouched.items():
             out.print(f"{path}: {'left' if result.output is None else 'copied'}: {reason}")
@@ -171,7 +172,7 @@ def _refuse_beside(reason: str, given: object, others: Mapping[str, object]) -> 
             raise click.UsageError(f"{reason}; it does not go with {name}")
 
 
-def _show(result: Compression, out: Console, *, real_data: bool) -> None:
+def _show(result: Compression, original: ir.Model, out: Console, *, real_data: bool) -> None:
     rewritten = [entry for entry in result.plan.sites if entry.scheme is not None]
     schemes = sorted({_describe(entry.scheme) for entry in rewritten})
     out.print(f"{result.source}: {len(rewritten)} of {len(result.sites.sites)} sites, {', '.join(schemes)}")
@@ -185,9 +186,11 @@ def _show(result: Compression, out: Console, *, real_data: bool) -> None:
         return
     table = plain_table("", "before", "after")
     table.add_row("nodes", *(str(count) for count in result.nodes))
-    table.add_row("size", in_megabytes(file_size(result.source)), in_megabytes(file_size(result.output)))
+    table.add_row("size", *(in_megabytes(size_on_disk(model)) for model in (original, load(result.output))))
     out.print(table)
     if result.verification is not None:
+        if result.made_up is not None:
+            show_refused(out, result.made_up)
         _show_verification(result.verification, out, real_data=real_data)
     if result.native_verification is not None:
         checks = result.native_verification.sites.values()

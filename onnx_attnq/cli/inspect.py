@@ -13,12 +13,12 @@ from onnx_attnq.expose import expose
 from onnx_attnq.model import load
 from onnx_attnq.record import read_record
 from onnx_attnq.report import inspection_json
-from onnx_attnq.sites import find_sites
+from onnx_attnq.sites import AttentionSite, Form, find_sites
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--explain", metavar="NODE", help="Tell how one softmax was judged, by the name of its node.")
+@click.option("--explain", metavar="NODE", help="Tell how one softmax was judged: a site, or the name of a node.")
 @json_option
 def inspect(model: Path, explain: str | None, json_path: str | None) -> None:
     """List the attention sites of MODEL, and every softmax that is none, with the reason."""
@@ -28,11 +28,15 @@ def inspect(model: Path, explain: str | None, json_path: str | None) -> None:
     found = find_sites(loaded)
     out = console()
     if explain is not None:
-        story = {site.node: site.story for site in found.sites} | {r.node: r.story for r in found.rejections}
-        if explain not in story:
+        stories = [
+            (site.story, f"attention: {_outcome(site)}") for site in found.sites if explain in (site.id, site.node)
+        ]
+        stories += [(r.story, f"declined: {r.reason}") for r in found.rejections if explain == r.node]
+        if not stories:
             raise InvalidModel(f"{model}: no softmax node is named {explain!r}; `onnx-attnq inspect` lists them")
-        for line in story[explain]:
-            out.print(line)
+        for story, outcome in stories:
+            for line in (*story, outcome):
+                out.print(line)
         return
     if json_path is not None:
         write_json(inspection_json(model, loaded, found, record), json_path)
@@ -50,13 +54,24 @@ def inspect(model: Path, explain: str | None, json_path: str | None) -> None:
             out.print(f"cannot be reverted: {record.irreversible}")
         out.print(table)
     if found.sites:
-        table = plain_table("site", "form", "scope", "heads", "from scores to context")
+        table = plain_table("site", "form", "scope", "heads", "probabilities", "from scores to context")
         for site in found.sites:
             heads = "-" if site.heads is None else str(site.heads)
-            table.add_row(site.id, str(site.form), site.scope, heads, " > ".join(site.chain))
+            shape = "-" if site.shape is None else " x ".join("?" if dim is None else str(dim) for dim in site.shape)
+            table.add_row(site.id, str(site.form), site.scope, heads, shape, " > ".join(site.chain))
         out.print(f"{model}: {len(found.sites)} attention sites")
         out.print(table)
     elif record is None:
         out.print(f"{model}: no attention found")
     for rejection in found.rejections:
         out.print(f"declined: {rejection.op_type} {rejection.node!r} in {rejection.scope}: {rejection.reason}")
+
+
+def _outcome(site: AttentionSite) -> str:
+    match site.form:
+        case Form.ATTENTION:
+            return "one op replaces the products and the softmax"
+        case Form.SOFTMAX:
+            return "one op replaces the softmax; the products stay"
+        case Form.PROBABILITIES:
+            return "the probabilities are quantized where they leave the softmax"

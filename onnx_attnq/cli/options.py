@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import onnx_ir as ir
+
+from onnx_attnq.inputs import load_samples
+from onnx_attnq.made_up import MadeUp, made_up_samples
 
 data_option = click.option(
     "--data", type=click.Path(path_type=Path), help="Samples: .npz, .npy, a folder of them, or test_data_set_*."
@@ -19,3 +23,12 @@ threads_option = click.option("--threads", type=click.IntRange(1), help="Threads
 json_option = click.option(
     "--json", "json_path", metavar="PATH|-", help="Write the result as JSON; - for standard output."
 )
+
+
+def samples_for(
+    model: ir.Model, data: Path | None, count: int, seed: int, *, edges: bool = False, threads: int | None = None
+) -> MadeUp:
+    """What --data, --samples and --seed ask for: samples from files, or made up."""
+    if data is not None:
+        return MadeUp(load_samples(data, model))
+    return made_up_samples(model, count, seed, edges=edges, threads=threads)

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from onnx_attnq.atomic import replacing
+from onnx_attnq.made_up import MadeUp
 from onnx_attnq.verify import Progress as Callback
 
 
@@ -62,10 +63,13 @@ def plain_table(*headers: str) -> Table:
     return table
 
 
-def file_size(path: Path) -> int:
-    """Bytes of a model file and the data file beside it."""
-    data = path.with_name(path.name + ".data")
-    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+def show_refused(out: Console, samples: MadeUp) -> None:
+    """Say which of the samples that were made up had to be left out."""
+    if samples.refused:
+        made = len(samples.samples) + len(samples.refused)
+        out.print(f"{len(samples.refused)} of {made} made-up samples left out, on which the original does not run:")
+        for line in samples.refused:
+            out.print(f"  {line}", soft_wrap=True)
 
 
 def in_megabytes(size: int) -> str:

@@ -6,11 +6,17 @@ from pathlib import Path
 
 import click
 
-from onnx_attnq.cli.options import atol_option, data_option, json_option, rtol_option, seed_option, threads_option
-from onnx_attnq.cli.output import console, plain_table, progress_bar, write_json
+from onnx_attnq.cli.options import (
+    atol_option,
+    data_option,
+    json_option,
+    rtol_option,
+    samples_for,
+    seed_option,
+    threads_option,
+)
+from onnx_attnq.cli.output import console, plain_table, progress_bar, show_refused, write_json
 from onnx_attnq.compare_models import Bounds, Comparison, Tolerance, compare_models
-from onnx_attnq.generate import edge_samples, generate_samples
-from onnx_attnq.inputs import load_samples
 from onnx_attnq.model import load
 
 
@@ -57,17 +63,13 @@ def verify(
     how far.
     """
     model_a, model_b = load(a), load(b)
-    given = (
-        (*generate_samples(model_a, samples, seed), *edge_samples(model_a, seed))
-        if data is None
-        else load_samples(data, model_a)
-    )
+    given = samples_for(model_a, data, samples, seed, edges=True, threads=threads)
     bounds = Bounds(tuple(Tolerance.parse(text) for text in metrics), rtol, atol)
     with progress_bar("Verifying") as progress:
         result = compare_models(
             model_a,
             model_b,
-            given,
+            given.samples,
             bounds=bounds,
             threads=threads,
             progress=progress,
@@ -75,6 +77,7 @@ def verify(
     if json_path is not None:
         write_json(result.to_json(), json_path)
     if json_path != "-":
+        show_refused(console(), given)
         _show(result)
     return 0 if result.passed else 1
 
