@@ -122,9 +122,27 @@ def _length(value: ir.Value | None, depth: int) -> int | None:
         return None if any(p is None for p in parts) else sum(p for p in parts if p is not None)
     if node.op_type == "Unsqueeze":
         return 1  # a scalar made a part of a shape
+    if node.op_type == "Gather":
+        return _length(node.inputs[1], depth - 1)
+    if node.op_type == "Shape":
+        rank = _rank(node.inputs[0], depth - 1, {})
+        ends = [None if (a := node.attributes.get(name)) is None else a.as_int() for name in ("start", "end")]
+        return None if rank is None else len(range(rank)[ends[0] : ends[1]])
+    if node.op_type == "Slice":
+        length = _length(node.inputs[0], depth - 1)
+        start, end, step = (_whole_number(node, index, default) for index, default in ((1, None), (2, None), (4, 1)))
+        return len(range(length)[start:end:step]) if length is not None and None not in (start, end) and step else None
     if node.op_type in ("Cast", "Identity"):
         return _length(node.inputs[0], depth - 1)
     return None
+
+
+def _whole_number(node: ir.Node, index: int, default: int | None) -> int | None:
+    """What an input holds that is a constant of one element; the default where there is no such input."""
+    if len(node.inputs) <= index or node.inputs[index] is None:
+        return default
+    tensor = constant(node.inputs[index])
+    return int(tensor.numpy().reshape(())) if tensor is not None and tensor.size == 1 else None
 
 
 def _rank(value: ir.Value | None, depth: int, known: dict[ir.Value, int | None]) -> int | None:
@@ -154,8 +172,9 @@ def _computed_rank(value: ir.Value, depth: int, known: dict[ir.Value, int | None
     if node.op_type in _BROADCAST or node.op_type == "Concat":
         ranks = {v: _rank(v, depth, known) for v in node.inputs if v is not None}
         if None in ranks.values():
-            # The scores are never of lower rank than their mask; a weight or a bias says nothing of what it meets.
-            ranks = {v: rank for v, rank in ranks.items() if constant(v) is None}
+            # The scores are never of lower rank than their mask; a weight, a bias or a scale that is computed says
+            # nothing of what it meets.
+            ranks = {v: rank for v, rank in ranks.items() if rank is not None and rank > 1 and constant(v) is None}
         return max((rank for rank in ranks.values() if rank is not None), default=None)
     if node.op_type in _SAME:
         return _rank(node.inputs[0], depth, known)

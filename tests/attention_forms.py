@@ -216,6 +216,15 @@ FORMS: Final[dict[str, Example]] = {
             "the power -1 of": "n = Constant<value_float=-1.0>() r = Pow(z, n)",
         }.items()
     },
+    "heads merged by a Reshape to a part of a Shape, and a scale that is computed": Example(
+        "(float[B,2,L,4] q, float[B,2,L,4] k, float[B,2,L,4] v) => (float[B,2,L,4] y) { sh = Shape(k) i0 ="
+        " Constant<value_ints=[0]>() i2 = Constant<value_ints=[-2]>() i3 = Constant<value_ints=[9223372036854775807]>()"
+        " outer = Slice(sh, i0, i2) inner = Slice(sh, i2, i3) minus = Constant<value_ints=[-1]>()"
+        " flat = Concat<axis=0>(minus, inner) k3 = Reshape(k, flat) kt3 = Transpose<perm=[0,2,1]>(k3)"
+        " d = Slice(inner, minus, i3) n = Slice(inner, i0, minus) turned = Concat<axis=0>(outer, d, n)"
+        " kt = Reshape(kt3, turned) df = Cast<to=1>(d) r = Sqrt(df) c = Reciprocal(r) kc = Mul(kt, c)"
+        " s = MatMul(q, kc) p = Softmax<axis=-1>(s) y = MatMul(p, v) }"
+    ),
     "Exp, normalized by ReduceL1": between(
         "m = ReduceMax<axes=[-1]>(s) d = Sub(s, m) e = Exp(d) z = ReduceL1<axes=[-1]>(e)"
         " low = Constant<value_float=1e-12>() c = Clip(z, low) p = Div(e, c)"
