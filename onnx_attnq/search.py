@@ -105,9 +105,11 @@ class Search:
         op = "" if node is None else node.op_type
         match step:
             case Passed(positions):
-                for p in positions:
-                    if self._flow.depends_on_data(p.value):
-                        yield op, _Place(p, place.mixed)
+                on_data = [p for p in positions if self._flow.depends_on_data(p.value)]
+                yield from ((op, _Place(p, place.mixed)) for p in on_data)
+                if node is not None and op == "ScatterND" and not on_data:
+                    text = f"{describe(node)} writes scores into a constant, as Longformer its bands: not followed"
+                    yield Reached(story=(f"scores: {text}",))
             case Product():
                 verdict = self._is_score(step, place.mixed)
                 if isinstance(verdict, Position):

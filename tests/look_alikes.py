@@ -145,6 +145,12 @@ LOOK_ALIKES: Final[dict[str, tuple[str, str]]] = {
         f"({X}, float[8,5] w) => (float[B,L,5] p) {{ s = MatMul(x, w) p = LogSoftmax<axis=-1>(s) }}",
         "its logarithms are used as they are",
     ),
+    "scores that are written into a constant, as Longformer's bands": (
+        "(float[2,4] q, float[2,4] k, float[2,4] v, float[2,2] wempty) => (float[2,4] y) { kt = Transpose<perm=[1,0]>(k)"
+        " s = MatMul(q, kt) at = Constant<value=int64[2,1] {0,1}>() b = ScatterND(wempty, at, s)"
+        " p = Softmax<axis=-1>(b) y = MatMul(p, v) }",
+        "ScatterND .* writes scores into a constant",
+    ),
     "sigmoid attention": (
         "(float[B,2,L,4] q, float[B,2,L,4] k, float[B,2,L,4] v) => (float[B,2,L,4] y) {"
         " kt = Transpose<perm=[0,1,3,2]>(k) s = MatMul(q, kt) p = Sigmoid(s) y = MatMul(p, v) }",

@@ -362,7 +362,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda p: p.write_bytes(b""), "is empty"),
     "text": (lambda p: p.write_text("not a model " * 20), "not an ONNX file"),
     "truncated": (truncated, "truncated"),
-    "a folder": (lambda p: (p.unlink(), p.mkdir()), "is a folder"),
+    "a folder": (lambda p: (p.unlink(), p.mkdir()), "folder"),  # compress takes one, but not an empty one
     "external data missing": (without_data, "gone.data"),
     "opset too old": (of_opset(6), "opset"),
     "opset of the future": (of_opset(999), "opset"),
