@@ -91,7 +91,7 @@ def test_quiet_when_piped(model: Path) -> None:
 
 
 def test_an_installation_without_the_native_library_says_so(model: Path, tmp_path: Path) -> None:
-    package = Path(onnx_attnq.__path__[0])
+    package = Path(onnx_attnq.__file__).parent
     shutil.copytree(package, tmp_path / "onnx_attnq", ignore=shutil.ignore_patterns("*.so", "*.dylib", "*.dll"))
     # Without site (-S), which would find an editable installation first, the library's folder has to be named.
     paths = os.pathsep.join([str(tmp_path), sysconfig.get_path("purelib")])
