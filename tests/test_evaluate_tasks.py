@@ -66,7 +66,7 @@ def test_question_answering_needs_span_logits(tmp_path: Path) -> None:
 
 def test_a_question_without_an_answer_is_not_squad_1(tmp_path: Path) -> None:
     questions = (Question("red", "big tree", ("tree",)), Question("blue", "big tree", ()))
-    with pytest.raises(InvalidData, match="1 question.*'blue'"):
+    with pytest.raises(InvalidData, match=r"1 question.*'blue'"):
         QuestionAnswering(questions).records(load(span_finder(tmp_path, "tree")))
 
 
