@@ -96,7 +96,9 @@ def openvino_attention(tensors: Tensors, threads: int) -> Run:
 
     parameters = [ops.parameter(list(t.transpose(0, 2, 1, 3).shape), np.float32) for t in tensors.values()]
     model = openvino.Model([ops.scaled_dot_product_attention(*parameters)], parameters, "attention")
-    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino.compile_model(
+        model, "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    )
     feeds = [np.ascontiguousarray(t.transpose(0, 2, 1, 3)) for t in tensors.values()]
     return lambda: compiled(feeds)
 
