@@ -255,9 +255,7 @@ constexpr Index kPieceKeys = 8 * kTileKeys;
 // A kernel's functions, for one way to multiply.
 template <class Products>
 struct Attend {
-  static bool pays(const Attention& a) { return Products::pays(a); }
-  static Index rows_per_block(const Attention& a) { return Products::rows_per_block(a); }
-  static bool one_block(const Attention& a) { return a.groups * a.queries <= rows_per_block(a); }
+  static bool one_block(const Attention& a) { return a.groups * a.queries <= Products::rows_per_block(a); }
   static Index pieces(const Attention& a) { return (a.keys + kPieceKeys - 1) / kPieceKeys; }
 
   static std::size_t packed_keys(const Attention& a) {
@@ -306,8 +304,8 @@ constexpr Kernels vector_kernels(const char* name, bool (*supported)()) {
   using Functions = Attend<Products>;
   return {name,
           supported,
-          Functions::pays,
-          Functions::rows_per_block,
+          Products::pays,
+          Products::rows_per_block,
           Functions::packed_keys,
           Functions::packed_values,
           Functions::pieces,

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_attnq.errors import InvalidModel
+from onnx_attnq.infer import constant_attribute, numbers_of
 
 HASH_DIGITS: Final = 32
 """Hexadecimal digits kept of a tensor's SHA-256: 128 bits, enough against a second preimage."""
@@ -53,26 +54,16 @@ def constant(value: ir.Value) -> ir.TensorProtocol | None:
         if value.const_value is None:
             raise InvalidModel(f"initializer {value.name!r} has no data")
         return value.const_value
-    node = value.producer()
-    if node is None or node.op_type != "Constant" or node.domain != "" or len(node.attributes) != 1:
-        return None
-    (attr,) = node.attributes.values()
-    if attr.is_ref():
+    attr = constant_attribute(value)
+    if attr is None:
         return None
     match attr.name:
-        case "value":
-            tensor: ir.TensorProtocol = attr.value  # as_tensor() checks the protocol, which takes half of all time
-            return tensor
-        case "value_float" | "value_floats":
-            return ir.tensor(np.array(attr.value, dtype=np.float32))
-        case "value_int" | "value_ints":
-            return ir.tensor(np.array(attr.value, dtype=np.int64))
         case "value_string":
             return ir.StringTensor([attr.as_string().encode()], shape=ir.Shape([]))
         case "value_strings":
             strings = [text.encode() for text in attr.as_strings()]
             return ir.StringTensor(strings, shape=ir.Shape([len(strings)]))
-    return None
+    return numbers_of(attr)
 
 
 def content_hash(tensor: ir.TensorProtocol) -> str:

@@ -73,12 +73,21 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     """
     if value is None or value.const_value is not None:
         return None if value is None else value.const_value
+    attribute = constant_attribute(value)
+    return None if attribute is None else numbers_of(attribute)
+
+
+def constant_attribute(value: ir.Value) -> ir.Attr | None:
+    """What a Constant node holds, where one computes the value."""
     node = value.producer()
     if node is None or node.op_type != "Constant" or node.domain or len(node.attributes) != 1:
         return None
     (attribute,) = node.attributes.values()
-    if attribute.is_ref():
-        return None
+    return None if attribute.is_ref() else attribute
+
+
+def numbers_of(attribute: ir.Attr) -> ir.TensorProtocol | None:
+    """The tensor that an attribute of a Constant node stands for; None for bare strings."""
     match attribute.name:
         case "value":
             tensor: ir.TensorProtocol = attribute.value  # as_tensor() checks the protocol, which takes half of all time
