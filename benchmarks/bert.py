@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 def bert(
-    layers: int = 12, hidden: int = 768, heads: int = 12, vocabulary: int = 30522, seed: int = 0
+    layers: int = 12, hidden: int = 768, heads: int = 12, vocabulary: int = 30522, seed: int = 0, opset: int = 17
 ) -> onnx.ModelProto:
     """BERT-base by default: about 440 MB of float32.
 
@@ -92,4 +92,4 @@ def bert(
         [helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, [*axes, hidden])],
         weights,
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)

@@ -1,6 +1,6 @@
 """BERT-base with random weights: the rewritten model against the original and against its fused form, in turn.
 
-    python benchmarks/end_to_end.py --tokens 128 --tokens 512 [--threads 2] [--int8]
+    python benchmarks/end_to_end.py --tokens 128 --tokens 512 [--threads 2] [--opset 20] [--int8]
 
 Above 1 is faster than the original. --int8 quantizes the weights of both with onnxruntime's quantize_dynamic.
 """
@@ -24,11 +24,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--opset", type=int, default=17)
     parser.add_argument("--int8", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         original, rewritten = Path(folder, "bert.onnx"), Path(folder, "bert.attnq.onnx")
-        onnx.save(bert(arguments.layers), original)
+        onnx.save(bert(arguments.layers, opset=arguments.opset), original)
         if arguments.int8:
             from onnxruntime.quantization import QuantType, quantize_dynamic
 

@@ -85,7 +85,7 @@ def softmax_function(scheme: QuantScheme, opset: int) -> ir.Function:
             peak=lambda: body.number(1.0),
         )
     else:
-        distance = body.op("Sub", scores, row_max())
+        distance = body.op("Sub", scores, body.column(row_max()))
         rows = _Rows(
             row_max=row_max,
             x=lambda: body.op("Exp", distance),
@@ -95,7 +95,8 @@ def softmax_function(scheme: QuantScheme, opset: int) -> ir.Function:
             peak=lambda: body.op("Reciprocal", body.row("ReduceSum", body.op("Exp", distance))),
         )
     weights, factor = _quantized(body, rows, scheme)
-    return body.function(softmax_op(scheme), body.op("Mul", weights, factor), scheme_attributes(scheme))
+    result = body.op("Mul", weights, body.column(factor))
+    return body.function(softmax_op(scheme), result, scheme_attributes(scheme))
 
 
 def probabilities_function(scheme: QuantScheme, opset: int) -> ir.Function:
@@ -107,7 +108,7 @@ def probabilities_function(scheme: QuantScheme, opset: int) -> ir.Function:
     if scheme.reference is Reference.ROW_MAX:
         # A row of zeros, such as a guard leaves of a masked row, stays zero.
         peak = body.op("Max", row_max(), body.number(_TINY))
-        x = body.op("Div", probabilities, peak)
+        x = body.op("Div", probabilities, body.column(peak))
     rows = _Rows(
         row_max=row_max,
         x=lambda: x,
@@ -117,7 +118,8 @@ def probabilities_function(scheme: QuantScheme, opset: int) -> ir.Function:
         peak=lambda: peak,
     )
     weights, factor = _quantized(body, rows, scheme)
-    return body.function(probabilities_op(scheme), body.op("Mul", weights, factor), scheme_attributes(scheme))
+    result = body.op("Mul", weights, body.column(factor))
+    return body.function(probabilities_op(scheme), result, scheme_attributes(scheme))
 
 
 def attention_function(scheme: QuantScheme, opset: int) -> ir.Function:
@@ -127,22 +129,22 @@ def attention_function(scheme: QuantScheme, opset: int) -> ir.Function:
     scaled = body.op("Mul", body.transpose(query, "q_perm"), body.constant_of("scale"))
     scores = body.op("Add", body.op("MatMul", scaled, body.transpose(key, "k_perm")), mask)
     row_max = body.op("Max", body.row_max(scores), body.constant_of("row_max_floor"))
-    distance = functools.cache(lambda: body.op("Sub", scores, row_max))
+    distance = functools.cache(lambda: body.op("Sub", scores, body.column(row_max)))
     exp = functools.cache(lambda: body.op("Exp", distance()))
     total = functools.cache(lambda: body.op("Max", body.row("ReduceSum", exp()), body.number(_TINY)))
-    probabilities = functools.cache(lambda: body.op("Div", exp(), total()))
+    probabilities = functools.cache(lambda: body.op("Div", exp(), body.column(total())))
 
     absolute = scheme.reference is Reference.ABSOLUTE
     rows = _Rows(
         row_max=lambda: row_max,
         x=probabilities if absolute else exp,
-        log=lambda: body.op("Sub", distance(), body.op("Log", total())) if absolute else distance(),
+        log=lambda: body.op("Sub", distance(), body.column(body.op("Log", total()))) if absolute else distance(),
         probabilities=probabilities,
         total=lambda: body.number(1.0),
         peak=lambda: body.number(1.0) if absolute else body.op("Reciprocal", total()),
     )
     weights, factor = _quantized(body, rows, scheme)
-    context = body.op("Mul", body.op("MatMul", weights, body.transpose(value, "v_perm")), factor)
+    context = body.op("Mul", body.op("MatMul", weights, body.transpose(value, "v_perm")), body.column(factor))
     result = body.transpose(context, "out_perm")
     layout = attention_attributes(1.0, (), (), (), (), zeroes_masked_rows=False)
     return body.function(attention_op(scheme), result, [*scheme_attributes(scheme), *layout])
@@ -289,15 +291,25 @@ class _Body:
         return self.op("Transpose", value, perm=ir.RefAttr("perm", parameter, ir.AttributeType.INTS))
 
     def row(self, reduction: str, value: ir.Value) -> ir.Value:
-        """ReduceMax or ReduceSum over the last axis, which stays with size 1."""
+        """ReduceMax or ReduceSum over the last axis, which is gone.
+
+        A tensor whose last axis has size 1 would do, but onnxruntime takes ten times as long for a number's sum,
+        product or maximum with it.
+        """
         if self._opset >= (13 if reduction == "ReduceSum" else 18):
-            return self.op(reduction, value, self._constant("last axis", np.array([-1], np.int64)), keepdims=1)
-        return self.op(reduction, value, axes=[-1], keepdims=1)
+            return self.op(reduction, value, self._last_axis(), keepdims=0)
+        return self.op(reduction, value, axes=[-1], keepdims=0)
+
+    def column(self, rows: ir.Value) -> ir.Value:
+        """What `row` made, with a last axis of size 1, which broadcasts to the rows that it was made of."""
+        if self._opset >= 13:
+            return self.op("Unsqueeze", rows, self._last_axis())
+        return self.op("Unsqueeze", rows, axes=[-1])
 
     def row_max(self, value: ir.Value) -> ir.Value:
-        """ReduceMax over the last axis, and NaN where a row holds one, which onnxruntime's ReduceMax overlooks."""
-        has_nan = self.op("IsNaN", self.row("ReduceSum", value))
-        return self.op("Where", has_nan, self.number(np.nan), self.row("ReduceMax", value))
+        """The largest of each row, and NaN where a row holds one, which onnxruntime's ReduceMax overlooks."""
+        total = self.row("ReduceSum", value)
+        return self.op("Where", self.op("IsNaN", total), total, self.row("ReduceMax", value))
 
     def number(self, value: float) -> ir.Value:
         """A float32 constant."""
@@ -309,6 +321,9 @@ class _Body:
             reference = ir.RefAttr("value", attribute, ir.AttributeType.TENSOR)
             self._constants[attribute] = self.op("Constant", value=reference)
         return self._constants[attribute]
+
+    def _last_axis(self) -> ir.Value:
+        return self._constant("last axis", np.array([-1], np.int64))
 
     def _constant(self, key: float | str, array: np.ndarray[Any, Any]) -> ir.Value:
         if key not in self._constants:
