@@ -133,6 +133,12 @@ def test_recording_keeps_the_first_samples_only(original: Path) -> None:
     assert recording.samples[0]["input_ids"].shape == (1, 5)
 
 
+def test_recording_keeps_one_text_of_a_batch(original: Path) -> None:
+    recording = Recording(load(original))
+    recording.model.run(tokenizer()(["red green", "blue car"]))
+    assert recording.samples[0]["input_ids"].tolist() == [[2, 5, 6, 3]]
+
+
 def test_the_command_compresses_evaluates_and_leaves_nothing_behind(
     original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
