@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from onnx_attnq.cli.output import progress_bar
 from onnx_attnq.compress import compress
 from onnx_attnq.evaluate import TASKS, Evaluation, Interval, Task, evaluate, load_task, load_tokenizer
 from onnx_attnq.export import export
@@ -29,15 +30,16 @@ EXAMPLES = HERE.parent
 SCHEMES = {
     "prune-only, t = 1e-3": preset("prune-only", threshold=1e-3),
     "prune-only, t = 1e-2": preset("prune-only", threshold=1e-2),
-    "linear, 3 bits": preset("ji2021-linear", bits=3),
-    "pruned linear, 3 bits": preset("ji2021-linear-pruned", bits=3),
-    "log, 3 bits": preset("ji2021-log", bits=3),
-    "pruned log (ji2021), 4 bits": preset("ji2021", bits=4),
-    "pruned log (ji2021), 3 bits": preset("ji2021", bits=3),
-    "pruned log (ji2021), 2 bits": preset("ji2021", bits=2),
-    "row-log (ours), 4 bits": preset("row-log", bits=4),
-    "row-log (ours), 3 bits": preset("row-log", bits=3),
-    "row-log (ours), 2 bits": preset("row-log", bits=2),
+} | {
+    f"{label}, {bits} bits": preset(name, bits=bits)
+    for label, name in (
+        ("linear", "ji2021-linear"),
+        ("pruned linear", "ji2021-linear-pruned"),
+        ("log", "ji2021-log"),
+        ("pruned log (ji2021)", "ji2021"),
+        ("row-log (ours)", "row-log"),
+    )
+    for bits in (4, 3, 2)
 }
 
 
@@ -88,7 +90,7 @@ SUBJECTS = (
         None,
     ),
     Subject(
-        "rxnmapper, masked tokens of reactions", rxnmapper, "fill-mask", "fill-mask", HERE / "reactions.txt", 320, 20
+        "rxnmapper, masked tokens of reactions", rxnmapper, "fill-mask", "fill-mask", HERE / "reactions.txt", 320, None
     ),
     Subject(
         "MiniLM-L6, passage retrieval on XQuAD",
@@ -118,11 +120,20 @@ def exported(subject: Subject, folder: Path) -> Path:
 
 
 def measure(model: Path, task: Task, schemes: dict[str, QuantScheme], threads: int) -> Evaluation:
-    with tempfile.TemporaryDirectory() as folder:
+    names = ("original", *schemes)
+    with tempfile.TemporaryDirectory() as folder, progress_bar("Evaluating") as bar:
+
+        def progress(done: int, total: int) -> None:
+            number, examples = divmod(done - 1, total // len(names))
+            if bar is not None:
+                bar(f"{task.name}: {names[number]}", done, total)
+            elif examples == 0:  # a log gets a line for each model
+                print(f"{task.name}: {names[number]}", file=sys.stderr, flush=True)
+
         compressed = [Path(folder) / f"{number}.onnx" for number in range(len(schemes))]
         for path, scheme in zip(compressed, schemes.values(), strict=True):
             compress(model, path, scheme=scheme, verification=False)
-        return evaluate(task, model, compressed, load_tokenizer(model.parent), threads=threads)
+        return evaluate(task, model, compressed, load_tokenizer(model.parent), threads=threads, progress=progress)
 
 
 def markdown(title: str, schemes: dict[str, QuantScheme], found: Evaluation) -> str:
