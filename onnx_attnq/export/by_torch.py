@@ -1,4 +1,7 @@
-"""Export by torch.onnx (dynamo), for architectures that optimum does not know: one file, no past key/values."""
+"""Export by torch.onnx (dynamo), for architectures that optimum does not know: text and image models in one part.
+
+A decoder is exported without past key/values, an image model for the size of image that its configuration names.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ OPSET: Final = 18
 TRACED: Final = (2, 16)
 """Batch and tokens of the inputs that are traced."""
 CHECKED: Final = (3, 11)
-"""Other sizes: the export must have kept both axes dynamic."""
+"""Other sizes: the export must have kept the axes dynamic."""
 
 
 def export_by_torch(
@@ -44,9 +47,16 @@ def export_by_torch(
             attn_implementation=attention and str(attention),
             local_files_only=local_only or Path(source).is_dir(),
         ).eval()
+    except Exception as error:  # whatever transformers raises becomes one line for the user
+        raise ExportFailed(f"{source}: transformers could not load it for {task}: {_first_line(error)}") from error
+    if model.config.is_encoder_decoder or model.main_input_name not in ("input_ids", "pixel_values"):
+        raise ExportFailed(
+            f"{source}: optimum does not know the architecture {model.config.model_type!r}, and by torch.onnx only text "
+            "and image models in one part are exported"
+        )
+    try:
         model.config.use_cache = False
         wrapped = _named_outputs(model)
-        batch, length = torch.export.Dim("batch"), torch.export.Dim("sequence")
         names = list(_inputs(model, TRACED))
         torch.onnx.export(
             wrapped,
@@ -56,11 +66,11 @@ def export_by_torch(
             opset_version=opset or OPSET,
             input_names=names,
             output_names=wrapped.names,
-            dynamic_shapes=(tuple({0: batch, 1: length} for _ in names),),
+            dynamic_shapes=(tuple(_dynamic_axes(name) for name in names),),
             verbose=False,
             external_data=False,
         )
-    except Exception as error:  # whatever transformers or torch raise becomes one line for the user
+    except Exception as error:  # whatever torch raises, too
         raise ExportFailed(f"{source}: torch.onnx could not export it for {task}: {_first_line(error)}") from error
     _check(wrapped, _inputs(model, CHECKED), output / "model.onnx")
     model.config.save_pretrained(output)
@@ -88,11 +98,27 @@ def _named_outputs(model: Any) -> Any:
     return NamedOutputs().eval()
 
 
+def _dynamic_axes(name: str) -> dict[int, Any]:
+    import torch
+
+    batch = {0: torch.export.Dim("batch")}
+    return batch if name == "pixel_values" else batch | {1: torch.export.Dim("sequence")}
+
+
 def _inputs(model: Any, shape: tuple[int, int]) -> dict[str, Any]:
-    """Random token ids, no padding, and token types where the model takes them."""
+    """Random pixels; or random token ids, no padding, and token types where the model takes them.
+
+    Args:
+        model: The PyTorch model.
+        shape: Batch and tokens; images take their size from the configuration.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(0)
+    if model.main_input_name == "pixel_values":
+        size = model.config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return {"pixel_values": torch.randn(shape[0], model.config.num_channels, height, width, generator=generator)}
     ids = torch.randint(model.config.get_text_config().vocab_size, shape, generator=generator)
     tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if "token_type_ids" in inspect.signature(model.forward).parameters:
