@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +22,14 @@ from onnx_attnq.compress import compress
 from onnx_attnq.errors import CannotWrite, ExportFailed, InvalidModel
 from onnx_attnq.evaluate import TextModel, load_tokenizer
 from onnx_attnq.export import Attention, Exporter, export
+from onnx_attnq.runtime import Session
 
 pytestmark = [
     pytest.mark.pipeline,
     pytest.mark.filterwarnings("default"),  # transformers, torch and optimum warn about one another
 ]
 
+ROOT = Path(__file__).parent.parent
 ATOL = 1e-4
 """Float32 rounding of a model with two layers."""
 
@@ -67,6 +71,26 @@ def test_torch_exports_what_optimum_does_not_know(tmp_path: Path) -> None:
     assert len(compress(made.folder / "model.onnx").sites.sites) == 2
 
 
+def test_torch_exports_images(tmp_path: Path) -> None:
+    folder = source(tmp_path / "ijepa", "IJepa", "ForImageClassification", image_size=32, patch_size=8)
+    made = export(folder, tmp_path / "onnx")
+    assert (made.task, made.exporter) == ("image-classification", Exporter.TORCH)
+    images = np.random.default_rng(0).normal(size=(5, 3, 32, 32)).astype(np.float32)
+    found = Session(made.folder / "model.onnx").run({"pixel_values": images})["logits"]
+    reference = transformers.AutoModelForImageClassification.from_pretrained(folder)
+    np.testing.assert_allclose(found, reference(torch.tensor(images)).logits.detach().numpy(), atol=ATOL)
+    assert len(compress(made.folder / "model.onnx").sites.sites) == 2
+
+
+def test_what_neither_exporter_takes_is_one_line(tmp_path: Path) -> None:
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}
+    folder = source(tmp_path / "umt5", "UMT5", "ForConditionalGeneration", **sizes)
+    with pytest.raises(ExportFailed, match=r"does not know the architecture 'umt5', and by torch.onnx only") as caught:
+        export(folder, tmp_path / "onnx")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["umt5"]
+
+
 def test_the_command_exports_and_compresses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = source(tmp_path / "bert", "Bert", "ForSequenceClassification")
     with pytest.raises(SystemExit) as caught:
@@ -76,6 +100,16 @@ def test_the_command_exports_and_compresses(tmp_path: Path, capsys: pytest.Captu
     assert report["task"] == "text-classification"
     assert [Path(path).name for path in report["compressed"]] == ["model.attnq.onnx"]
     assert (tmp_path / "onnx" / "model.attnq.onnx").exists()
+
+
+@pytest.mark.parametrize("task", [(), ("--task", "fill-mask")])  # whether optimum is imported early or late
+def test_notes_of_the_exporter_are_not_shown(tmp_path: Path, task: tuple[str, ...]) -> None:
+    """optimum has one about tied weights. In a process of its own: loggers are set up once."""
+    folder = source(tmp_path / "bert", "Bert", "ForMaskedLM")
+    command = [sys.executable, "-m", "onnx_attnq", "export", str(folder), "-o", str(tmp_path / "onnx"), *task]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    assert "tied weights" not in done.stderr
+    assert "fill-mask, by optimum" in done.stdout
 
 
 @pytest.mark.parametrize(("exporter", "architecture"), [("by_optimum", "Bert"), ("by_torch", "Ernie")])

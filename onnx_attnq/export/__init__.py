@@ -57,11 +57,12 @@ def export(
             f"{source}: not a model folder, and not reached on the hub ({_first_line(error)})"
         ) from error
     task = task or infer_task(config)
+    known = supports(config.model_type, task)  # imports optimum, which sets up its logger, before that is made quiet
 
     output.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(output) as made:
         with _quiet():
-            if supports(config.model_type, task):
+            if known:
                 exporter = Exporter.OPTIMUM
                 task = export_by_optimum(str(source), made, task, opset, attention, local_only)
             else:
@@ -74,7 +75,7 @@ def export(
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps what the exporters say about their own internals from the user; deviations are raised, not logged."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "transformers")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "transformers", "optimum")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(action="ignore"):
         try:

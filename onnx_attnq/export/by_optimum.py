@@ -81,7 +81,7 @@ def export_by_optimum(
 
 @contextmanager
 def _warnings_of(logger_name: str) -> Iterator[list[str]]:
-    """Collects the warnings that a logger gets."""
+    """Collects the warnings that a logger gets, in place of showing them."""
     texts: list[str] = []
 
     class Collect(logging.Handler):
@@ -89,11 +89,16 @@ def _warnings_of(logger_name: str) -> Iterator[list[str]]:
             texts.append(record.getMessage())
 
     logger, handler = logging.getLogger(logger_name), Collect(logging.WARNING)
+    level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)  # whatever level is above it
+    logger.propagate = False
     try:
         yield texts
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def _last_line(error: Exception) -> str:
