@@ -1,4 +1,11 @@
-"""What a task measures on each example, from which its metrics and their intervals follow."""
+"""What a task measures on each example, from which its metrics and their intervals follow.
+
+The score of an example comes from the library that the field takes it from: transformers (EM and F1 of SQuAD), scipy
+(log-likelihoods, rank correlation), scikit-learn (ranks). Scores stay apart by example because the bootstrap, by scipy
+too, resamples examples. What is left to do here for most metrics is a mean or a ratio of sums. scikit-learn's
+``accuracy_score`` gives the same number, but checks its arguments first, 0.8 ms each time; it is called 4000 times for
+the intervals of one model, so it is what the tests compare with.
+"""
 
 from __future__ import annotations
 
