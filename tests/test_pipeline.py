@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from optimum.onnxruntime import (
     ORTModelForMaskedLM,
     ORTModelForSeq2SeqLM,
 )
+from random_models import source
 from text_models import WORDS, tokenizer
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration, pipeline
 
@@ -144,6 +146,26 @@ def test_the_program_of_the_examples_prints_what_a_pipeline_gives(exported: Call
     model = ORTModelForCausalLM.from_pretrained(folder, file_name="model.attnq.onnx")
     generate = pipeline("text-generation", model=model, tokenizer=AutoTokenizer.from_pretrained(folder))
     assert done.stdout == generate("Return a new", max_new_tokens=40, do_sample=False)[0]["generated_text"] + "\n"
+
+
+def test_the_sweeps_of_the_paper_run_on_a_local_folder(tmp_path: Path) -> None:
+    """examples/ji2021/hub.sh with a folder in place of the names on the hub, of a model and of a data set."""
+    source(tmp_path / "bert", "Bert", "ForMaskedLM")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "test.jsonl").write_text("".join(f'{{"text": "{words}"}}\n' for words in ("red car", "tree")))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "onnx-attnq").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m onnx_attnq "$@"\n')
+    (tmp_path / "bin" / "onnx-attnq").chmod(0o755)
+    paths = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(EXAMPLES.parent)}
+    offline = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    data = ["--dataset", tmp_path / "texts", "--split", "test", "--limit", "100"]
+    program = ["sh", EXAMPLES / "ji2021" / "hub.sh", tmp_path / "bert", tmp_path / "out", "fill-mask", *data]
+    subprocess.run(program, check=True, capture_output=True, env=os.environ | paths | offline)
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    made = [Path(model["path"]).stem for model in report["compressed"]]
+    assert made[:3] == ["prune-1e-5", "prune-1e-4", "prune-1e-3"]
+    assert made[-3:] == ["row-log-4bit", "row-log-3bit", "row-log-2bit"]
+    assert len(made) == 20
 
 
 def test_an_encoder_decoder_with_a_merged_decoder(tmp_path: Path) -> None:
