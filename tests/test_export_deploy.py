@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,9 @@ from random_models import source
 from transformers import AutoTokenizer, pipeline
 
 from onnx_attnq.compress import compress
+from onnx_attnq.evaluate import TextModel
 from onnx_attnq.export import export
+from onnx_attnq.inputs import Sample
 from onnx_attnq.runtime import Session
 
 pytestmark = [
@@ -52,13 +56,41 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def sample(tokens: int = 9) -> dict[str, np.ndarray]:
-    ids = np.random.default_rng(0).integers(5, 13, (2, tokens))
+@dataclasses.dataclass(frozen=True)
+class Deployed:
+    """A folder as of the fixtures above, what its model is fed, and the logits of onnxruntime."""
+
+    folder: Path
+    sample: Sample
+    logits: np.ndarray
+
+
+def tokens(folder: Path) -> Sample:
+    ids = np.random.default_rng(0).integers(5, 13, (2, 9))
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
 
-def expected(folder: Path) -> np.ndarray:
-    return Session(folder / "model.attnq.onnx", threads=1).run(sample())["logits"]
+def tokens_with_a_past(folder: Path) -> Sample:
+    """Three tokens after nine whose keys and values are fed: one step of a generation."""
+    model = TextModel.load(folder / "model.attnq.onnx", None, threads=1)
+    ids = np.random.default_rng(0).integers(5, 1000, (2, 12))
+    past = model.run({"input_ids": ids[:, :9]})
+    return {
+        "input_ids": ids[:, 9:],
+        "attention_mask": np.ones_like(ids),
+        "position_ids": np.broadcast_to(np.arange(9, 12), (2, 3)),
+        **{name.replace("present", "past_key_values"): a for name, a in past.items() if name.startswith("present")},
+    }
+
+
+@pytest.fixture(
+    scope="module", params=[("encoder", tokens), ("decoder", tokens_with_a_past)], ids=lambda param: param[0]
+)
+def deployed(request: pytest.FixtureRequest) -> Deployed:
+    name, feed = request.param
+    folder = request.getfixturevalue(name)
+    sample = feed(folder)
+    return Deployed(folder, sample, Session(folder / "model.attnq.onnx", threads=1).run(sample)["logits"])
 
 
 def test_generation_with_a_past_gives_the_tokens_of_the_whole_sequence(decoder: Path) -> None:
@@ -86,30 +118,51 @@ def test_a_pipeline_fills_masks(encoder: Path) -> None:
     assert [entry["token"] for entry in found] == np.argsort(-logits)[:3].tolist()
 
 
-def test_onnx_reference_evaluator(encoder: Path) -> None:
-    model = onnx.load(encoder / "model.attnq.onnx")
-    found = ReferenceEvaluator(model).run(["logits"], sample())[0]
-    np.testing.assert_allclose(found, expected(encoder), atol=ATOL)
+def test_onnx_reference_evaluator(deployed: Deployed) -> None:
+    model = onnx.load(deployed.folder / "model.attnq.onnx")
+    found = ReferenceEvaluator(model).run(["logits"], dict(deployed.sample))[0]
+    np.testing.assert_allclose(found, deployed.logits, atol=ATOL)
 
 
-def test_openvino_takes_the_inlined_model(encoder: Path) -> None:
+def test_openvino_takes_the_inlined_model(deployed: Deployed) -> None:
     openvino = pytest.importorskip("openvino", reason="needs openvino")
     core = openvino.Core()
     # OpenVINO computes in bfloat16 where the CPU has AMX, which is another model, and dies where AMX is only announced.
     float32 = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = core.compile_model(core.read_model(encoder / "model.inline.onnx"), "CPU", float32)
-    found = compiled(sample())[compiled.output("logits")]
-    np.testing.assert_allclose(found, expected(encoder), atol=ATOL)
+    compiled = core.compile_model(core.read_model(deployed.folder / "model.inline.onnx"), "CPU", float32)
+    found = compiled(dict(deployed.sample))[compiled.output("logits")]
+    np.testing.assert_allclose(found, deployed.logits, atol=ATOL)
 
 
-def test_onnxruntime_web(encoder: Path, tmp_path: Path) -> None:
-    """WebAssembly under Node; onnxruntime-web comes from npm."""
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """Runs a program of examples/deploy/web, with onnxruntime-web from npm, and returns the words that it prints."""
     if shutil.which("npm") is None:
         pytest.skip("needs Node")
-    shutil.copytree(ROOT / "examples" / "deploy" / "web", tmp_path / "web")
-    subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund"], cwd=tmp_path / "web", check=True)
-    command = ["node", "run.mjs", str(encoder / "model.attnq.onnx"), "2", "9"]
-    ids = sample()["input_ids"].ravel().tolist()
-    done = subprocess.run([*command, *map(str, ids)], cwd=tmp_path / "web", check=True, capture_output=True, text=True)
-    found = np.array(done.stdout.split(), dtype=np.float64)
-    np.testing.assert_allclose(found, expected(encoder).ravel(), atol=ATOL)
+    folder = tmp_path_factory.mktemp("web") / "web"
+    shutil.copytree(ROOT / "examples" / "deploy" / "web", folder)
+    subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund"], cwd=folder, check=True)
+
+    def run(program: str, *arguments: object) -> list[str]:
+        command = ["node", program, *map(str, arguments)]
+        return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.split()
+
+    return run
+
+
+def test_onnxruntime_web(encoder: Path, web: Callable[..., list[str]]) -> None:
+    """WebAssembly under Node."""
+    sample = tokens(encoder)
+    ids = sample["input_ids"]
+    found = np.array(web("run.mjs", encoder / "model.attnq.onnx", *ids.shape, *ids.ravel()), dtype=np.float64)
+    expected = Session(encoder / "model.attnq.onnx", threads=1).run(sample)["logits"]
+    np.testing.assert_allclose(found, expected.ravel(), atol=ATOL)
+
+
+def test_onnxruntime_web_generates_with_a_past(decoder: Path, web: Callable[..., list[str]]) -> None:
+    prompt = AutoTokenizer.from_pretrained(decoder)("Return a new", return_tensors="pt")
+    model = ORTModelForCausalLM.from_pretrained(decoder, file_name="model.attnq.onnx")
+    generated = model.generate(**prompt, max_new_tokens=24, do_sample=False)[0].tolist()
+    count = prompt.input_ids.shape[1]
+    found = web("generate.mjs", decoder / "model.attnq.onnx", 24, *generated[:count])
+    assert [int(token) for token in found] == generated[count:]
