@@ -73,8 +73,10 @@ def test_torch_exports_what_optimum_does_not_know(tmp_path: Path) -> None:
 
 def test_torch_exports_images(tmp_path: Path) -> None:
     folder = source(tmp_path / "ijepa", "IJepa", "ForImageClassification", image_size=32, patch_size=8)
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     made = export(folder, tmp_path / "onnx")
     assert (made.task, made.exporter) == ("image-classification", Exporter.TORCH)
+    assert transformers.AutoImageProcessor.from_pretrained(made.folder).size == {"height": 32, "width": 32}
     images = np.random.default_rng(0).normal(size=(5, 3, 32, 32)).astype(np.float32)
     found = Session(made.folder / "model.onnx").run({"pixel_values": images})["logits"]
     reference = transformers.AutoModelForImageClassification.from_pretrained(folder)

@@ -51,8 +51,8 @@ def export_by_torch(
         raise ExportFailed(f"{source}: transformers could not load it for {task}: {_first_line(error)}") from error
     if model.config.is_encoder_decoder or model.main_input_name not in ("input_ids", "pixel_values"):
         raise ExportFailed(
-            f"{source}: optimum does not know the architecture {model.config.model_type!r}, and by torch.onnx only text "
-            "and image models in one part are exported"
+            f"{source}: optimum does not know the architecture {model.config.model_type!r}, and by torch.onnx only "
+            "text and image models in one part are exported"
         )
     try:
         model.config.use_cache = False
