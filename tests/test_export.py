@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 pytest.importorskip("optimum.onnxruntime", reason="needs the extra 'export'", exc_type=ImportError)
@@ -69,6 +70,13 @@ def test_torch_exports_what_optimum_does_not_know(tmp_path: Path) -> None:
     expected = reference(**{name: torch.tensor(value) for name, value in tokens.items()}).logits.detach().numpy()
     np.testing.assert_allclose(model.logits(tokens), expected, atol=ATOL)
     assert len(compress(made.folder / "model.onnx").sites.sites) == 2
+
+
+@pytest.mark.parametrize(("architecture", "opset"), [("Bert", 16), ("Ernie", 20)])
+def test_either_exporter_writes_the_opset_that_is_asked_for(tmp_path: Path, architecture: str, opset: int) -> None:
+    made = export(source(tmp_path / "model", architecture, "ForMaskedLM"), tmp_path / "onnx", opset=opset)
+    (found,) = (entry.version for entry in onnx.load(made.folder / "model.onnx").opset_import if entry.domain == "")
+    assert found == opset
 
 
 def test_torch_exports_images(tmp_path: Path) -> None:
