@@ -1,10 +1,11 @@
 // Scores with AMX: matrix tiles that multiply bfloat16 at many times the rate of float32 vectors. The context stays
 // with the vectors, which skip pruned keys.
 //
-// A float32 number is the exact sum of three bfloat16 numbers, its parts: x = x0 + x1 + x2, each at most 2^-8 of the
-// one before. Of the nine products of two numbers' parts, six are computed and summed in float32; the other three are
-// together at most 2^-23 of the product, as much as rounding it to float32. 16-bit products leave x2 out: three
-// products.
+// A float32 number is split into two bfloat16 numbers, its parts, and a rest: x = x0 + x1 + r, |x1| at most 2^-8 |x|
+// and |r| at most 2^-16 |x|. Of a product, x0 y0 + x0 y1 + x1 y0 are computed and summed in float32. That is enough
+// where only codes are wanted: it is known how far such a score can be off, and the few scores for which that matters,
+// near an edge, are computed again in float32. 16-bit products are these without the second look. Everything else is
+// left to the vectors; three parts, of six products, would be as good as float32, but no faster than the vectors are.
 //
 // Tiles hold 16 rows of 64 bytes. The left operand of a product has 32 numbers in a row; the right operand has 16
 // columns and 32 rows, two of them interleaved in a tile row. Numbers too large for this (and infinities, NaN) go to
@@ -20,14 +21,14 @@ namespace {
 
 using Part = std::uint16_t;  // a bfloat16 number
 
-constexpr int kParts = 3;
 constexpr Index kTile = 16;  // rows of a tile, and columns of float32
 constexpr Index kStep = 32;  // numbers along the inner axis of one multiplication
 constexpr Index kTileParts = kTile * kStep;
-constexpr Index kSidePart = 2 * kTileParts;       // one part of a 32 x 32 operand: two tiles
-constexpr Index kSideParts = kParts * kSidePart;  // all parts of it
-constexpr Index kSideFloats = kSideParts / 2;     // the same in floats
-constexpr float kLargestSplit = 1e18f;            // products of two such numbers, and sums of them, are finite
+constexpr Index kSidePart = 2 * kTileParts;  // one part of a 32 x 32 operand: two tiles
+constexpr Index kSideParts = 2 * kSidePart;  // both parts of it
+constexpr float kLargestSplit = 1e18f;       // products of two such numbers, and sums of them, are finite
+// With a larger error, in steps of the scheme, more than one in a hundred of the kept scores would be computed again.
+constexpr float kMostSteps = 0.005f;
 
 // Which registers hold what: four sums, two tiles of each operand.
 struct alignas(64) TileConfig {
@@ -43,24 +44,33 @@ static inline __m512 leading_part(__m512 x) {
 }
 
 struct Split {
-  __m512 part[kParts];
+  __m512 part[2], rest;
 };
 
 static inline Split split(__m512 x) {
   Split s;
   s.part[0] = leading_part(x);
-  const __m512 rest = _mm512_sub_ps(x, s.part[0]);
-  s.part[1] = leading_part(rest);
-  s.part[2] = _mm512_sub_ps(rest, s.part[1]);
+  const __m512 left = _mm512_sub_ps(x, s.part[0]);
+  s.part[1] = leading_part(left);
+  s.rest = _mm512_sub_ps(left, s.part[1]);
   return s;
 }
 
+// Euclidean norms, squared, of vectors that stand in lanes: of a vector itself, of its second part, and of its rest.
+struct Norms {
+  __m512 whole = Simd::set1(0.0f), second = Simd::set1(0.0f), rest = Simd::set1(0.0f);
+  void add(__m512 x, const Split& s) {
+    whole = Simd::fma(x, x, whole);
+    second = Simd::fma(s.part[1], s.part[1], second);
+    rest = Simd::fma(s.rest, s.rest, rest);
+  }
+};
+
 // Row `row` of a left operand: 32 numbers of an inner step. Tile by tile, so that a tile is 1 KB in one piece.
-static inline void store_left(Part* side, Index row, __m512 low, __m512 high) {
-  const Split a = split(low), b = split(high);
+static inline void store_left(Part* side, Index row, const Split& a, const Split& b) {
   const __m512i high_halves = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29,
                                                27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-  for (int p = 0; p < kParts; ++p) {
+  for (int p = 0; p < 2; ++p) {
     const __m512i words =
         _mm512_permutex2var_epi16(_mm512_castps_si512(a.part[p]), high_halves, _mm512_castps_si512(b.part[p]));
     _mm512_store_si512(side + p * kSidePart + row * kStep, words);
@@ -68,9 +78,8 @@ static inline void store_left(Part* side, Index row, __m512 low, __m512 high) {
 }
 
 // Rows 2 * pair and 2 * pair + 1 of a right operand, 16 columns of them.
-static inline void store_right(Part* side, Index pair, Index tile, __m512 even, __m512 odd) {
-  const Split a = split(even), b = split(odd);
-  for (int p = 0; p < kParts; ++p) {
+static inline void store_right(Part* side, Index pair, Index tile, const Split& a, const Split& b) {
+  for (int p = 0; p < 2; ++p) {
     const __m512i words =
         _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(a.part[p]), 16), _mm512_castps_si512(b.part[p]));
     _mm512_store_si512(side + p * kSidePart + tile * kTileParts + pair * kStep, words);
@@ -78,7 +87,7 @@ static inline void store_right(Part* side, Index pair, Index tile, __m512 even, 
 }
 
 // out = left x right over `steps` inner steps; 16 * kRowTiles rows, 32 columns.
-template <int kRowTiles, bool kAllParts>
+template <int kRowTiles>
 static inline void multiply_sides(Index steps, const Part* left, const Part* right, float* out, Index out_row) {
   _tile_zero(0);
   _tile_zero(1);
@@ -105,21 +114,11 @@ static inline void multiply_sides(Index steps, const Part* left, const Part* rig
   for (Index i = 0; i < steps; ++i) {
     // An operand's tiles stay for the next product where they can.
     load_left(0);
-    if (kAllParts) {
-      load_right(2);
-      multiply();
-    }
     load_right(1);
     multiply();
-    load_left(1);
-    if (kAllParts) multiply();
     load_right(0);
     multiply();
-    if (kAllParts) {
-      load_left(2);
-      multiply();
-    }
-    load_left(0);
+    load_left(1);
     multiply();
     left += kSideParts;
     right += kSideParts;
@@ -148,11 +147,11 @@ class AmxProducts : public VectorProducts {
   static constexpr Index kBand = 2 * kTile;
   static_assert(kTileKeys == kStep, "a panel is as wide as two tiles");
 
-  // In shorter calls the tiles do not reach their speed: a core takes about a millisecond to power them up.
+  // Smaller matrices take longer to split than tiles save; so does reading a mask of many rows in bands of 32.
   static bool pays(const Attention& a) {
-    constexpr Index kProducts = Index{1} << 29;
-    const Index batches = a.batch[0] * a.batch[1] * a.batch[2], rows = a.groups * a.queries;
-    return rows >= kBand && a.keys >= 128 && a.depth >= kTile && batches * rows * a.keys * a.depth >= kProducts;
+    const Index fewest = a.int16_products ? 128 : 448;
+    const bool one_mask = a.mask == nullptr || (a.mask_strides.row == 0 && a.mask_group == 0);
+    return uses_tiles(a) && a.groups * a.queries >= 4 * kBand && a.keys >= fewest && a.depth >= kTile && one_mask;
   }
 
   static Index rows_per_block(const Attention& a) {
@@ -161,32 +160,72 @@ class AmxProducts : public VectorProducts {
     return larger(kBand, smaller(96, budget));
   }
 
-  // A panel of keys as the vectors read it, whether it is in range, and its parts.
-  static Index panel_range(const Attention& a) { return key_panel_floats(a); }
-  static Index panel_parts(const Attention& a) { return panel_range(a) + kLanes; }
-  static Index panel_floats(const Attention& a) { return panel_parts(a) + steps(a) * kSideFloats; }
+  // Whether codes are all that is wanted, and the norms of the keys are known before the first score.
+  static bool screens(const Attention& a) {
+    const Form& f = a.form;
+    return f.reference == Reference::kRowMax && f.spacing == Spacing::kLog && f.normalize == Normalize::kUnit &&
+           a.depth > 0 && a.groups * a.queries > rows_per_block(a) && !a.int16_products;
+  }
+
+  static bool uses_tiles(const Attention& a) { return a.int16_products || screens(a); }
+
+  // A panel: the keys as the vectors read them, what is known of all of them, and their parts.
+  struct About {
+    float in_range;
+    float whole, second, rest;  // the largest norms
+  };
+  struct Shape {
+    bool screens;
+    Index steps, side_floats;
+    Index about, side, panel;  // where these stand in a panel, and its size
+  };
+  static Shape shape_of(const Attention& a) {
+    Shape s;
+    s.screens = screens(a);
+    s.steps = uses_tiles(a) ? (a.depth + kStep - 1) / kStep : 0;
+    s.side_floats = s.steps * kSideParts / 2;
+    s.about = key_panel_floats(a);
+    s.side = s.about + kLanes;
+    s.panel = s.side + s.side_floats;
+    return s;
+  }
+  static Index panel_floats(const Attention& a) { return shape_of(a).panel; }
 
   static void pack_panel(const Attention& a, const float* key, Index panel, float* out) {
     pack_key_panel(a, key, panel, out);
-    auto* const parts = reinterpret_cast<Part*>(out + panel_parts(a));
+    const Shape shape = shape_of(a);
+    auto* side = reinterpret_cast<Part*>(out + shape.side);
     Range range;
-    const auto load = [&](Index d, Index tile) {
+    Norms norms[2];
+    const auto split_row = [&](Index d, Index tile) {
       const __m512 x = d < a.depth ? Simd::load(out + d * kTileKeys + tile * kTile) : Simd::set1(0.0f);
+      const Split s = split(x);
       range.see(x);
-      return x;
+      norms[tile].add(x, s);
+      return s;
     };
-    for (Index d = 0; d < steps(a) * kStep; d += 2) {
-      for (Index tile = 0; tile < 2; ++tile) {
-        store_right(parts + d / kStep * kSideParts, d % kStep / 2, tile, load(d, tile), load(d + 1, tile));
+    for (Index step = 0; step < shape.steps; ++step, side += kSideParts) {
+      for (Index d = 0; d < kStep; d += 2) {
+        for (Index tile = 0; tile < 2; ++tile) {
+          const Split even = split_row(step * kStep + d, tile), odd = split_row(step * kStep + d + 1, tile);
+          store_right(side, d / 2, tile, even, odd);
+        }
       }
     }
-    out[panel_range(a)] = range.inside();
+    const auto largest = [&](__m512 Norms::* norm) {
+      return __builtin_sqrtf(Simd::largest(Simd::max(norms[0].*norm, norms[1].*norm)));
+    };
+    *reinterpret_cast<About*>(out + shape.about) = {range.inside(), largest(&Norms::whole), largest(&Norms::second),
+                                                    largest(&Norms::rest)};
   }
 
   static Index scratch(const Attention& a, Index rows) { return layout_of(a, rows).total; }
 
   AmxProducts(const Task& task, Index rows, float* scratch)
-      : VectorProducts(task, rows, scratch, false), layout_(layout_of(task.a, rows)), scratch_(scratch) {
+      : VectorProducts(task, rows, scratch, false),
+        shape_(shape_of(task.a)),
+        layout_(layout_of(task.a, rows)),
+        scratch_(scratch) {
     static constexpr TileConfig kConfig;
     _tile_loadconfig(&kConfig);
   }
@@ -198,34 +237,49 @@ class AmxProducts : public VectorProducts {
 
   void copy_queries() {
     VectorProducts::copy_queries();
+    if (shape_.steps == 0) return;
+    const About keys = about_keys();
     for (Index row = 0; row < t_.rows; row += kBand) {
       Range range;
-      for (Index r = 0; r < smaller(kBand, t_.rows - row); ++r) {
-        for (Index d = 0; d < steps(a_) * kStep; d += kStep) {
-          const __m512 low = query_lanes(row + r, d), high = query_lanes(row + r, d + kTile);
-          range.see(low);
-          range.see(high);
-          store_left(parts(row) + d / kStep * kSideParts, r, low, high);
+      bool accurate = true;
+      for (Index r = row; r < smaller(row + kBand, t_.rows); ++r) {
+        Norms norms;
+        const auto split_lanes = [&](Index d) {
+          const __m512 x = query_lanes(r, d);
+          const Split s = split(x);
+          range.see(x);
+          norms.add(x, s);
+          return s;
+        };
+        for (Index step = 0; step < shape_.steps; ++step) {
+          const Split low = split_lanes(step * kStep), high = split_lanes(step * kStep + kTile);
+          store_left(side(row) + step * kSideParts, r - row, low, high);
         }
+        if (!shape_.screens) continue;
+        const auto norm = [](__m512 squares) { return __builtin_sqrtf(Simd::sum(squares)); };
+        const float whole = norm(norms.whole);
+        // What is missing of x y is x1 y1, r y and x r' (Cauchy and Schwarz). A product is
+        // rounded in up to 18 sums of its tiles' multiplication, and once in each of the three that follow for a step.
+        const float roundings = static_cast<float>(18 + 3 * shape_.steps) * 0x1p-24f;
+        errors()[r] = 1.01f * (norm(norms.second) * keys.second + norm(norms.rest) * keys.whole +
+                               whole * (keys.rest + roundings * keys.whole));
+        accurate = accurate && errors()[r] * t_.table_of(r).inverse_step <= kMostSteps;
       }
-      scratch_[layout_.ranges + row / kBand] = range.inside();
+      scratch_[layout_.ranges + row / kBand] = accurate ? range.inside() : 0.0f;
     }
   }
 
   bool score(Index row, Index count, Index panel, const float* keys, bool whole, float* out, Index out_row,
              float* peaks) {
-    if (keys[panel_range(a_)] == 0.0f || scratch_[layout_.ranges + row / kBand] == 0.0f) {
+    if (shape_.steps == 0 || keys[shape_.about] == 0.0f || !in_range(row)) {
       for (Index r = 0; r < count; r += kTileRows) {
         const Index some = smaller(kTileRows, count - r);
         VectorProducts::score(row + r, some, panel, keys, whole, out + r * out_row, out_row, peaks + r * kLanes);
       }
       return whole;
     }
-    const auto* const right = reinterpret_cast<const Part*>(keys + panel_parts(a_));
-    const auto multiply = a_.int16_products ? count > kTile ? multiply_sides<2, false> : multiply_sides<1, false>
-                          : count > kTile ? multiply_sides<2, true>
-                                            : multiply_sides<1, true>;
-    multiply(steps(a_), parts(row), right, out, out_row);
+    const auto* const right = reinterpret_cast<const Part*>(keys + shape_.side);
+    (count > kTile ? multiply_sides<2> : multiply_sides<1>)(shape_.steps, side(row), right, out, out_row);
     for (Index r = 0; whole && r < count; ++r) {
       const float* const s = out + r * out_row;
       const Float peak = Simd::max(Simd::load(s), Simd::load(peaks + r * kLanes));
@@ -234,25 +288,120 @@ class AmxProducts : public VectorProducts {
     return whole;
   }
 
+  float doubt(Index row) { return shape_.screens && in_range(row) ? 2 * errors()[row] : 0.0f; }
+
+  void fetch_doubtful(Index row, const float* numbers, const std::int32_t* keys, Index count, float peak) {
+    for_each_doubtful(row, numbers, count, peak, [&](Index i) {
+      const float* const key = t_.key + keys[i] * a_.key_strides.column;
+      for (Index d = 0; d < a_.depth; d += kLanes) _mm_prefetch(key + d * a_.key_strides.row, _MM_HINT_T0);
+    });
+  }
+
+  float settle(Index row, float* numbers, const std::int32_t* keys, Index count, float peak) {
+    float exact = -kInfinity;
+    for_each_doubtful(row, numbers, count, peak, [&](Index i) {
+      numbers[i] = exact_score(row, keys == nullptr ? i : keys[i]);
+      exact = numbers[i] > exact ? numbers[i] : exact;
+    });
+    if (exact == -kInfinity) return peak;
+    return exact > a_.row_max_floor ? exact : a_.row_max_floor;
+  }
+
  private:
   struct Layout {
-    Index ranges, queries, total;
+    Index ranges, errors, queries, total;
   };
   static Layout layout_of(const Attention& a, Index rows) {
     Layout l;
     Room room;
     room.take(VectorProducts::scratch(a, rows));
     l.ranges = room.take(rows / kBand);
-    l.queries = room.take(rows / kBand * steps(a) * kSideFloats);
+    l.errors = room.take(rows);
+    l.queries = room.take(rows / kBand * shape_of(a).side_floats);
     l.total = room.total();
     return l;
   }
 
-  static Index steps(const Attention& a) { return (a.depth + kStep - 1) / kStep; }
-
   // The parts of the band that starts at this row.
-  Part* parts(Index row) {
-    return reinterpret_cast<Part*>(scratch_ + layout_.queries + row / kBand * steps(a_) * kSideFloats);
+  Part* side(Index row) {
+    return reinterpret_cast<Part*>(scratch_ + layout_.queries + row / kBand * shape_.side_floats);
+  }
+  bool in_range(Index row) const { return scratch_[layout_.ranges + row / kBand] != 0.0f; }
+  // How far the scores of each row can be off.
+  float* errors() { return scratch_ + layout_.errors; }
+
+  // The largest norms of the keys in range.
+  About about_keys() const {
+    About most{1, 0, 0, 0};
+    if (!shape_.screens) return most;
+    for (Index panel = 0; panel < panel_count(a_); ++panel) {
+      const About& one = *reinterpret_cast<const About*>(t_.packed_keys + panel * shape_.panel + shape_.about);
+      if (one.in_range == 0.0f) continue;
+      most.whole = one.whole > most.whole ? one.whole : most.whole;
+      most.second = one.second > most.second ? one.second : most.second;
+      most.rest = one.rest > most.rest ? one.rest : most.rest;
+    }
+    return most;
+  }
+
+  // Whether a score may be in doubt, for all that two parts tell: `for_each_doubtful` looks closer. In whole numbers,
+  // which take fewest instructions, because this is asked of every score: how far past an edge, if all lie a little
+  // lower.
+  static bool any_doubtful(const Table& table, const float* numbers, Index count, float peak, float difference) {
+    constexpr float kOne = 65536;
+    const float slope = table.inverse_step, start = table.offset - peak * slope;
+    const float near = difference * slope + __builtin_fabsf(start) * 2.5e-7f + 1 / kOne;
+    const Float factor = Simd::set1(slope * kOne), shift = Simd::set1((start + near) * kOne), one = Simd::set1(kOne);
+    const Int fraction = _mm512_set1_epi32(0xffff), width = _mm512_set1_epi32(static_cast<int>(2 * near * kOne) + 1);
+    Mask any = Simd::none();
+    for (Index i = 0; i < count; i += kLanes) {
+      const Float position = Simd::fma(Simd::load(numbers + i), factor, shift);
+      const Int past_edge = _mm512_and_si512(Simd::round(position), fraction);
+      any |= _mm512_mask_cmplt_epi32_mask(Simd::at_least(position, one), past_edge, width);
+    }
+    return Simd::any(any);
+  }
+
+  // The scores of a row that two parts leave in doubt: those whose code may be another and, if there are any, those
+  // that may be the maximum.
+  template <class Function>
+  void for_each_doubtful(Index row, const float* numbers, Index count, float peak, const Function& function) {
+    const float difference = doubt(row);
+    const Table& table = t_.table_of(row);
+    // Scores that float32 itself rounds more coarsely, behind a low mask, would not be better.
+    if (difference <= __builtin_fabsf(peak) * 0x1p-24f) return;
+    if (!any_doubtful(table, numbers, count, peak, difference)) return;
+    const Float shift = Simd::set1(peak), slope = Simd::set1(table.inverse_step), start = Simd::set1(table.offset);
+    const Float to_peak = Simd::set1(-difference), to_edge = Simd::set1(difference * table.inverse_step);
+    const Float first = Simd::set1(0.5f), last = Simd::set1(table.levels + 0.5f);
+    for (Index i = 0; i < count; i += kLanes) {
+      const Float distance = Simd::sub(Simd::load(numbers + i), shift);
+      const Float position = Simd::fma(distance, slope, start);
+      const Mask between = _mm512_mask_cmp_ps_mask(Simd::at_least(position, first), position, last, _CMP_LE_OQ);
+      const Float past_edge = _mm512_reduce_ps(position, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      const Mask at_edge = _mm512_mask_cmp_ps_mask(between, Simd::abs(past_edge), to_edge, _CMP_LE_OQ);
+      const Mask at_peak = Simd::at_least(distance, to_peak);
+      for (unsigned lanes = Simd::either(at_edge, at_peak); lanes != 0; lanes &= lanes - 1) {
+        function(i + __builtin_ctz(lanes));
+      }
+    }
+  }
+
+  float exact_score(Index row, Index key) {
+    const float* const q = query(row);
+    const float* const k = t_.key + key * a_.key_strides.column;
+    float score = 0;
+    if (a_.key_strides.row == 1) {
+      Float sum = Simd::set1(0.0f);
+      for (Index d = 0; d < a_.depth; d += kLanes) {
+        const int lanes = static_cast<int>(smaller(kLanes, a_.depth - d));
+        sum = Simd::fma(Simd::load_first(q + d, lanes), Simd::load_first(k + d, lanes), sum);
+      }
+      score = Simd::sum(sum);
+    } else {
+      for (Index d = 0; d < a_.depth; ++d) score += q[d] * k[d * a_.key_strides.row];
+    }
+    return t_.mask == nullptr ? score : score + t_.mask_of(row)[key * a_.mask_strides.column];
   }
 
   __m512 query_lanes(Index row, Index d) {
@@ -260,6 +409,7 @@ class AmxProducts : public VectorProducts {
                         : Simd::set1(0.0f);
   }
 
+  const Shape shape_;
   const Layout layout_;
   float* const scratch_;
 };

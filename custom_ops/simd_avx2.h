@@ -62,7 +62,9 @@ struct Simd {
   static Mask none() { return _mm256_setzero_ps(); }
   static Mask is_nan(Float a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
   static Mask at_least(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }
+  static Mask not_less(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_NLT_UQ); }
   static Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
+  static Mask both(Mask a, Mask b) { return _mm256_and_ps(a, b); }
   static bool any(Mask a) { return _mm256_movemask_ps(a) != 0; }
   static Float where(Mask m, Float a, Float b) { return _mm256_blendv_ps(b, a, m); }
   static Float keep(Mask m, Float a) { return _mm256_and_ps(m, a); }
@@ -111,7 +113,7 @@ struct Simd {
   static Int broadcast_pair(const std::int32_t* p) {
     return _mm256_castps_si256(_mm256_broadcast_ss(reinterpret_cast<const float*>(p)));
   }
-  static Int load_pairs(const std::int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static Int load_int(const std::int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static Int pair(Int low, Int high) {
     return _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(0xffff)), _mm256_slli_epi32(high, 16));
   }

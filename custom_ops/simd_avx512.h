@@ -43,7 +43,9 @@ struct Simd {
   static Mask none() { return 0; }
   static Mask is_nan(Float a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
   static Mask at_least(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+  static Mask not_less(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }
   static Mask either(Mask a, Mask b) { return static_cast<Mask>(a | b); }
+  static Mask both(Mask a, Mask b) { return static_cast<Mask>(a & b); }
   static bool any(Mask a) { return a != 0; }
   static Float where(Mask m, Float a, Float b) { return _mm512_mask_blend_ps(m, b, a); }
   static Float keep(Mask m, Float a) { return _mm512_maskz_mov_ps(m, a); }
@@ -83,7 +85,7 @@ struct Simd {
   static Int broadcast_pair(const std::int32_t* p) {
     return _mm512_castps_si512(_mm512_set1_ps(*reinterpret_cast<const float*>(p)));
   }
-  static Int load_pairs(const std::int32_t* p) { return _mm512_loadu_si512(p); }
+  static Int load_int(const std::int32_t* p) { return _mm512_loadu_si512(p); }
   static Int pair(Int low, Int high) {
     return _mm512_or_si512(_mm512_and_si512(low, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(high, 16));
   }

@@ -64,7 +64,9 @@ struct Simd {
   static Mask none() { return vdupq_n_u32(0); }
   static Mask is_nan(Float a) { return vmvnq_u32(vceqq_f32(a, a)); }
   static Mask at_least(Float a, Float b) { return vcgeq_f32(a, b); }
+  static Mask not_less(Float a, Float b) { return vmvnq_u32(vcltq_f32(a, b)); }
   static Mask either(Mask a, Mask b) { return vorrq_u32(a, b); }
+  static Mask both(Mask a, Mask b) { return vandq_u32(a, b); }
   static bool any(Mask a) { return vmaxvq_u32(a) != 0; }
   static Float where(Mask m, Float a, Float b) { return vbslq_f32(m, a, b); }
   static Float keep(Mask m, Float a) { return vreinterpretq_f32_u32(vandq_u32(m, vreinterpretq_u32_f32(a))); }
@@ -109,7 +111,7 @@ struct Simd {
   // 16-bit products: each lane is a pair of 16-bit numbers.
   using Products = int32x4_t;
   static Int broadcast_pair(const std::int32_t* p) { return vdupq_n_s32(*p); }
-  static Int load_pairs(const std::int32_t* p) { return vld1q_s32(p); }
+  static Int load_int(const std::int32_t* p) { return vld1q_s32(p); }
   static Int pair(Int low, Int high) { return vorrq_s32(vandq_s32(low, vdupq_n_s32(0xffff)), vshlq_n_s32(high, 16)); }
   static void store_int(std::int32_t* p, Int v) { vst1q_s32(p, v); }
   static Products add_products(Products sum, Int a, Int b) {

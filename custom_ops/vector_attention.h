@@ -1,7 +1,7 @@
 // QuantizedAttention in four steps for each block of rows:
 //   1. scores: queries times keys, the mask added, the maximum of each row noted;
-//   2. weights: code and level of every score, and a list of the keys that were not pruned;
-//   3. context: the values of the kept keys, weighted;
+//   2. weights: the scores that are not pruned, in a list, with code and level of each;
+//   3. context: the values of the listed keys, weighted;
 //   4. the row's factor, on the few numbers of the context instead of the many weights.
 // `Products` multiplies matrices, in steps 1 and 3.
 #pragma once
@@ -14,13 +14,16 @@ namespace {
 
 // A mask below this is looked at again when the rows' maxima are known: most often its keys cannot matter.
 constexpr float kLowMask = -1e4f;
+// Rough scores of longer rows are listed first, as far as they may be kept; in shorter rows that costs more than it
+// saves.
+constexpr Index kShortRow = 512;
 // exp of less than this is zero in float32.
 constexpr float kNegligible = -110.0f;
 
 // Scratch memory of a block, in floats from its start.
 struct Layout {
   Index rows, score_row;
-  Index scores, peaks, ceilings, context, panel, products, total;
+  Index scores, peaks, ceilings, extents, context, panel, products, total;
 };
 
 template <class Products>
@@ -33,6 +36,7 @@ static Layout layout_of(const Attention& a) {
   l.scores = room.take(l.rows * l.score_row);
   l.peaks = room.take(l.rows * kLanes);
   l.ceilings = room.take(l.rows / Products::kBand * panel_count(a));
+  l.extents = room.take(l.rows / Products::kBand);
   l.context = room.take(Products::kContextRows * value_row(a));
   l.panel = room.take(Products::panel_floats(a));
   l.products = room.take(Products::scratch(a, l.rows));
@@ -71,6 +75,7 @@ class Block {
   void score() {
     const Index panels = panel_count(a_);
     for (Index row = 0; row < t_.rows; ++row) Simd::store(peaks(row), Simd::set1(-kInfinity));
+    for (Index row = 0; row < t_.rows; row += kBand) extents()[row / kBand] = 0;
     bool deferred = false;
     for (Index panel = 0; panel < panels; ++panel) {
       const float* keys = nullptr;
@@ -96,6 +101,8 @@ class Block {
   }
 
   float* ceilings() { return scratch_ + layout_.ceilings; }
+  // How many panels of each band there are up to the last that was not left out.
+  float* extents() { return scratch_ + layout_.extents; }
 
   // Keys behind a low mask, after all others: left out where a bound (Cauchy and Schwarz) says that no key of the panel
   // comes near enough to any row's maximum to count. So causal masks and padding cost nothing, whatever finite number
@@ -191,6 +198,8 @@ class Block {
   void score_band(Index row, Index count, Index panel, const float* keys) {
     const bool whole = t_.mask == nullptr && (panel + 1) * kTileKeys <= a_.keys;
     float* out = scores(row) + panel * kTileKeys;
+    float& extent = extents()[row / kBand];
+    extent = extent > static_cast<float>(panel + 1) ? extent : static_cast<float>(panel + 1);
     if (products_.score(row, count, panel, keys, whole, out, layout_.score_row, peaks(row))) return;
     for (Index r = row; r < row + count; ++r) finish_scores(r, panel);
   }
@@ -215,26 +224,102 @@ class Block {
   // --- steps 2 to 4: a band of rows from scores to context
 
   void finish(Index row, Index count) {
+    float extent = 0;  // in panels
+    for (Index r = row / kBand * kBand; r < row + count; r += kBand) {
+      const float own = extents()[r / kBand];
+      extent = own > extent ? own : extent;
+    }
+    const Index padded = static_cast<Index>(extent) * kTileKeys, keys = smaller(padded, a_.keys);
     float factors[kContextRows];
+    Weights weights;
     {
       const Timed timed(Phase::kWeights);
-      weigh_rows(row, count, factors);
+      weights = weigh_rows(row, count, padded, factors);
     }
     const Timed timed(Phase::kContext);
     float* const context = scratch_ + layout_.context;
-    products_.add_context(count, scores(row), layout_.score_row, context);
-    for (Index r = 0; r < count; ++r) write(row + r, context + r * value_row(a_), factors[r]);
+    if (weights == Weights::kAll) {
+      products_.add_all(count, scores(row), layout_.score_row, keys, context);
+    } else {
+      products_.add_listed(count, weights == Weights::kInRow ? scores(row) : nullptr, layout_.score_row, padded,
+                           context);
+    }
+    for (Index r = 0; r < count; ++r) {
+      if (a_.keys == 0) factors[r] = 0;
+      write(row + r, context + r * value_row(a_), factors[r]);
+    }
   }
 
-  void weigh_rows(Index row, Index count, float (&factors)[kContextRows]) {
-    const Index padded = panel_count(a_) * kTileKeys;
+  // Where the weights of a band of rows stand, and the values of which keys they are for.
+  enum class Weights {
+    kAll,     // in the place of the scores; of all keys
+    kInRow,   // in the place of the scores; of the listed keys
+    kInList,  // beside the listed keys
+  };
+
+  Weights weigh_rows(Index row, Index count, Index padded, float (&factors)[kContextRows]) {
+    return Products::screens(a_) && padded > kShortRow ? weigh_listed(row, count, padded, factors)
+                                                       : weigh_in_place(row, count, padded, factors);
+  }
+
+  Weights weigh_in_place(Index row, Index count, Index padded, float (&factors)[kContextRows]) {
+    Index kept = 0;
     for (Index r = 0; r < count; ++r) {
-      const float highest = Simd::largest(Simd::load(peaks(row + r)));
-      const float peak = highest > a_.row_max_floor ? highest : a_.row_max_floor;
-      const KeptKeys kept = products_.kept_keys(r);
-      const Table& table = t_.table_of(row + r);
-      factors[r] = weights_of_scores(scores(row + r), padded, peak, a_.form, table, &kept).factor;
+      const Listed list = products_.listed(r);
+      const float peak = products_.settle(row + r, scores(row + r), nullptr, padded, noted_peak(row + r));
+      factors[r] = score_row(row + r, padded, peak).weigh_scores(scores(row + r), padded, &list);
+      kept += list.starts[blocks_of(padded)];
     }
+    return most_are_kept(kept, count * padded) ? Weights::kAll : Weights::kInRow;
+  }
+
+  // Of rough scores: those that may be kept are listed, those in doubt computed again, and only then weighed.
+  Weights weigh_listed(Index row, Index count, Index padded, float (&factors)[kContextRows]) {
+    ScoreRow rows[kContextRows];
+    const auto list = [&](Index r) {
+      rows[r] = score_row(row + r, padded, noted_peak(row + r));
+      const float lowest = rows[r].lowest() - products_.doubt(row + r);
+      return list_scores(scores(row + r), padded, lowest, products_.listed(r));
+    };
+    const auto weigh = [&](Index r, float* numbers, Index count, const std::int32_t* keys) {
+      const float peak = products_.settle(row + r, numbers, keys, count, rows[r].peak());
+      if (peak != rows[r].peak()) rows[r] = score_row(row + r, padded, peak);
+      factors[r] = rows[r].weigh_scores(numbers, count, nullptr);
+    };
+
+    Index kept = 0;
+    for (Index r = 0; r < count; ++r) kept += list(r);
+    if (most_are_kept(kept, count * padded)) {
+      for (Index r = 0; r < count; ++r) weigh(r, scores(row + r), padded, nullptr);
+      return Weights::kAll;
+    }
+    Index numbered[kContextRows];
+    for (Index r = 0; r < count; ++r) {
+      const Listed listed = products_.listed(r);
+      numbered[r] = gather_scores(scores(row + r), listed.starts[blocks_of(padded)], listed);
+      products_.fetch_doubtful(row + r, listed.numbers, listed.keys, numbered[r], rows[r].peak());
+    }
+    for (Index r = 0; r < count; ++r) {
+      const Listed listed = products_.listed(r);
+      weigh(r, listed.numbers, numbered[r], listed.keys);
+      drop_pruned(blocks_of(padded), listed);
+    }
+    return Weights::kInList;
+  }
+
+  static Index blocks_of(Index padded) { return (padded + kBlock - 1) / kBlock; }
+
+  bool most_are_kept(Index kept, Index of) const {
+    return products_.multiplies_all(static_cast<float>(kept) / static_cast<float>(larger(of, 1)));
+  }
+
+  float noted_peak(Index row) {
+    const float highest = Simd::largest(Simd::load(peaks(row)));
+    return highest > a_.row_max_floor ? highest : a_.row_max_floor;
+  }
+
+  ScoreRow score_row(Index row, Index padded, float peak) {
+    return ScoreRow(scores(row), padded, peak, a_.form, t_.table_of(row));
   }
 
   void write(Index row, const float* in, float factor) {

@@ -61,6 +61,9 @@ class VectorProducts {
 
   static bool pays(const Attention&) { return true; }
 
+  // Whether scores are first computed roughly, and those that matter again.
+  static bool screens(const Attention&) { return false; }
+
   static Index rows_per_block(const Attention& a) {
     // Scores of a block stay in the second-level cache.
     const Index budget = 512 * 1024 / 4 / larger(a.keys, 1) / kTileRows * kTileRows;
@@ -130,29 +133,51 @@ class VectorProducts {
     return whole;
   }
 
-  // Where the keys that row r of a band keeps are to be listed.
-  KeptKeys kept_keys(Index r) {
+  // How far apart the difference of two scores can be from the exact one; here they are as good as float32 is.
+  static float doubt(Index) { return 0; }
+  // The scores that this leaves in doubt: asks for their keys, which settle, later, computes again. `keys` says which
+  // they are scores of; null for all in order. Returns the row's maximum.
+  static void fetch_doubtful(Index, const float*, const std::int32_t*, Index, float) {}
+  static float settle(Index, float*, const std::int32_t*, Index, float peak) { return peak; }
+
+  // Where row r of a context band lists its keys.
+  Listed listed(Index r) {
     return {reinterpret_cast<std::int32_t*>(scratch_ + layout_.lists + r * layout_.list_row),
+            scratch_ + layout_.numbers + r * layout_.list_row,
             reinterpret_cast<std::int32_t*>(scratch_ + layout_.starts + r * layout_.starts_row)};
   }
 
-  // The values of the kept keys, weighted; where most are kept, a dense product instead.
-  void add_context(Index count, const float* weights, Index weight_row, float* context) {
-    const Index width = value_row(a_);
-    for (Index i = 0; i < count * width; i += kLanes) Simd::store(context + i, Simd::set1(0.0f));
-    for (Index block = 0; block * kListBlock < a_.keys; ++block) {
-      const Index keys = smaller(kListBlock, a_.keys - block * kListBlock);
-      Index kept = 0;
-      for (Index r = 0; r < count; ++r) kept += kept_keys(r).starts[block + 1] - kept_keys(r).starts[block];
-      const bool dense = static_cast<float>(kept) > Simd::kDenseShare * static_cast<float>(count * keys);
-      if (dense && value_tail_ == 0 && value_column_ == 1) {
-        add_dense(count, weights + block * kListBlock, weight_row, value_ + block * kListBlock * value_row_, keys,
-                  context);
-      } else {
-        for (Index r = 0; r < count; ++r) {
-          const KeptKeys list = kept_keys(r);
-          add_kept(weights + r * weight_row, list.indices + list.starts[block],
-                   list.starts[block + 1] - list.starts[block], context + r * width);
+  // Whether, of rows that keep so large a share of their keys, all keys are better multiplied than the kept ones.
+  bool multiplies_all(float share) const { return share > Simd::kDenseShare && value_tail_ == 0 && value_column_ == 1; }
+
+  // Weights of all keys, times their values.
+  void add_all(Index count, const float* weights, Index weight_row, Index keys, float* context) {
+    clear(count, context);
+    // So many keys at a time that their values stay in the first-level cache.
+    constexpr Index kAtOnce = 128;
+    for (Index key = 0; key < keys; key += kAtOnce) {
+      for (Index r = 0; r < count; r += kTileRows) {
+        with_rows(smaller(kTileRows, count - r), [&](auto rows) {
+          add_tile<rows()>(weights + r * weight_row + key, weight_row, value_ + key * value_row_,
+                           smaller(kAtOnce, keys - key), context + r * value_row(a_));
+        });
+      }
+    }
+  }
+
+  // Weights of the listed keys, which stand in rows of the weights of all keys or, without such, in the lists; times
+  // their values.
+  void add_listed(Index count, const float* weights, Index weight_row, Index keys, float* context) {
+    clear(count, context);
+    for (Index block = 0; block * kBlock < keys; ++block) {
+      for (Index r = 0; r < count; ++r) {
+        const Listed list = listed(r);
+        const Index first = list.starts[block], some = list.starts[block + 1] - first;
+        float* const out = context + r * value_row(a_);
+        if (weights == nullptr) {
+          add_kept<false>(list.numbers + first, list.keys + first, some, out);
+        } else {
+          add_kept<true>(weights + r * weight_row, list.keys + first, some, out);
         }
       }
     }
@@ -165,7 +190,7 @@ class VectorProducts {
  private:
   struct Layout {
     Index query_row, list_row, starts_row;
-    Index queries, query_scales, lists, starts, total;
+    Index queries, query_scales, lists, numbers, starts, total;
   };
 
   static Layout layout_of(const Attention& a, Index rows) {
@@ -174,10 +199,11 @@ class VectorProducts {
     // A row more of registers keeps rows from falling on the same lines of a cache.
     l.query_row = round_up(a.depth, kLanes) + kLanes;
     l.list_row = panel_count(a) * kTileKeys + kLanes;
-    l.starts_row = panel_count(a) * kTileKeys / kListBlock + 2;
+    l.starts_row = panel_count(a) * kTileKeys / kBlock + 2;
     l.queries = room.take(rows * l.query_row);
     l.query_scales = room.take(rows);
     l.lists = room.take(kContextRows * l.list_row);
+    l.numbers = room.take(kContextRows * l.list_row);
     l.starts = room.take(kContextRows * l.starts_row);
     l.total = room.total();
     return l;
@@ -233,21 +259,12 @@ class VectorProducts {
     }
   }
 
-  // Every key, times its weight, zero or not; so many keys at a time that their values stay in the first-level cache.
-  void add_dense(Index count, const float* weights, Index weight_row, const float* value, Index keys, float* context) {
-    constexpr Index kAtOnce = 128;
-    for (Index key = 0; key < keys; key += kAtOnce) {
-      for (Index r = 0; r < count; r += kTileRows) {
-        with_rows(smaller(kTileRows, count - r), [&](auto rows) {
-          add_dense_tile<rows()>(weights + r * weight_row + key, weight_row, value + key * value_row_,
-                                 smaller(kAtOnce, keys - key), context + r * value_row(a_));
-        });
-      }
-    }
+  void clear(Index count, float* context) const {
+    for (Index i = 0; i < count * value_row(a_); i += kLanes) Simd::store(context + i, Simd::set1(0.0f));
   }
 
   template <int kRows>
-  void add_dense_tile(const float* weights, Index weight_row, const float* value, Index keys, float* context) {
+  void add_tile(const float* weights, Index weight_row, const float* value, Index keys, float* context) {
     const Index width = value_row(a_);
     Index d = 0;
     for (; d + kTileKeys <= width; d += kTileKeys) {
@@ -259,11 +276,12 @@ class VectorProducts {
     }
   }
 
-  // The kept keys of one row in a block.
+  // The kept keys of one row in a block. kByKey: their weights are found by key, and not in the order of the list.
+  template <bool kByKey>
   void add_kept(const float* weights, const std::int32_t* list, Index count, float* context) {
     if (count == 0) return;
     if (value_column_ != 1) {
-      add_strided(weights, list, count, context);
+      add_strided<kByKey>(weights, list, count, context);
       return;
     }
     const Index vectors = value_row(a_) / kLanes;
@@ -271,15 +289,15 @@ class VectorProducts {
       const Index some = smaller(Simd::kContextVectors, vectors - v);
       const int tail = v + some == vectors ? value_tail_ : 0;
       with_rows<Simd::kContextVectors>(some, [&](auto n) {
-        tail == 0 ? add_columns<n(), false>(weights, list, count, v * kLanes, context)
-                  : add_columns<n(), true>(weights, list, count, v * kLanes, context);
+        tail == 0 ? add_columns<n(), false, kByKey>(weights, list, count, v * kLanes, context)
+                  : add_columns<n(), true, kByKey>(weights, list, count, v * kLanes, context);
       });
     }
   }
 
   // The sum of a context row stays in registers. Where there are enough, two keys are added at a time in sums of their
   // own: one sum alone would wait for its last addition.
-  template <int kVectors, bool kTail>
+  template <int kVectors, bool kTail, bool kByKey>
   void add_columns(const float* weights, const std::int32_t* list, Index count, Index d, float* out) {
     constexpr int kChains = 2 * kVectors <= Simd::kContextVectors ? 2 : 1;
     Float sums[kChains][kVectors];
@@ -290,9 +308,10 @@ class VectorProducts {
     const float* const values = value_ + d;
     const Index value_row = value_row_;
     const int tail = value_tail_;
-    const auto add = [&](Float(&sum)[kVectors], std::int32_t key) {
+    const auto add = [&](Float(&sum)[kVectors], Index i) {
+      const Index key = list[i];
       const float* value = values + key * value_row;
-      const Float weight = Simd::set1(weights[key]);
+      const Float weight = Simd::set1(weights[kByKey ? key : i]);
       for (int v = 0; v < kVectors; ++v) {
         const bool partial = kTail && v == kVectors - 1;
         const Float lanes = partial ? Simd::load_first(value + v * kLanes, tail) : Simd::load(value + v * kLanes);
@@ -301,18 +320,19 @@ class VectorProducts {
     };
     Index i = 0;
     for (; i + kChains <= count; i += kChains) {
-      for (int chain = 0; chain < kChains; ++chain) add(sums[chain], list[i + chain]);
+      for (int chain = 0; chain < kChains; ++chain) add(sums[chain], i + chain);
     }
-    for (; i < count; ++i) add(sums[0], list[i]);
+    for (; i < count; ++i) add(sums[0], i);
     for (int v = 0; v < kVectors; ++v) {
       Simd::store(out + d + v * kLanes, kChains == 2 ? Simd::add(sums[0][v], sums[kChains - 1][v]) : sums[0][v]);
     }
   }
 
+  template <bool kByKey>
   void add_strided(const float* weights, const std::int32_t* list, Index count, float* out) {
     for (Index i = 0; i < count; ++i) {
       const float* value = value_ + list[i] * value_row_;
-      for (Index d = 0; d < a_.value_depth; ++d) out[d] += weights[list[i]] * value[d * value_column_];
+      for (Index d = 0; d < a_.value_depth; ++d) out[d] += weights[kByKey ? list[i] : i] * value[d * value_column_];
     }
   }
 

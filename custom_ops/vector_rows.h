@@ -86,48 +86,46 @@ static inline Float log_positive(Float x) {
   return Simd::where(positive, result, Simd::set1(-kInfinity));
 }
 
-// What a row turned into: its weights stand in its place, `factor` makes probabilities of them (NaN for a NaN row), and
-// the list, if there is one, has the `kept` indices of the keys that were not pruned.
-struct RowResult {
-  float factor;
-  Index kept;
-};
-
-// The list of the keys that a row keeps, with the number of them that lie before each block of kListBlock keys.
-constexpr Index kListBlock = 512;
-struct KeptKeys {
-  std::int32_t* indices;  // room for kLanes more than there are keys
-  std::int32_t* starts;   // one more than there are blocks
-};
+// Long rows are taken in blocks of so many scores: sums of blocks lose less than one sum, and the values of a block's
+// keys stay in the second-level cache.
+constexpr Index kBlock = 512;
 
 // How the level of a code is found.
 enum class Levels { kPermuted, kGathered };
 
-// Sums over a row, in lanes.
+// What weigh notes of the numbers it went over.
 struct Sums {
-  Float weights, kept, all;  // `all` only of a scheme that keeps values as they are
+  Float weights, kept, all;  // in lanes; `kept` and `all`, of exponentials, only where a scheme needs them
   Mask nan;
 };
 
-// The one pass that every row takes. Reads scores and writes weights.
+// Keys of a row, with a number each: first their scores, then their weights.
+struct Listed {
+  std::int32_t* keys;    // room for kLanes more than there are keys
+  float* numbers;        // the same
+  std::int32_t* starts;  // how many lie before each block, and in all: one more than there are blocks
+};
+
+// Scores to weights, in place: level of the score's code, or the exponential itself; 0 where it is pruned. `count` is a
+// multiple of kLanes. With a list, the keys that are kept are listed on the way.
 //
 // kExp: whether x itself is needed, which costs an exponential; log spacing works on the exponent.
 // kQuantize: levels, or values kept as they are.
 template <bool kExp, bool kQuantize, Levels kLevels>
-static inline Index weigh(float* row, Index padded, float peak, float factor, float offset, const Table& table,
-                          bool sum_kept, const KeptKeys* kept_keys, Sums& sums) {
+static inline Sums weigh(float* numbers, Index count, float peak, float factor, float offset, const Table& table,
+                         bool sum_kept, const Listed* list) {
   const Float shift = Simd::set1(peak), slope = Simd::set1(factor), start = Simd::set1(offset);
   const Float one = Simd::set1(1.0f), zero = Simd::set1(0.0f), top = Simd::set1(table.levels);
   const Float levels = Simd::load(table.level);
   Float weights = zero, kept_sum = zero, all = zero;
   Mask nan = Simd::none();
-  Index kept_count = 0;
-  for (Index block = 0; block < padded; block += kListBlock) {
-    if (kept_keys != nullptr) kept_keys->starts[block / kListBlock] = static_cast<std::int32_t>(kept_count);
-    const Index end = smaller(block + kListBlock, padded);
+  std::int32_t listed = 0;
+  for (Index block = 0; block < count; block += kBlock) {
+    if (list != nullptr) list->starts[block / kBlock] = listed;
+    const Index end = smaller(block + kBlock, count);
     for (Index j = block; j < end; j += kLanes) {
       // The difference is exact where it matters, near the maximum; folding -peak into the offset would not be.
-      const Float distance = Simd::sub(Simd::load(row + j), shift);
+      const Float distance = Simd::sub(Simd::load(numbers + j), shift);
       nan = Simd::either(nan, Simd::is_nan(distance));
       Float weight;
       Mask kept;
@@ -146,24 +144,20 @@ static inline Index weigh(float* row, Index padded, float peak, float factor, fl
       }
       if (sum_kept) kept_sum = Simd::add(kept_sum, Simd::keep(kept, exp_negative(distance)));
       weights = Simd::add(weights, weight);
-      Simd::store(row + j, weight);
-      if (kept_keys != nullptr) {
-        kept_count += Simd::append(kept_keys->indices + kept_count, static_cast<std::int32_t>(j), kept);
-      }
+      Simd::store(numbers + j, weight);
+      if (list != nullptr) listed += Simd::append(list->keys + listed, static_cast<std::int32_t>(j), kept);
     }
   }
-  if (kept_keys != nullptr)
-    kept_keys->starts[(padded + kListBlock - 1) / kListBlock] = static_cast<std::int32_t>(kept_count);
-  sums = {weights, kept_sum, all, nan};
-  return kept_count;
+  if (list != nullptr) list->starts[(count + kBlock - 1) / kBlock] = listed;
+  return {weights, kept_sum, all, nan};
 }
 
 // Sum of exp(score - peak). Blocks are summed apart, so that the error does not grow with the length.
 static inline float exp_sum(const float* row, Index padded, float peak) {
   const Float shift = Simd::set1(peak);
   Float total = Simd::set1(0.0f);
-  for (Index block = 0; block < padded; block += kListBlock) {
-    const Index end = smaller(block + kListBlock, padded);
+  for (Index block = 0; block < padded; block += kBlock) {
+    const Index end = smaller(block + kBlock, padded);
     Float sum = Simd::set1(0.0f);
     for (Index j = block; j < end; j += kLanes)
       sum = Simd::add(sum, exp_negative(Simd::sub(Simd::load(row + j), shift)));
@@ -172,46 +166,115 @@ static inline float exp_sum(const float* row, Index padded, float peak) {
   return Simd::sum(total);
 }
 
-// Scores, padded with -inf to a multiple of kLanes, to weights. `peak` is their maximum, at least row_max_floor.
-static inline RowResult weights_of_scores(float* row, Index padded, float peak, const Form& form, const Table& table,
-                                          const KeptKeys* kept_keys) {
-  const bool absolute = form.reference == Reference::kAbsolute;
-  const bool mass = form.normalize == Normalize::kMass;
-  const bool unit = form.normalize == Normalize::kUnit;
-  // The default scheme, and every row-max scheme that is normalized to 1, never needs the sum.
-  // Where values are kept as they are it comes with them, unless an absolute threshold has to be known before.
-  const bool sum_first = quantizes(form) ? absolute || !unit : absolute && table.threshold > 0;
-  float sum = sum_first ? exp_sum(row, padded, peak) : 1.0f;
-  const bool permuted = table.levels < Simd::kPermuted;
-
-  Sums sums;
-  Index kept = 0;
-  if (!quantizes(form)) {
-    // x >= threshold, in logarithms.
-    const float lowest = table.log_threshold + (sum_first ? __builtin_logf(sum) : 0.0f);
-    kept = weigh<true, false, Levels::kGathered>(row, padded, peak, 0, lowest < kLowest ? kLowest : lowest, table,
-                                                 false, kept_keys, sums);
-    sum = Simd::sum(sums.all);
-  } else if (form.spacing == Spacing::kLog) {
-    const float slope = table.inverse_step;
-    const float offset = absolute ? table.offset - __builtin_logf(sum) * slope : table.offset;
-    kept = permuted
-               ? weigh<false, true, Levels::kPermuted>(row, padded, peak, slope, offset, table, mass, kept_keys, sums)
-               : weigh<false, true, Levels::kGathered>(row, padded, peak, slope, offset, table, mass, kept_keys, sums);
-  } else {
-    const float slope = absolute ? table.inverse_step / sum : table.inverse_step;
-    kept = permuted ? weigh<true, true, Levels::kPermuted>(row, padded, peak, slope, table.offset, table, mass,
-                                                           kept_keys, sums)
-                    : weigh<true, true, Levels::kGathered>(row, padded, peak, slope, table.offset, table, mass,
-                                                           kept_keys, sums);
+// A row of scores, of which `peak` is the largest, on its way to weights: what is known before the first weight.
+class ScoreRow {
+ public:
+  ScoreRow() = default;
+  // `scores` are padded with -inf to a multiple of kLanes; `peak` may be higher than all of them.
+  ScoreRow(const float* scores, Index padded, float peak, const Form& form, const Table& table)
+      : form_(form), table_(&table), peak_(peak) {
+    const bool absolute = form.reference == Reference::kAbsolute;
+    // The default scheme, and every row-max scheme that is normalized to 1, never needs the sum.
+    // Where values are kept as they are it comes with them, unless an absolute threshold has to be known before.
+    const bool sum_first =
+        quantizes(form) ? absolute || form.normalize != Normalize::kUnit : absolute && table.threshold > 0;
+    sum_ = sum_first ? exp_sum(scores, padded, peak) : 1.0f;
+    log_sum_ = sum_first && absolute ? __builtin_logf(sum_) : 0.0f;
   }
 
-  if (Simd::any(sums.nan)) return {kNaN, kept};
-  const float total = Simd::sum(sums.weights);
-  if (unit) return {ratio(1.0f, total), kept};
-  if (!quantizes(form)) return {ratio(1.0f, sum), kept};
-  if (mass) return {ratio(ratio(Simd::sum(sums.kept), sum), total), kept};
-  return {absolute ? 1.0f : ratio(1.0f, sum), kept};  // 1 / sum is the row's largest probability
+  float peak() const { return peak_; }
+
+  // Scores below this are pruned, whatever way the last bits are rounded; -inf where every score is needed.
+  float lowest() const {
+    const bool needs_all = !quantizes(form_) && form_.normalize != Normalize::kUnit;
+    if (needs_all || table_->log_threshold <= kLowest) return -kInfinity;
+    const float edge = table_->log_threshold + log_sum_;
+    return peak_ + edge - kRounded * (__builtin_fabsf(peak_) + __builtin_fabsf(edge) + 1.0f);
+  }
+
+  // Turns scores into weights, in place, and lists those that are kept if there is a list. Returns what makes
+  // probabilities of them; NaN for a row with a NaN.
+  float weigh_scores(float* numbers, Index count, const Listed* list = nullptr) const {
+    const Sums sums = weigh_by_form(numbers, count, list);
+    if (Simd::any(sums.nan) || peak_ == -kInfinity) return kNaN;
+    if (form_.normalize == Normalize::kUnit) return ratio(1.0f, Simd::sum(sums.weights));
+    if (!quantizes(form_)) return ratio(1.0f, Simd::sum(sums.all));
+    if (form_.normalize == Normalize::kMass) return ratio(ratio(Simd::sum(sums.kept), sum_), Simd::sum(sums.weights));
+    return form_.reference == Reference::kAbsolute ? 1.0f : ratio(1.0f, sum_);  // 1 / sum is the largest probability
+  }
+
+ private:
+  static constexpr float kRounded = 1e-5f;
+
+  Sums weigh_by_form(float* numbers, Index count, const Listed* list) const {
+    const bool absolute = form_.reference == Reference::kAbsolute, mass = form_.normalize == Normalize::kMass;
+    const bool permuted = table_->levels < Simd::kPermuted;
+    constexpr auto kPermuted = Levels::kPermuted, kGathered = Levels::kGathered;
+    if (!quantizes(form_)) {
+      const float lowest = table_->log_threshold + log_sum_;  // x >= threshold, in logarithms
+      return weigh<true, false, kGathered>(numbers, count, peak_, 0, lowest < kLowest ? kLowest : lowest, *table_,
+                                           false, list);
+    }
+    if (form_.spacing == Spacing::kLog) {
+      const float slope = table_->inverse_step, offset = absolute ? table_->offset - log_sum_ * slope : table_->offset;
+      const auto run = permuted ? weigh<false, true, kPermuted> : weigh<false, true, kGathered>;
+      return run(numbers, count, peak_, slope, offset, *table_, mass, list);
+    }
+    const float slope = absolute ? table_->inverse_step / sum_ : table_->inverse_step;
+    const auto run = permuted ? weigh<true, true, kPermuted> : weigh<true, true, kGathered>;
+    return run(numbers, count, peak_, slope, table_->offset, *table_, mass, list);
+  }
+
+  Form form_;
+  const Table* table_;
+  float peak_, sum_, log_sum_;
+};
+
+// Lists the keys of scores that are not below `lowest`, NaN among them. Returns how many.
+static inline Index list_scores(const float* scores, Index count, float lowest, const Listed& list) {
+  const Float limit = Simd::set1(lowest);
+  Index listed = 0;
+  for (Index block = 0; block < count; block += kBlock) {
+    list.starts[block / kBlock] = static_cast<std::int32_t>(listed);
+    const Index end = smaller(block + kBlock, count);
+    for (Index j = block; j < end; j += kLanes) {
+      const Mask counts = Simd::not_less(Simd::load(scores + j), limit);
+      listed += Simd::append(list.keys + listed, static_cast<std::int32_t>(j), counts);
+    }
+  }
+  list.starts[(count + kBlock - 1) / kBlock] = static_cast<std::int32_t>(listed);
+  return listed;
+}
+
+// Brings the listed scores together; -inf up to a multiple of kLanes. Returns that many. Some time after the keys were
+// written, which a processor cannot read at once where they come from several stores.
+static inline Index gather_scores(const float* scores, Index listed, const Listed& list) {
+  for (Index i = 0; i < listed; ++i) list.numbers[i] = scores[list.keys[i]];
+  Simd::store(list.numbers + listed, Simd::set1(-kInfinity));
+  return round_up(listed, kLanes);
+}
+
+// Takes pruned keys out of a list of weights: those that were listed only because rounding might have kept them.
+static inline void drop_pruned(Index blocks, const Listed& list) {
+  const Index listed = list.starts[blocks];
+  const Float zero = Simd::set1(0.0f);
+  Mask pruned = Simd::none();
+  for (Index i = 0; i < listed; i += kLanes) {
+    const Mask none = Simd::at_least(zero, Simd::load(list.numbers + i));
+    pruned = Simd::either(pruned, Simd::both(none, Simd::first_lanes(static_cast<int>(smaller(listed - i, kLanes)))));
+  }
+  if (!Simd::any(pruned)) return;
+  std::int32_t left = 0;
+  for (Index block = 0, i = 0; block < blocks; ++block) {
+    const Index end = list.starts[block + 1];
+    list.starts[block] = left;
+    for (; i < end; ++i) {
+      list.keys[left] = list.keys[i];
+      list.numbers[left] = list.numbers[i];
+      left += list.numbers[i] != 0.0f;
+    }
+  }
+  list.starts[blocks] = left;
 }
 
 static inline float largest_of(const float* row, Index length, float floor) {
@@ -275,7 +338,7 @@ void quantize_rows(const Rows& rows, Index first, Index last, float* scratch) {
     }
     for (Index j = 0; j < padded; ++j) scratch[j] = j < length ? input[j] : -kInfinity;
     const float peak = largest_of(scratch, padded, -kInfinity);
-    const float factor = weights_of_scores(scratch, padded, peak, rows.form, table, nullptr).factor;
+    const float factor = ScoreRow(scratch, padded, peak, rows.form, table).weigh_scores(scratch, padded);
     for (Index j = 0; j < length; ++j) output[j] = scratch[j] * factor;
   }
 }

@@ -73,7 +73,7 @@ static inline void multiply_tile_int16(Index pairs, const std::int32_t* a, Index
   for (Index k = 0; k < pairs; ++k) {
     Int right[kTileVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) right[v] = Simd::load_pairs(b + v * kLanes);
+    for (int v = 0; v < kTileVectors; ++v) right[v] = Simd::load_int(b + v * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const Int left = Simd::broadcast_pair(a + r * a_row);

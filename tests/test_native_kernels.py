@@ -343,6 +343,113 @@ def test_int16_products_flip_few_codes(kernels: str) -> None:
     assert np.abs(exact - short).max() < 0.1
 
 
+# Enough queries and keys for what kernels do only in long calls: packed keys, rough scores with a second look at some.
+LONG = [(130, 130, 64), (100, 512, 40), (200, 600, 64), (131, 1100, 33)]
+
+
+@ALL_KERNELS
+@pytest.mark.parametrize(("queries", "keys", "depth"), LONG)
+@pytest.mark.parametrize("scheme", [*SCHEMES, preset("row-log", bits=1), preset("row-log", bits=8)], ids=label)
+def test_long_calls(kernels: str, queries: int, keys: int, depth: int, scheme: QuantScheme) -> None:
+    q, k, v = draw(1, 2, queries, depth, spread=2), draw(2, 2, keys, depth), draw(3, 2, keys, 24)
+    check_attention(kernels, q, k, v, scheme, scale=depth**-0.5)
+
+
+@ALL_KERNELS
+@pytest.mark.parametrize("threshold", [1e-6, 0.3])
+@pytest.mark.parametrize("rounding", list(Rounding))
+def test_long_calls_that_keep_most_or_little(kernels: str, threshold: float, rounding: Rounding) -> None:
+    scheme = QuantScheme(Reference.ROW_MAX, Normalize.UNIT, threshold, 3, Spacing.LOG, rounding)
+    for keys in (300, 900):
+        q, k, v = draw(1, 2, 150, 64), draw(2, 2, keys, 64), draw(3, 2, keys, 64)
+        check_attention(kernels, q, k, v, scheme, scale=64**-0.5)
+
+
+@ALL_KERNELS
+@pytest.mark.parametrize("low", [-np.inf, float(np.finfo(np.float32).min)])
+def test_long_calls_with_masks(kernels: str, low: float) -> None:
+    q, k, v = draw(1, 2, 700, 64, spread=2), draw(2, 2, 700, 64), draw(3, 2, 700, 16)
+    causal = np.where(np.tri(700, dtype=bool), 0.0, low).astype(np.float32)
+    padding = np.where(np.arange(700) < 531, 0.0, low).astype(np.float32)
+    bias = draw(4, 700, 700)
+    for mask in (causal, padding, bias):
+        check_attention(kernels, q, k, v, SCHEMES[0], mask, scale=0.125)
+
+
+@ALL_KERNELS
+def test_long_calls_with_keys_in_columns(kernels: str) -> None:
+    q, k, v = draw(1, 2, 150, 64, spread=2), draw(2, 2, 600, 64), draw(3, 2, 600, 16)
+    rows, columns = attention_model(SCHEMES[0], rank=3), attention_model(SCHEMES[0], rank=3, k_perm=[0, 1, 2])
+    got = run_attention(columns, q, np.ascontiguousarray(np.swapaxes(k, 1, 2)), v, kernels=kernels)
+    expected = run_attention(rows, q, k, v, kernels=kernels)
+    np.testing.assert_allclose(got, expected, rtol=SUM_TOLERANCE, atol=SUM_TOLERANCE)
+
+
+@ALL_KERNELS
+@pytest.mark.parametrize("outlier", [1e3, 1e20, np.inf, np.nan])
+def test_long_calls_with_an_outlier(kernels: str, outlier: float) -> None:
+    """What is rough in the scores grows with the largest key, which most rows have nothing to do with."""
+    q, k, v = np.abs(draw(1, 2, 150, 64)), draw(2, 2, 600, 64), draw(3, 2, 600, 16)
+    k[0, 70], k[1, 300, 5] = -outlier, outlier
+    q[1, :, 5] = -1e-3 * np.abs(q[1, :, 5])
+    q[:, 33] = 0.0
+    with np.errstate(invalid="ignore"):
+        check_attention(kernels, q, k, v, SCHEMES[0], scale=0.125)
+
+
+@ALL_KERNELS
+@pytest.mark.parametrize("floor", [5.0, 8.0, 10.0])
+def test_long_calls_whose_floor_is_above_many_maxima(kernels: str, floor: float) -> None:
+    q, k, v = draw(1, 1, 256, 64, spread=2), draw(2, 1, 640, 64), draw(3, 1, 640, 16)
+    model = attention_model(SCHEMES[0], rank=3, scale=0.125, row_max_floor=floor)
+    got = run_attention(model, q, k, v, kernels=kernels)
+    expected = run_attention(model, q, k, v, kernels="scalar")
+    differs = np.abs(got - expected).max(axis=-1) > SUM_TOLERANCE
+    assert differs.mean() <= EDGE_SHARE * 2
+
+
+@ALL_KERNELS
+@pytest.mark.parametrize("low", [-1e9, -1e5])
+def test_long_rows_that_a_finite_number_masks_throughout(kernels: str, low: float) -> None:
+    """Their scores are rounded so coarsely that many are the same; only one rounding of all is right."""
+    q, k, v = draw(1, 1, 150, 64), draw(2, 1, 640, 64), draw(3, 1, 640, 16)
+    mask = np.full(640, low, np.float32)
+    got = run_attention(attention_model(SCHEMES[0], rank=3, scale=0.125), q, k, v, mask, kernels=kernels)
+    scores = (q @ np.swapaxes(k, -1, -2) * np.float32(0.125) + mask).astype(np.float64)
+    expected = numerics.quantize_scores(scores, SCHEMES[0]) @ v
+    # At -1e5 a score is rounded to 1/128, of which a float32 sum in another order may take the next.
+    differs = np.abs(got - expected).max(axis=-1) > SUM_TOLERANCE
+    assert differs.mean() <= (0.0 if low == -1e9 else 0.5)
+    np.testing.assert_allclose(got, expected, atol=0.05)
+
+
+@ALL_KERNELS
+def test_nan_behind_a_mask_does_not_spread_from_rows_that_keep_much_to_others(kernels: str) -> None:
+    q, k, v = draw(1, 1, 256, 64, spread=2), draw(2, 1, 640, 64), draw(3, 1, 640, 16)
+    q[:, ::16] *= 0.01
+    v[:, 600:] = np.nan
+    mask = np.where(np.arange(640) < 600, 0.0, -np.inf).astype(np.float32)
+    got = run_attention(attention_model(SCHEMES[0], rank=3, scale=0.125), q, k, v, mask, kernels=kernels)
+    assert np.isfinite(got).all()
+
+
+@ALL_KERNELS
+def test_a_long_call_gives_the_codes_of_numerics(kernels: str) -> None:
+    """The values are one-hot, so that the context is the probabilities: every code is seen."""
+    q, k = draw(1, 1, 256, 64, spread=3), draw(2, 1, 640, 64)
+    v = np.eye(640, dtype=np.float32)[None]
+    scheme = SCHEMES[0]
+    got = run_attention(attention_model(scheme, rank=3, scale=0.125), q, k, v, kernels=kernels)
+    scores = (q.astype(np.float64) @ np.swapaxes(k.astype(np.float64), -1, -2)) * 0.125
+    expected = numerics.quantize_scores(scores, scheme)
+    x = numerics.relative(numerics.softmax(scores), scheme)
+    near = numerics.near_edge(x, scheme, SCORE_ERROR)
+    assert near.mean() < EDGE_SHARE
+    certain = ~near.any(axis=-1)
+    np.testing.assert_allclose(got[certain], expected[certain], rtol=SUM_TOLERANCE, atol=SUM_TOLERANCE)
+    np.testing.assert_array_equal(got[~near] == 0, expected[~near] == 0)
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_attention_of_any_shape(data: st.DataObject) -> None:
