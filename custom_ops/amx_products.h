@@ -258,20 +258,20 @@ class AmxProducts : public VectorProducts {
         if (!shape_.screens) continue;
         const auto norm = [](__m512 squares) { return __builtin_sqrtf(Simd::sum(squares)); };
         const float whole = norm(norms.whole);
-        // What is missing of x y is x1 y1, r y and x r' (Cauchy and Schwarz). A product is
-        // rounded in up to 18 sums of its tiles' multiplication, and once in each of the three that follow for a step.
+        // What is missing of x y is x1 y1, r y and x r' (Cauchy and Schwarz). A product is rounded in up to 18 sums of
+        // its tiles' multiplication, and once in each of the three that follow for a step.
         const float roundings = static_cast<float>(18 + 3 * shape_.steps) * 0x1p-24f;
         errors()[r] = 1.01f * (norm(norms.second) * keys.second + norm(norms.rest) * keys.whole +
                                whole * (keys.rest + roundings * keys.whole));
         accurate = accurate && errors()[r] * t_.table_of(r).inverse_step <= kMostSteps;
       }
-      scratch_[layout_.ranges + row / kBand] = accurate ? range.inside() : 0.0f;
+      scratch_[layout_.tiled + row / kBand] = accurate ? range.inside() : 0.0f;
     }
   }
 
   bool score(Index row, Index count, Index panel, const float* keys, bool whole, float* out, Index out_row,
              float* peaks) {
-    if (shape_.steps == 0 || keys[shape_.about] == 0.0f || !in_range(row)) {
+    if (shape_.steps == 0 || keys[shape_.about] == 0.0f || !tiled(row)) {
       for (Index r = 0; r < count; r += kTileRows) {
         const Index some = smaller(kTileRows, count - r);
         VectorProducts::score(row + r, some, panel, keys, whole, out + r * out_row, out_row, peaks + r * kLanes);
@@ -288,7 +288,7 @@ class AmxProducts : public VectorProducts {
     return whole;
   }
 
-  float doubt(Index row) { return shape_.screens && in_range(row) ? 2 * errors()[row] : 0.0f; }
+  float doubt(Index row) { return shape_.screens && tiled(row) ? 2 * errors()[row] : 0.0f; }
 
   void fetch_doubtful(Index row, const float* numbers, const std::int32_t* keys, Index count, float peak) {
     for_each_doubtful(row, numbers, count, peak, [&](Index i) {
@@ -309,13 +309,13 @@ class AmxProducts : public VectorProducts {
 
  private:
   struct Layout {
-    Index ranges, errors, queries, total;
+    Index tiled, errors, queries, total;
   };
   static Layout layout_of(const Attention& a, Index rows) {
     Layout l;
     Room room;
     room.take(VectorProducts::scratch(a, rows));
-    l.ranges = room.take(rows / kBand);
+    l.tiled = room.take(rows / kBand);
     l.errors = room.take(rows);
     l.queries = room.take(rows / kBand * shape_of(a).side_floats);
     l.total = room.total();
@@ -326,7 +326,8 @@ class AmxProducts : public VectorProducts {
   Part* side(Index row) {
     return reinterpret_cast<Part*>(scratch_ + layout_.queries + row / kBand * shape_.side_floats);
   }
-  bool in_range(Index row) const { return scratch_[layout_.ranges + row / kBand] != 0.0f; }
+  // Whether its scores come from tiles: its numbers are in range and its errors small.
+  bool tiled(Index row) const { return scratch_[layout_.tiled + row / kBand] != 0.0f; }
   // How far the scores of each row can be off.
   float* errors() { return scratch_ + layout_.errors; }
 

@@ -284,7 +284,7 @@ class Block {
     const auto weigh = [&](Index r, float* numbers, Index count, const std::int32_t* keys) {
       const float peak = products_.settle(row + r, numbers, keys, count, rows[r].peak());
       if (peak != rows[r].peak()) rows[r] = score_row(row + r, padded, peak);
-      factors[r] = rows[r].weigh_scores(numbers, count, nullptr);
+      factors[r] = rows[r].weigh_scores(numbers, count);
     };
 
     Index kept = 0;

@@ -184,11 +184,9 @@ class ScoreRow {
 
   float peak() const { return peak_; }
 
-  // Scores below this are pruned, whatever way the last bits are rounded; -inf where every score is needed.
+  // Scores below this are pruned by a row-max scheme, whatever way the last bits are rounded.
   float lowest() const {
-    const bool needs_all = !quantizes(form_) && form_.normalize != Normalize::kUnit;
-    if (needs_all || table_->log_threshold <= kLowest) return -kInfinity;
-    const float edge = table_->log_threshold + log_sum_;
+    const float edge = table_->log_threshold;
     return peak_ + edge - kRounded * (__builtin_fabsf(peak_) + __builtin_fabsf(edge) + 1.0f);
   }
 
