@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-_NAMES: Final = {"win32": "onnx_attnq.dll", "darwin": "libonnx_attnq.dylib"}
+_SUFFIXES: Final = {"win32": ".dll", "darwin": ".dylib"}
 
 
 def native_library() -> Path | None:
@@ -21,7 +21,7 @@ def native_library() -> Path | None:
     >>> library is None or library.is_absolute()
     True
     """
-    name = _NAMES.get(sys.platform, "libonnx_attnq.so")
+    name = "libonnx_attnq" + _SUFFIXES.get(sys.platform, ".so")
     # An editable installation has two directories: the sources, and where the library was installed.
     candidates = (Path(directory).resolve() / name for directory in sys.modules[__package__].__path__)
     return next((path for path in candidates if path.is_file()), None)

@@ -6,6 +6,7 @@ import concurrent.futures
 import ctypes
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,20 @@ def test_one_symbol_is_exported_and_nothing_of_onnxruntime_is_needed() -> None:
 
     assert [line.split()[-1] for line in symbols("--defined-only").splitlines()] == ["RegisterCustomOps"]
     assert "Ort" not in symbols("--undefined-only")
+
+
+@pytest.mark.parametrize(
+    ("system", "name"),
+    [("linux", "libonnx_attnq.so"), ("darwin", "libonnx_attnq.dylib"), ("win32", "libonnx_attnq.dll")],
+)
+def test_the_name_on_each_system(system: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The build writes these names: lib, also on Windows, and what the system's libraries end with."""
+    import onnx_attnq
+
+    (tmp_path / name).touch()
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(onnx_attnq, "__path__", [str(tmp_path)])
+    assert native_library() == tmp_path.resolve() / name
 
 
 def test_the_library_lies_beside_the_package() -> None:

@@ -1,5 +1,5 @@
 // Run a compressed encoder: dotnet run -- MODEL LIBRARY BATCH TOKENS ID...
-// LIBRARY is the native library (libonnx_attnq.so, onnx_attnq.dll), whose kernels then run; or -, and the ops are
+// LIBRARY is the native library (libonnx_attnq.so, libonnx_attnq.dll), whose kernels then run; or -, and the ops are
 // computed by the functions that the model carries. Prints the numbers of the first output.
 using System.Globalization;
 using Microsoft.ML.OnnxRuntime;
