@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+import re
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -90,6 +95,23 @@ def test_the_forced_kernel_is_the_one_that_runs(kernels: str) -> None:
 def test_unforced_the_best_kernel_runs() -> None:
     best_first = [name for name in ("amx", "avx512", "avx2", "neon", "scalar") if name in available_kernels()]
     assert kernel_name() == best_first[0]
+
+
+# What Linux says about an x86 processor, for each of the kernels that needs nothing else.
+FLAGS = {
+    "avx2": {"avx2", "fma", "bmi1", "popcnt"},
+    "avx512": {"avx2", "fma", "bmi1", "popcnt", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"},
+}
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="needs Linux's word about an x86 processor"
+)
+@pytest.mark.parametrize("kernels", FLAGS)
+def test_the_kernels_are_those_of_the_processor(kernels: str) -> None:
+    flags = re.search(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    assert flags is not None
+    assert (kernels in available_kernels()) == (FLAGS[kernels] <= set(flags[1].split()))
 
 
 def test_an_unknown_kernel_is_an_error_that_names_the_known_ones() -> None:
