@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-pipeline check docs native native-sanitize native-aarch64 clean
+.PHONY: demo test test-slow test-pipeline check docs native native-sanitize native-aarch64 native-windows clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -33,7 +33,7 @@ native:
 	cmake --build build/native --parallel 2
 	cmake --install build/native --prefix .
 
-# The kernels' own test under each sanitizer, and under an emulator on another architecture.
+# The kernels' own test under each sanitizer, under an emulator on another architecture, and under wine as on Windows.
 native-sanitize:
 	for sanitizer in address undefined thread; do \
 	  cmake -S custom_ops -B build/$$sanitizer -DONNX_ATTNQ_PROGRAMS=ON -DONNX_ATTNQ_SANITIZE=$$sanitizer && \
@@ -46,6 +46,12 @@ native-aarch64:
 	  -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
 	cmake --build build/aarch64 --parallel 2
 	for isa in scalar neon; do ONNX_ATTNQ_ISA=$$isa qemu-aarch64-static -L /usr/aarch64-linux-gnu build/aarch64/self_test || exit 1; done
+
+native-windows:
+	cmake -S custom_ops -B build/windows -DONNX_ATTNQ_PROGRAMS=ON -DCMAKE_SYSTEM_NAME=Windows \
+	  -DCMAKE_CXX_COMPILER=x86_64-w64-mingw32-g++-posix
+	cmake --build build/windows --parallel 2
+	for isa in scalar avx2; do ONNX_ATTNQ_ISA=$$isa wine build/windows/self_test.exe || exit 1; done
 
 # What CI runs beside the tests.
 check: $(VENV)/.test-installed

@@ -1,5 +1,5 @@
 // Compares the kernels of this machine with the scalar one. It needs neither Python nor onnxruntime, so it also runs
-// under sanitizers (make native-sanitize) and emulators (make native-aarch64).
+// under sanitizers (make native-sanitize) and emulators (make native-aarch64, make native-windows).
 #include <algorithm>
 #include <cstdio>
 
