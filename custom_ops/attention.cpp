@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <mutex>
 #include <vector>
 
@@ -17,28 +18,30 @@ float* aligned(void* memory) {
   return reinterpret_cast<float*>((address + kAlignment - 1) / kAlignment * kAlignment);
 }
 
-// The scratch memory of one call: as many equal pieces as threads ask for at the same time.
-class Scratch {
+// Pieces of memory of one size, for one call: as many as are in use at the same time.
+class Pool {
  public:
-  Scratch(Host& host, std::size_t floats) : host_(host), bytes_(floats * sizeof(float) + kAlignment) {}
-  ~Scratch() {
+  Pool(Host& host, std::size_t floats) : host_(host), bytes_(floats * sizeof(float) + kAlignment) {}
+  ~Pool() {
     for (void* piece : all_) host_.release(piece);
   }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
 
-  void* take() {
+  // Null when there is no memory left.
+  float* take() {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!free_.empty()) {
-      void* piece = free_.back();
+      float* piece = free_.back();
       free_.pop_back();
       return piece;
     }
     void* piece = host_.allocate(bytes_);
-    if (piece != nullptr) all_.push_back(piece);
-    return piece;
+    if (piece == nullptr) return nullptr;
+    all_.push_back(piece);
+    return aligned(piece);
   }
-  void give_back(void* piece) {
+  void give_back(float* piece) {
     const std::lock_guard<std::mutex> lock(mutex_);
     free_.push_back(piece);
   }
@@ -47,7 +50,8 @@ class Scratch {
   Host& host_;
   const std::size_t bytes_;
   std::mutex mutex_;
-  std::vector<void*> all_, free_;
+  std::vector<void*> all_;
+  std::vector<float*> free_;
 };
 
 template <class Function>
@@ -56,68 +60,83 @@ void parallel_for(Host& host, Index count, Function function) {
       count, [](void* user, std::size_t i) { (*static_cast<Function*>(user))(static_cast<Index>(i)); }, &function);
 }
 
-// Packed copies of the keys, or of the values, of all matrices. Matrices that share theirs share one copy.
+// Packed copies of the keys, or of the values, of all matrices; matrices that share theirs share one copy. A copy is
+// made when the first block that reads it starts, by all that wait for it, and its memory serves another when the last
+// has ended. So it is read while it is in the cache, and there are only as many copies as there are threads.
 class Packed {
  public:
   using Pack = void (*)(const Attention&, const float* matrix, Index piece, float* packed);
 
-  Packed(Host& host, const Attention& attention, const Strides& source, std::size_t floats)
-      : host_(host), attention_(attention), source_(source), floats_(static_cast<Index>(floats)) {
+  // `floats` is the size of a copy, 0 where there is nothing to pack; `blocks` says how many read each matrix.
+  Packed(Host& host, const Attention& attention, const float* source, const Strides& strides, std::size_t floats,
+         Index pieces, Index blocks, Pack pack)
+      : attention_(attention),
+        source_(source),
+        strides_(strides),
+        pieces_(pieces),
+        pack_(pack),
+        used_(floats != 0),
+        memory_(host, floats) {
+    Index count = 1, sharing = 1;
     for (int axis = kBatchAxes; axis-- > 0;) {
-      const bool shared = source.batch[axis] == 0;
+      const bool shared = strides.batch[axis] == 0;
       batch_[axis] = shared ? 1 : attention.batch[axis];
-      stride_[axis] = shared ? 0 : count_;
-      count_ *= batch_[axis];
+      stride_[axis] = shared ? 0 : count;
+      count *= batch_[axis];
+      sharing *= shared ? attention.batch[axis] : 1;
     }
-  }
-  ~Packed() {
-    if (memory_ != nullptr) host_.release(memory_);
-  }
-  Packed(const Packed&) = delete;
-  Packed& operator=(const Packed&) = delete;
-
-  bool make(const float* first, Index pieces, Pack pack) {
-    if (floats_ == 0) return true;
-    memory_ = host_.allocate(static_cast<std::size_t>(floats_ * count_) * sizeof(float) + kAlignment);
-    if (memory_ == nullptr) return false;
-    parallel_for(host_, count_ * pieces, [&](Index i) {
-      const Index copy = i / pieces;
-      pack(attention_, first + batch_offset(batch_, source_.batch, copy), i % pieces,
-           aligned(memory_) + floats_ * copy);
-    });
-    return true;
+    if (used_) copies_.resize(static_cast<std::size_t>(count), Copy{nullptr, 0, 0, sharing * blocks});
   }
 
-  // The copy that belongs to a matrix of the whole batch.
-  const float* of(Index batch) const {
-    return memory_ == nullptr ? nullptr : aligned(memory_) + floats_ * batch_offset(attention_.batch, stride_, batch);
+  // Null where the original is read.
+  struct Result {
+    bool enough_memory;
+    const float* packed;
+  };
+  Result open(Index batch) {
+    if (!used_) return {true, nullptr};
+    std::unique_lock<std::mutex> lock(mutex_);
+    const Index index = batch_offset(attention_.batch, stride_, batch);
+    Copy& copy = copies_[static_cast<std::size_t>(index)];
+    if (copy.memory == nullptr) copy.memory = memory_.take();
+    if (copy.memory == nullptr) return {false, nullptr};
+    while (copy.begun < pieces_) {
+      const Index piece = copy.begun++;
+      lock.unlock();
+      pack_(attention_, source_ + batch_offset(batch_, strides_.batch, index), piece, copy.memory);
+      lock.lock();
+      ++copy.done;
+    }
+    if (copy.done == pieces_) complete_.notify_all();
+    complete_.wait(lock, [&] { return copy.done == pieces_; });
+    return {true, copy.memory};
+  }
+  void close(Index batch) {
+    if (!used_) return;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    Copy& copy = copies_[static_cast<std::size_t>(batch_offset(attention_.batch, stride_, batch))];
+    if (--copy.readers == 0) memory_.give_back(copy.memory);
   }
 
  private:
-  Host& host_;
-  const Attention& attention_;
-  const Strides& source_;
-  const Index floats_;
-  Index batch_[kBatchAxes], stride_[kBatchAxes];
-  Index count_ = 1;
-  void* memory_ = nullptr;
-};
+  struct Copy {
+    float* memory;
+    Index begun, done;  // pieces
+    Index readers;      // that have not ended
+  };
 
-// Calls function(i, scratch) for every i below count; false when memory ran out.
-template <class Function>
-bool parallel_with_scratch(Host& host, Index count, std::size_t floats, Function function) {
-  Scratch scratch(host, floats);
-  std::atomic<bool> enough{true};
-  parallel_for(host, count, [&](Index i) {
-    if (void* piece = scratch.take()) {
-      function(i, aligned(piece));
-      scratch.give_back(piece);
-    } else {
-      enough = false;
-    }
-  });
-  return enough;
-}
+  const Attention& attention_;
+  const float* const source_;
+  const Strides& strides_;
+  const Index pieces_;
+  const Pack pack_;
+  const bool used_;
+  Index batch_[kBatchAxes], stride_[kBatchAxes];
+  Pool memory_;
+  std::mutex mutex_;
+  std::condition_variable complete_;
+  std::vector<Copy> copies_;
+};
 
 }  // namespace
 
@@ -129,18 +148,28 @@ bool attend(const Attention& attention, const Kernels& kernels, Host& host) {
   const Index blocks = (rows + block - 1) / block;
 
   const bool packs = kernels.pack_keys != nullptr;
-  Packed keys(host, attention, attention.key_strides, packs ? kernels.packed_keys(attention) : 0);
-  Packed values(host, attention, attention.value_strides, packs ? kernels.packed_values(attention) : 0);
-  if (packs) {
-    const Index pieces = kernels.pieces(attention);
-    if (!keys.make(attention.key, pieces, kernels.pack_keys)) return false;
-    if (!values.make(attention.value, pieces, kernels.pack_values)) return false;
-  }
-  return parallel_with_scratch(host, batches * blocks, kernels.attend_scratch(attention), [&](Index i, float* scratch) {
+  const Index pieces = packs ? kernels.pieces(attention) : 0;
+  Packed keys(host, attention, attention.key, attention.key_strides, packs ? kernels.packed_keys(attention) : 0, pieces,
+              blocks, kernels.pack_keys);
+  Packed values(host, attention, attention.value, attention.value_strides, packs ? kernels.packed_values(attention) : 0,
+                pieces, blocks, kernels.pack_values);
+  Pool scratch(host, kernels.attend_scratch(attention));
+  std::atomic<bool> enough{true};
+  parallel_for(host, batches * blocks, [&](Index i) {
     const Index batch = i / blocks;
     const Index first = i % blocks * block;
-    kernels.attend(attention, batch, first, std::min(first + block, rows), keys.of(batch), values.of(batch), scratch);
+    const auto k = keys.open(batch), v = values.open(batch);
+    float* const own = scratch.take();
+    if (own == nullptr || !k.enough_memory || !v.enough_memory) {
+      enough = false;
+      return;
+    }
+    kernels.attend(attention, batch, first, std::min(first + block, rows), k.packed, v.packed, own);
+    scratch.give_back(own);
+    values.close(batch);
+    keys.close(batch);
   });
+  return enough;
 }
 
 bool quantize(const Rows& rows, const Kernels& kernels, Host& host) {
@@ -148,9 +177,18 @@ bool quantize(const Rows& rows, const Kernels& kernels, Host& host) {
   // About 64 KB of input to a task.
   const Index block = std::max<Index>(1, 16384 / rows.length);
   const Index blocks = (rows.rows + block - 1) / block;
-  return parallel_with_scratch(host, blocks, kernels.quantize_scratch(rows), [&](Index i, float* scratch) {
-    kernels.quantize(rows, i * block, std::min((i + 1) * block, rows.rows), scratch);
+  Pool scratch(host, kernels.quantize_scratch(rows));
+  std::atomic<bool> enough{true};
+  parallel_for(host, blocks, [&](Index i) {
+    float* const own = scratch.take();
+    if (own == nullptr) {
+      enough = false;
+      return;
+    }
+    kernels.quantize(rows, i * block, std::min((i + 1) * block, rows.rows), own);
+    scratch.give_back(own);
   });
+  return enough;
 }
 
 }  // namespace onnx_attnq
