@@ -132,15 +132,8 @@ static inline void multiply_sides(Index steps, const Part* left, const Part* rig
   }
 }
 
-// Notes numbers that the parts cannot stand for.
-class Range {
- public:
-  void see(__m512 x) { outside_ |= _mm512_cmp_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(kLargestSplit), _CMP_NLE_UQ); }
-  float inside() const { return outside_ == 0 ? 1.0f : 0.0f; }
-
- private:
-  __mmask16 outside_ = 0;
-};
+// Whether the parts can stand for a vector of this norm, which is NaN if a number is.
+static inline bool in_range(float norm) { return norm <= kLargestSplit; }
 
 class AmxProducts : public VectorProducts {
  public:
@@ -149,7 +142,7 @@ class AmxProducts : public VectorProducts {
 
   // Smaller matrices take longer to split than tiles save; so does reading a mask of many rows in bands of 32.
   static bool pays(const Attention& a) {
-    const Index fewest = a.int16_products ? 128 : 448;
+    const Index fewest = a.int16_products ? 128 : 192;
     const bool one_mask = a.mask == nullptr || (a.mask_strides.row == 0 && a.mask_group == 0);
     return uses_tiles(a) && a.groups * a.queries >= 4 * kBand && a.keys >= fewest && a.depth >= kTile && one_mask;
   }
@@ -160,6 +153,7 @@ class AmxProducts : public VectorProducts {
     return larger(kBand, smaller(96, budget));
   }
 
+  static constexpr bool kScreens = true;
   // Whether codes are all that is wanted, and the norms of the keys are known before the first score.
   static bool screens(const Attention& a) {
     const Form& f = a.form;
@@ -195,12 +189,10 @@ class AmxProducts : public VectorProducts {
     pack_key_panel(a, key, panel, out);
     const Shape shape = shape_of(a);
     auto* side = reinterpret_cast<Part*>(out + shape.side);
-    Range range;
     Norms norms[2];
     const auto split_row = [&](Index d, Index tile) {
       const __m512 x = d < a.depth ? Simd::load(out + d * kTileKeys + tile * kTile) : Simd::set1(0.0f);
       const Split s = split(x);
-      range.see(x);
       norms[tile].add(x, s);
       return s;
     };
@@ -215,7 +207,9 @@ class AmxProducts : public VectorProducts {
     const auto largest = [&](__m512 Norms::* norm) {
       return __builtin_sqrtf(Simd::largest(Simd::max(norms[0].*norm, norms[1].*norm)));
     };
-    *reinterpret_cast<About*>(out + shape.about) = {range.inside(), largest(&Norms::whole), largest(&Norms::second),
+    const bool nan = Simd::any(Simd::is_nan(Simd::add(norms[0].whole, norms[1].whole)));
+    const float whole = nan ? kNaN : largest(&Norms::whole);
+    *reinterpret_cast<About*>(out + shape.about) = {in_range(whole) ? 1.0f : 0.0f, whole, largest(&Norms::second),
                                                     largest(&Norms::rest)};
   }
 
@@ -240,14 +234,12 @@ class AmxProducts : public VectorProducts {
     if (shape_.steps == 0) return;
     const About keys = about_keys();
     for (Index row = 0; row < t_.rows; row += kBand) {
-      Range range;
-      bool accurate = true;
+      bool in_tiles = true;
       for (Index r = row; r < smaller(row + kBand, t_.rows); ++r) {
         Norms norms;
         const auto split_lanes = [&](Index d) {
           const __m512 x = query_lanes(r, d);
           const Split s = split(x);
-          range.see(x);
           norms.add(x, s);
           return s;
         };
@@ -255,17 +247,18 @@ class AmxProducts : public VectorProducts {
           const Split low = split_lanes(step * kStep), high = split_lanes(step * kStep + kTile);
           store_left(side(row) + step * kSideParts, r - row, low, high);
         }
-        if (!shape_.screens) continue;
         const auto norm = [](__m512 squares) { return __builtin_sqrtf(Simd::sum(squares)); };
         const float whole = norm(norms.whole);
+        in_tiles = in_tiles && in_range(whole);
+        if (!shape_.screens) continue;
         // What is missing of x y is x1 y1, r y and x r' (Cauchy and Schwarz). A product is rounded in up to 18 sums of
         // its tiles' multiplication, and once in each of the three that follow for a step.
         const float roundings = static_cast<float>(18 + 3 * shape_.steps) * 0x1p-24f;
         errors()[r] = 1.01f * (norm(norms.second) * keys.second + norm(norms.rest) * keys.whole +
                                whole * (keys.rest + roundings * keys.whole));
-        accurate = accurate && errors()[r] * t_.table_of(r).inverse_step <= kMostSteps;
+        in_tiles = in_tiles && errors()[r] * t_.table_of(r).inverse_step <= kMostSteps && !peak_at_edge(t_.table_of(r));
       }
-      scratch_[layout_.tiled + row / kBand] = accurate ? range.inside() : 0.0f;
+      scratch_[layout_.tiled + row / kBand] = in_tiles ? 1.0f : 0.0f;
     }
   }
 
@@ -288,28 +281,73 @@ class AmxProducts : public VectorProducts {
     return whole;
   }
 
-  float doubt(Index row) { return shape_.screens && tiled(row) ? 2 * errors()[row] : 0.0f; }
-
-  void fetch_doubtful(Index row, const float* numbers, const std::int32_t* keys, Index count, float peak) {
-    for_each_doubtful(row, numbers, count, peak, [&](Index i) {
-      const float* const key = t_.key + keys[i] * a_.key_strides.column;
-      for (Index d = 0; d < a_.depth; d += kLanes) _mm_prefetch(key + d * a_.key_strides.row, _MM_HINT_T0);
-    });
+  // How far positions of these rows, with these maxima, can be from the exact ones.
+  float nearness(Index row, Index count, const float* peaks) {
+    float most = 0;
+    for (Index r = 0; r < count; ++r) {
+      const Table& table = t_.table_of(row + r);
+      const float apart = difference(row + r, peaks[r]);
+      // What float32 loses of a position comes on top.
+      const float own = apart == 0 ? 0.0f : apart * table.inverse_step + table.offset * 2.5e-7f;
+      most = own > most ? own : most;
+    }
+    return most;
   }
 
-  float settle(Index row, float* numbers, const std::int32_t* keys, Index count, float peak) {
-    float exact = -kInfinity;
-    for_each_doubtful(row, numbers, count, peak, [&](Index i) {
-      numbers[i] = exact_score(row, keys == nullptr ? i : keys[i]);
-      exact = numbers[i] > exact ? numbers[i] : exact;
-    });
-    if (exact == -kInfinity) return peak;
-    return exact > a_.row_max_floor ? exact : a_.row_max_floor;
+  // The positions of a context band's listed keys, row after row.
+  float* positions() { return scratch_ + layout_.positions; }
+
+  // Calls function(r) for the rows that have some in doubt; row r's are first[r] to first[r + 1] - 1.
+  template <class Function>
+  void for_each_doubtful_row(const Index* first, Index count, float near, const Function& function) {
+    if (near == 0) return;
+    const Index end = first[count];
+    Simd::store(positions() + end, Simd::set1(0.5f));  // in the middle of a code
+    for (Index i = 0, r = 0; i < end; i += kLanes) {
+      for (unsigned lanes = at_edge(Simd::load(positions() + i), near); lanes != 0; lanes &= lanes - 1) {
+        const Index place = i + __builtin_ctz(lanes);
+        if (place < first[r]) continue;  // of a row that was seen
+        while (first[r + 1] <= place) ++r;
+        function(r++);
+      }
+    }
+  }
+
+  // Computes the scores of a row again that may be beyond an edge, and those that may be the maximum; corrects weights
+  // and list. Returns how much larger the sum of the weights became.
+  float settle(Index row, const Rough& rough, const Listed& list, Index blocks, float* weights) {
+    const Table& table = t_.table_of(row);
+    const Index listed = list.starts[blocks];
+    const Float at_peak = Simd::set1(table.offset - rough.near);
+    auto* const doubtful = reinterpret_cast<std::int32_t*>(scratch_ + layout_.doubtful);  // places in the list
+    float peak = a_.row_max_floor;
+    Int places = Simd::first_indices();
+    Index count = 0;
+    for (Index i = 0; i < listed; i += kLanes) {
+      const Mask in_list = Simd::first_lanes(static_cast<int>(smaller(listed - i, kLanes)));
+      const Float position = Simd::load(rough.positions + i);
+      count += Simd::append(doubtful + count, places, Simd::both(at_edge(position, rough.near), in_list));
+      places = Simd::next_indices(places);
+      for (unsigned lanes = Simd::both(Simd::at_least(position, at_peak), in_list); lanes != 0; lanes &= lanes - 1) {
+        const float score = exact_score(row, list.keys[i + __builtin_ctz(lanes)]);
+        peak = score > peak ? score : peak;
+      }
+    }
+    float change = 0;
+    while (count-- > 0) {
+      const Index key = list.keys[doubtful[count]];
+      const float position = (exact_score(row, key) - peak) * table.inverse_step + table.offset;
+      const float weight = table.level[position < 0 ? 0 : static_cast<Index>(position)];
+      change += weight - weights[key];
+      weights[key] = weight;
+      if (position < 1) drop_key(list, blocks, doubtful[count]);
+    }
+    return change;
   }
 
  private:
   struct Layout {
-    Index tiled, errors, queries, total;
+    Index tiled, errors, queries, positions, doubtful, total;
   };
   static Layout layout_of(const Attention& a, Index rows) {
     Layout l;
@@ -318,6 +356,9 @@ class AmxProducts : public VectorProducts {
     l.tiled = room.take(rows / kBand);
     l.errors = room.take(rows);
     l.queries = room.take(rows / kBand * shape_of(a).side_floats);
+    const Index list_row = panel_count(a) * kTileKeys + kLanes;
+    l.positions = room.take(screens(a) ? kContextRows * list_row : 0);
+    l.doubtful = room.take(screens(a) ? list_row : 0);
     l.total = room.total();
     return l;
   }
@@ -345,47 +386,19 @@ class AmxProducts : public VectorProducts {
     return most;
   }
 
-  // Whether a score may be in doubt, for all that two parts tell: `for_each_doubtful` looks closer. In whole numbers,
-  // which take fewest instructions, because this is asked of every score: how far past an edge, if all lie a little
-  // lower.
-  static bool any_doubtful(const Table& table, const float* numbers, Index count, float peak, float difference) {
-    constexpr float kOne = 65536;
-    const float slope = table.inverse_step, start = table.offset - peak * slope;
-    const float near = difference * slope + __builtin_fabsf(start) * 2.5e-7f + 1 / kOne;
-    const Float factor = Simd::set1(slope * kOne), shift = Simd::set1((start + near) * kOne), one = Simd::set1(kOne);
-    const Int fraction = _mm512_set1_epi32(0xffff), width = _mm512_set1_epi32(static_cast<int>(2 * near * kOne) + 1);
-    Mask any = Simd::none();
-    for (Index i = 0; i < count; i += kLanes) {
-      const Float position = Simd::fma(Simd::load(numbers + i), factor, shift);
-      const Int past_edge = _mm512_and_si512(Simd::round(position), fraction);
-      any |= _mm512_mask_cmplt_epi32_mask(Simd::at_least(position, one), past_edge, width);
-    }
-    return Simd::any(any);
+  // How far the difference of two scores can be from the exact one.
+  float difference(Index row, float peak) {
+    const float apart = tiled(row) ? 2 * errors()[row] : 0.0f;
+    // Scores that float32 itself rounds more coarsely, behind a low mask, would not be better.
+    return apart > __builtin_fabsf(peak) * 0x1p-24f ? apart : 0.0f;
   }
 
-  // The scores of a row that two parts leave in doubt: those whose code may be another and, if there are any, those
-  // that may be the maximum.
-  template <class Function>
-  void for_each_doubtful(Index row, const float* numbers, Index count, float peak, const Function& function) {
-    const float difference = doubt(row);
-    const Table& table = t_.table_of(row);
-    // Scores that float32 itself rounds more coarsely, behind a low mask, would not be better.
-    if (difference <= __builtin_fabsf(peak) * 0x1p-24f) return;
-    if (!any_doubtful(table, numbers, count, peak, difference)) return;
-    const Float shift = Simd::set1(peak), slope = Simd::set1(table.inverse_step), start = Simd::set1(table.offset);
-    const Float to_peak = Simd::set1(-difference), to_edge = Simd::set1(difference * table.inverse_step);
-    const Float first = Simd::set1(0.5f), last = Simd::set1(table.levels + 0.5f);
-    for (Index i = 0; i < count; i += kLanes) {
-      const Float distance = Simd::sub(Simd::load(numbers + i), shift);
-      const Float position = Simd::fma(distance, slope, start);
-      const Mask between = _mm512_mask_cmp_ps_mask(Simd::at_least(position, first), position, last, _CMP_LE_OQ);
-      const Float past_edge = _mm512_reduce_ps(position, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-      const Mask at_edge = _mm512_mask_cmp_ps_mask(between, Simd::abs(past_edge), to_edge, _CMP_LE_OQ);
-      const Mask at_peak = Simd::at_least(distance, to_peak);
-      for (unsigned lanes = Simd::either(at_edge, at_peak); lanes != 0; lanes &= lanes - 1) {
-        function(i + __builtin_ctz(lanes));
-      }
-    }
+  // With rounding `floor`, the maximum is at an edge: every row would be in doubt.
+  static bool peak_at_edge(const Table& table) { return table.offset > table.levels + 0.75f; }
+
+  static Mask at_edge(Float position, float near) {
+    const Float past = _mm512_reduce_ps(position, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return Simd::at_least(Simd::set1(near), Simd::abs(past));
   }
 
   float exact_score(Index row, Index key) {

@@ -99,14 +99,22 @@ struct Simd {
     return _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)));
   }
 
-  // Writes the indices base + lane of the lanes in m, and returns how many; up to kLanes entries are overwritten.
-  static int append(std::int32_t* list, std::int32_t base, Mask m) {
+  // The numbers 0, 1, 2 and so on, and those kLanes after them.
+  static Int first_indices() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
+  static Int next_indices(Int a) { return _mm256_add_epi32(a, _mm256_set1_epi32(kLanes)); }
+  // Writes the lanes in m to a list and returns how many; up to kLanes entries are overwritten.
+  static int append(std::int32_t* list, Int a, Mask m) {
     const unsigned bits = static_cast<unsigned>(_mm256_movemask_ps(m));
-    const int count = __builtin_popcount(bits);
-    const __m256i wide =
-        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kSetLanes.bytes[bits][0])));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(list), _mm256_add_epi32(wide, _mm256_set1_epi32(base)));
-    return count;
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(list), _mm256_permutevar8x32_epi32(a, set_lanes(bits)));
+    return __builtin_popcount(bits);
+  }
+  static int append(float* list, Float a, Mask m) {
+    const unsigned bits = static_cast<unsigned>(_mm256_movemask_ps(m));
+    _mm256_storeu_ps(list, _mm256_permutevar8x32_ps(a, set_lanes(bits)));
+    return __builtin_popcount(bits);
+  }
+  static Int set_lanes(unsigned bits) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kSetLanes.bytes[bits][0])));
   }
 
   // 16-bit products: each lane is a pair of 16-bit numbers.

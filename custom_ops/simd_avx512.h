@@ -21,7 +21,7 @@ struct Simd {
   static constexpr int kTileVectors = 2;
   static constexpr int kContextVectors = 8;
   static constexpr int kPermuted = 16;
-  static constexpr float kDenseShare = 0.33f;
+  static constexpr float kDenseShare = 0.6f;
 
   static Float load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, Float v) { _mm512_storeu_ps(p, v); }
@@ -72,12 +72,17 @@ struct Simd {
   static float sum(Float a) { return _mm512_reduce_add_ps(a); }
   static float largest(Float a) { return _mm512_reduce_max_ps(a); }
 
-  // Writes the indices base + lane of the lanes in m, and returns how many; up to kLanes entries are overwritten.
-  static int append(std::int32_t* list, std::int32_t base, Mask m) {
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i indices = _mm512_add_epi32(lanes, _mm512_set1_epi32(base));
-    // Compressing in the register and storing all of it is several times faster than a compressing store.
-    _mm512_storeu_si512(list, _mm512_maskz_compress_epi32(m, indices));
+  // The numbers 0, 1, 2 and so on, and those kLanes after them.
+  static Int first_indices() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+  static Int next_indices(Int a) { return _mm512_add_epi32(a, _mm512_set1_epi32(kLanes)); }
+  // Writes the lanes in m to a list and returns how many; up to kLanes entries are overwritten. Compressing in the
+  // register and storing all of it is several times faster than a compressing store.
+  static int append(std::int32_t* list, Int a, Mask m) {
+    _mm512_storeu_si512(list, _mm512_maskz_compress_epi32(m, a));
+    return __builtin_popcount(m);
+  }
+  static int append(float* list, Float a, Mask m) {
+    _mm512_storeu_ps(list, _mm512_maskz_compress_ps(m, a));
     return __builtin_popcount(m);
   }
 

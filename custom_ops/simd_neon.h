@@ -96,16 +96,27 @@ struct Simd {
   static float sum(Float a) { return vaddvq_f32(a); }
   static float largest(Float a) { return vmaxvq_f32(a); }
 
-  // Writes the indices base + lane of the lanes in m, and returns how many; up to kLanes entries are overwritten.
-  static int append(std::int32_t* list, std::int32_t base, Mask m) {
+  // The numbers 0, 1, 2 and so on, and those kLanes after them.
+  static Int first_indices() {
+    const std::int32_t lanes[] = {0, 1, 2, 3};
+    return vld1q_s32(lanes);
+  }
+  static Int next_indices(Int a) { return vaddq_s32(a, vdupq_n_s32(kLanes)); }
+  // Writes the lanes in m to a list and returns how many; up to kLanes entries are overwritten.
+  static int append(std::int32_t* list, Int a, Mask m) {
+    std::int32_t numbers[4];
     std::uint32_t lanes[4];
+    vst1q_s32(numbers, a);
     vst1q_u32(lanes, m);
     int count = 0;
     for (int lane = 0; lane < 4; ++lane) {
-      list[count] = base + lane;
+      list[count] = numbers[lane];
       count += static_cast<int>(lanes[lane] & 1);
     }
     return count;
+  }
+  static int append(float* list, Float a, Mask m) {
+    return append(reinterpret_cast<std::int32_t*>(list), vreinterpretq_s32_f32(a), m);
   }
 
   // 16-bit products: each lane is a pair of 16-bit numbers.

@@ -1,6 +1,6 @@
 // QuantizedAttention in four steps for each block of rows:
 //   1. scores: queries times keys, the mask added, the maximum of each row noted;
-//   2. weights: the scores that are not pruned, in a list, with code and level of each;
+//   2. weights: code and level of each score, and a list of those that are not pruned;
 //   3. context: the values of the listed keys, weighted;
 //   4. the row's factor, on the few numbers of the context instead of the many weights.
 // `Products` multiplies matrices, in steps 1 and 3.
@@ -14,9 +14,6 @@ namespace {
 
 // A mask below this is looked at again when the rows' maxima are known: most often its keys cannot matter.
 constexpr float kLowMask = -1e4f;
-// Rough scores of longer rows are listed first, as far as they may be kept; in shorter rows that costs more than it
-// saves.
-constexpr Index kShortRow = 512;
 // exp of less than this is zero in float32.
 constexpr float kNegligible = -110.0f;
 
@@ -230,19 +227,18 @@ class Block {
       extent = own > extent ? own : extent;
     }
     const Index padded = static_cast<Index>(extent) * kTileKeys, keys = smaller(padded, a_.keys);
-    float factors[kContextRows];
-    Weights weights;
+    float factors[kContextRows], share;
     {
       const Timed timed(Phase::kWeights);
-      weights = weigh_rows(row, count, padded, factors);
+      const Index kept = weigh_rows(row, count, padded, factors);
+      share = static_cast<float>(kept) / static_cast<float>(larger(count * padded, 1));
     }
     const Timed timed(Phase::kContext);
     float* const context = scratch_ + layout_.context;
-    if (weights == Weights::kAll) {
+    if (products_.multiplies_all(share)) {
       products_.add_all(count, scores(row), layout_.score_row, keys, context);
     } else {
-      products_.add_listed(count, weights == Weights::kInRow ? scores(row) : nullptr, layout_.score_row, padded,
-                           context);
+      products_.add_listed(count, scores(row), layout_.score_row, padded, share, context);
     }
     for (Index r = 0; r < count; ++r) {
       if (a_.keys == 0) factors[r] = 0;
@@ -250,68 +246,46 @@ class Block {
     }
   }
 
-  // Where the weights of a band of rows stand, and the values of which keys they are for.
-  enum class Weights {
-    kAll,     // in the place of the scores; of all keys
-    kInRow,   // in the place of the scores; of the listed keys
-    kInList,  // beside the listed keys
-  };
-
-  Weights weigh_rows(Index row, Index count, Index padded, float (&factors)[kContextRows]) {
-    return Products::screens(a_) && padded > kShortRow ? weigh_listed(row, count, padded, factors)
-                                                       : weigh_in_place(row, count, padded, factors);
+  // Scores of a context band to weights, in place; lists the keys that the rows keep and returns how many.
+  Index weigh_rows(Index row, Index count, Index padded, float (&factors)[kContextRows]) {
+    const Index blocks = blocks_of(padded);
+    bool rough = false;
+    if constexpr (Products::kScreens) {
+      rough = Products::screens(a_);
+      if (rough) weigh_rough_rows(row, count, padded, factors);
+    }
+    for (Index r = 0; !rough && r < count; ++r) {
+      const Listed list = products_.listed(r);
+      factors[r] = score_row(row + r, padded, noted_peak(row + r)).weigh_scores(scores(row + r), padded, &list);
+    }
+    Index kept = 0;
+    for (Index r = 0; r < count; ++r) kept += products_.listed(r).starts[blocks];
+    return kept;
   }
 
-  Weights weigh_in_place(Index row, Index count, Index padded, float (&factors)[kContextRows]) {
-    Index kept = 0;
+  // The same for rough scores: those so near an edge that they may be beyond it are computed again.
+  void weigh_rough_rows(Index row, Index count, Index padded, float (&factors)[kContextRows]) {
+    const Index blocks = blocks_of(padded);
+    float own_peaks[kContextRows];
+    for (Index r = 0; r < count; ++r) own_peaks[r] = noted_peak(row + r);
+    const float near = products_.nearness(row, count, own_peaks);
+    // The positions of all rows lie one after the other, so that it costs little to look for those near an edge.
+    Index first[kContextRows + 1] = {};
     for (Index r = 0; r < count; ++r) {
       const Listed list = products_.listed(r);
-      const float peak = products_.settle(row + r, scores(row + r), nullptr, padded, noted_peak(row + r));
-      factors[r] = score_row(row + r, padded, peak).weigh_scores(scores(row + r), padded, &list);
-      kept += list.starts[blocks_of(padded)];
+      const Rough rough{near, products_.positions() + first[r]};
+      factors[r] = score_row(row + r, padded, own_peaks[r]).weigh_rough(scores(row + r), padded, list, rough);
+      first[r + 1] = first[r] + list.starts[blocks];
     }
-    return most_are_kept(kept, count * padded) ? Weights::kAll : Weights::kInRow;
-  }
-
-  // Of rough scores: those that may be kept are listed, those in doubt computed again, and only then weighed.
-  Weights weigh_listed(Index row, Index count, Index padded, float (&factors)[kContextRows]) {
-    ScoreRow rows[kContextRows];
-    const auto list = [&](Index r) {
-      rows[r] = score_row(row + r, padded, noted_peak(row + r));
-      const float lowest = rows[r].lowest() - products_.doubt(row + r);
-      return list_scores(scores(row + r), padded, lowest, products_.listed(r));
-    };
-    const auto weigh = [&](Index r, float* numbers, Index count, const std::int32_t* keys) {
-      const float peak = products_.settle(row + r, numbers, keys, count, rows[r].peak());
-      if (peak != rows[r].peak()) rows[r] = score_row(row + r, padded, peak);
-      factors[r] = rows[r].weigh_scores(numbers, count);
-    };
-
-    Index kept = 0;
-    for (Index r = 0; r < count; ++r) kept += list(r);
-    if (most_are_kept(kept, count * padded)) {
-      for (Index r = 0; r < count; ++r) weigh(r, scores(row + r), padded, nullptr);
-      return Weights::kAll;
-    }
-    Index numbered[kContextRows];
-    for (Index r = 0; r < count; ++r) {
-      const Listed listed = products_.listed(r);
-      numbered[r] = gather_scores(scores(row + r), listed.starts[blocks_of(padded)], listed);
-      products_.fetch_doubtful(row + r, listed.numbers, listed.keys, numbered[r], rows[r].peak());
-    }
-    for (Index r = 0; r < count; ++r) {
-      const Listed listed = products_.listed(r);
-      weigh(r, listed.numbers, numbered[r], listed.keys);
-      drop_pruned(blocks_of(padded), listed);
-    }
-    return Weights::kInList;
+    products_.for_each_doubtful_row(first, count, near, [&](Index r) {
+      if (factors[r] != factors[r]) return;  // a row with a NaN stays one
+      const Rough rough{near, products_.positions() + first[r]};
+      const float change = products_.settle(row + r, rough, products_.listed(r), blocks, scores(row + r));
+      factors[r] = ratio(1.0f, ratio(1.0f, factors[r]) + change);
+    });
   }
 
   static Index blocks_of(Index padded) { return (padded + kBlock - 1) / kBlock; }
-
-  bool most_are_kept(Index kept, Index of) const {
-    return products_.multiplies_all(static_cast<float>(kept) / static_cast<float>(larger(of, 1)));
-  }
 
   float noted_peak(Index row) {
     const float highest = Simd::largest(Simd::load(peaks(row)));

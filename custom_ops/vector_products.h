@@ -9,6 +9,8 @@ namespace {
 
 // Up to so many rows, packing the keys would cost more than it saves.
 constexpr Index kDirectRows = 4;
+// Of rows that keep more than this share of their keys, the values are read block by block.
+constexpr float kDensePart = 0.2f;
 
 // One task: rows first to first + rows - 1 of one matrix of the batch.
 struct Task {
@@ -22,7 +24,10 @@ struct Task {
   struct Place {
     Index group, query;
   };
-  Place place(Index row) const { return {(first + row) / a.queries, (first + row) % a.queries}; }
+  Place place(Index row) const {
+    if (a.groups == 1) return {0, first + row};  // a division costs more than all else that is asked of a row here
+    return {(first + row) / a.queries, (first + row) % a.queries};
+  }
   const float* query_of(Index row) const {
     const Place p = place(row);
     return query + p.group * a.query_group + p.query * a.query_strides.row;
@@ -61,8 +66,8 @@ class VectorProducts {
 
   static bool pays(const Attention&) { return true; }
 
-  // Whether scores are first computed roughly, and those that matter again.
-  static bool screens(const Attention&) { return false; }
+  // Whether there are scores that are first computed roughly, and those that matter again.
+  static constexpr bool kScreens = false;
 
   static Index rows_per_block(const Attention& a) {
     // Scores of a block stay in the second-level cache.
@@ -133,17 +138,9 @@ class VectorProducts {
     return whole;
   }
 
-  // How far apart the difference of two scores can be from the exact one; here they are as good as float32 is.
-  static float doubt(Index) { return 0; }
-  // The scores that this leaves in doubt: asks for their keys, which settle, later, computes again. `keys` says which
-  // they are scores of; null for all in order. Returns the row's maximum.
-  static void fetch_doubtful(Index, const float*, const std::int32_t*, Index, float) {}
-  static float settle(Index, float*, const std::int32_t*, Index, float peak) { return peak; }
-
   // Where row r of a context band lists its keys.
   Listed listed(Index r) {
     return {reinterpret_cast<std::int32_t*>(scratch_ + layout_.lists + r * layout_.list_row),
-            scratch_ + layout_.numbers + r * layout_.list_row,
             reinterpret_cast<std::int32_t*>(scratch_ + layout_.starts + r * layout_.starts_row)};
   }
 
@@ -152,7 +149,7 @@ class VectorProducts {
 
   // Weights of all keys, times their values.
   void add_all(Index count, const float* weights, Index weight_row, Index keys, float* context) {
-    clear(count, context);
+    for (Index i = 0, size = count * value_row(a_); i < size; i += kLanes) Simd::store(context + i, Simd::set1(0.0f));
     // So many keys at a time that their values stay in the first-level cache.
     constexpr Index kAtOnce = 128;
     for (Index key = 0; key < keys; key += kAtOnce) {
@@ -165,20 +162,15 @@ class VectorProducts {
     }
   }
 
-  // Weights of the listed keys, which stand in rows of the weights of all keys or, without such, in the lists; times
-  // their values.
-  void add_listed(Index count, const float* weights, Index weight_row, Index keys, float* context) {
-    clear(count, context);
-    for (Index block = 0; block * kBlock < keys; ++block) {
+  // The same for the listed keys only, which are this share of all.
+  void add_listed(Index count, const float* weights, Index weight_row, Index keys, float share, float* context) {
+    // Values stay in the first-level cache where enough of them are read to pay for that, else in the second.
+    const Index at_once = share > kDensePart ? 1 : 4, blocks = (keys + kBlock - 1) / kBlock;
+    for (Index block = 0; block == 0 || block < blocks; block += at_once) {
       for (Index r = 0; r < count; ++r) {
         const Listed list = listed(r);
-        const Index first = list.starts[block], some = list.starts[block + 1] - first;
-        float* const out = context + r * value_row(a_);
-        if (weights == nullptr) {
-          add_kept<false>(list.numbers + first, list.keys + first, some, out);
-        } else {
-          add_kept<true>(weights + r * weight_row, list.keys + first, some, out);
-        }
+        const Index first = list.starts[block], last = list.starts[smaller(block + at_once, blocks)];
+        add_kept(weights + r * weight_row, list.keys + first, last - first, block == 0, context + r * value_row(a_));
       }
     }
   }
@@ -190,7 +182,7 @@ class VectorProducts {
  private:
   struct Layout {
     Index query_row, list_row, starts_row;
-    Index queries, query_scales, lists, numbers, starts, total;
+    Index queries, query_scales, lists, starts, total;
   };
 
   static Layout layout_of(const Attention& a, Index rows) {
@@ -203,7 +195,6 @@ class VectorProducts {
     l.queries = room.take(rows * l.query_row);
     l.query_scales = room.take(rows);
     l.lists = room.take(kContextRows * l.list_row);
-    l.numbers = room.take(kContextRows * l.list_row);
     l.starts = room.take(kContextRows * l.starts_row);
     l.total = room.total();
     return l;
@@ -259,10 +250,6 @@ class VectorProducts {
     }
   }
 
-  void clear(Index count, float* context) const {
-    for (Index i = 0; i < count * value_row(a_); i += kLanes) Simd::store(context + i, Simd::set1(0.0f));
-  }
-
   template <int kRows>
   void add_tile(const float* weights, Index weight_row, const float* value, Index keys, float* context) {
     const Index width = value_row(a_);
@@ -276,12 +263,10 @@ class VectorProducts {
     }
   }
 
-  // The kept keys of one row in a block. kByKey: their weights are found by key, and not in the order of the list.
-  template <bool kByKey>
-  void add_kept(const float* weights, const std::int32_t* list, Index count, float* context) {
-    if (count == 0) return;
+  // The kept keys of one row in a block; the first block's sums start from zero.
+  void add_kept(const float* weights, const std::int32_t* list, Index count, bool first, float* context) {
     if (value_column_ != 1) {
-      add_strided<kByKey>(weights, list, count, context);
+      add_strided(weights, list, count, first, context);
       return;
     }
     const Index vectors = value_row(a_) / kLanes;
@@ -289,29 +274,30 @@ class VectorProducts {
       const Index some = smaller(Simd::kContextVectors, vectors - v);
       const int tail = v + some == vectors ? value_tail_ : 0;
       with_rows<Simd::kContextVectors>(some, [&](auto n) {
-        tail == 0 ? add_columns<n(), false, kByKey>(weights, list, count, v * kLanes, context)
-                  : add_columns<n(), true, kByKey>(weights, list, count, v * kLanes, context);
+        tail == 0 ? add_columns<n(), false>(weights, list, count, v * kLanes, first, context)
+                  : add_columns<n(), true>(weights, list, count, v * kLanes, first, context);
       });
     }
   }
 
   // The sum of a context row stays in registers. Where there are enough, two keys are added at a time in sums of their
   // own: one sum alone would wait for its last addition.
-  template <int kVectors, bool kTail, bool kByKey>
-  void add_columns(const float* weights, const std::int32_t* list, Index count, Index d, float* out) {
+  template <int kVectors, bool kTail>
+  void add_columns(const float* weights, const std::int32_t* list, Index count, Index d, bool first, float* out) {
     constexpr int kChains = 2 * kVectors <= Simd::kContextVectors ? 2 : 1;
     Float sums[kChains][kVectors];
     for (int v = 0; v < kVectors; ++v) {
-      sums[0][v] = Simd::load(out + d + v * kLanes);
+      sums[0][v] = first ? Simd::set1(0.0f) : Simd::load(out + d + v * kLanes);
       if (kChains == 2) sums[kChains - 1][v] = Simd::set1(0.0f);
     }
     const float* const values = value_ + d;
     const Index value_row = value_row_;
     const int tail = value_tail_;
-    const auto add = [&](Float(&sum)[kVectors], Index i) {
+    // Inlined whatever its size: sums that a call could see would not stay in registers.
+    const auto add = [&](Float(&sum)[kVectors], Index i) __attribute__((always_inline)) {
       const Index key = list[i];
       const float* value = values + key * value_row;
-      const Float weight = Simd::set1(weights[kByKey ? key : i]);
+      const Float weight = Simd::set1(weights[key]);
       for (int v = 0; v < kVectors; ++v) {
         const bool partial = kTail && v == kVectors - 1;
         const Float lanes = partial ? Simd::load_first(value + v * kLanes, tail) : Simd::load(value + v * kLanes);
@@ -328,11 +314,11 @@ class VectorProducts {
     }
   }
 
-  template <bool kByKey>
-  void add_strided(const float* weights, const std::int32_t* list, Index count, float* out) {
+  void add_strided(const float* weights, const std::int32_t* list, Index count, bool first, float* out) {
+    for (Index d = 0; first && d < a_.value_depth; ++d) out[d] = 0.0f;
     for (Index i = 0; i < count; ++i) {
       const float* value = value_ + list[i] * value_row_;
-      for (Index d = 0; d < a_.value_depth; ++d) out[d] += weights[kByKey ? list[i] : i] * value[d * value_column_];
+      for (Index d = 0; d < a_.value_depth; ++d) out[d] += weights[list[i]] * value[d * value_column_];
     }
   }
 

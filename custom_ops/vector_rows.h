@@ -87,23 +87,29 @@ static inline Float log_positive(Float x) {
 }
 
 // Long rows are taken in blocks of so many scores: sums of blocks lose less than one sum, and the values of a block's
-// keys stay in the second-level cache.
-constexpr Index kBlock = 512;
+// keys stay in the first-level cache.
+constexpr Index kBlock = 128;
 
 // How the level of a code is found.
 enum class Levels { kPermuted, kGathered };
 
-// What weigh notes of the numbers it went over.
+// What weigh notes of the numbers it went over, in lanes.
 struct Sums {
-  Float weights, kept, all;  // in lanes; `kept` and `all`, of exponentials, only where a scheme needs them
-  Mask nan;
+  Float weights, kept, all;  // `kept` and `all`, of exponentials, only where a scheme needs them
+  Float distances;           // from the maximum, so never above 0: NaN where one of them is
 };
 
-// Keys of a row, with a number each: first their scores, then their weights.
+// The keys that a row keeps.
 struct Listed {
   std::int32_t* keys;    // room for kLanes more than there are keys
-  float* numbers;        // the same
   std::int32_t* starts;  // how many lie before each block, and in all: one more than there are blocks
+};
+
+// Scores that may be this far, in steps, from the exact ones: keys just below the lowest edge are listed too, and with
+// each listed key its position, which is its code and how far it is past that code's lower edge.
+struct Rough {
+  float near = 0;
+  float* positions = nullptr;  // room for kLanes more than there are keys
 };
 
 // Scores to weights, in place: level of the score's code, or the exponential itself; 0 where it is pruned. `count` is a
@@ -111,14 +117,16 @@ struct Listed {
 //
 // kExp: whether x itself is needed, which costs an exponential; log spacing works on the exponent.
 // kQuantize: levels, or values kept as they are.
-template <bool kExp, bool kQuantize, Levels kLevels>
+template <bool kExp, bool kQuantize, Levels kLevels, bool kRough = false>
 static inline Sums weigh(float* numbers, Index count, float peak, float factor, float offset, const Table& table,
-                         bool sum_kept, const Listed* list) {
+                         bool sum_kept, const Listed* list, const Rough& rough) {
   const Float shift = Simd::set1(peak), slope = Simd::set1(factor), start = Simd::set1(offset);
-  const Float one = Simd::set1(1.0f), zero = Simd::set1(0.0f), top = Simd::set1(table.levels);
+  const Float first = Simd::set1(1.0f - rough.near), zero = Simd::set1(0.0f), top = Simd::set1(table.levels);
   const Float levels = Simd::load(table.level);
-  Float weights = zero, kept_sum = zero, all = zero;
-  Mask nan = Simd::none();
+  std::int32_t* const keys = list == nullptr ? nullptr : list->keys;
+  float* const positions = rough.positions;
+  Float weights = zero, kept_sum = zero, all = zero, distances = zero;
+  Int indices = Simd::first_indices();
   std::int32_t listed = 0;
   for (Index block = 0; block < count; block += kBlock) {
     if (list != nullptr) list->starts[block / kBlock] = listed;
@@ -126,16 +134,17 @@ static inline Sums weigh(float* numbers, Index count, float peak, float factor, 
     for (Index j = block; j < end; j += kLanes) {
       // The difference is exact where it matters, near the maximum; folding -peak into the offset would not be.
       const Float distance = Simd::sub(Simd::load(numbers + j), shift);
-      nan = Simd::either(nan, Simd::is_nan(distance));
+      distances = Simd::add(distances, distance);
       Float weight;
       Mask kept;
       if (kQuantize) {
         const Float x = kExp ? exp_negative(distance) : distance;
         const Float position = Simd::fma(x, slope, start);
-        // max before min: a NaN becomes code 0; its row is NaN by the flag.
+        // max before min: a NaN becomes code 0; its row is NaN by the sum of distances.
         const Int code = Simd::truncate(Simd::min(Simd::max(position, zero), top));
         weight = kLevels == Levels::kPermuted ? Simd::permute(levels, code) : Simd::gather(table.level, code);
-        kept = Simd::at_least(position, one);
+        kept = Simd::at_least(position, first);
+        if (kRough) Simd::append(positions + listed, position, kept);
       } else {
         kept = Simd::at_least(distance, start);
         const Float x = exp_negative(distance);
@@ -145,11 +154,12 @@ static inline Sums weigh(float* numbers, Index count, float peak, float factor, 
       if (sum_kept) kept_sum = Simd::add(kept_sum, Simd::keep(kept, exp_negative(distance)));
       weights = Simd::add(weights, weight);
       Simd::store(numbers + j, weight);
-      if (list != nullptr) listed += Simd::append(list->keys + listed, static_cast<std::int32_t>(j), kept);
+      if (list != nullptr) listed += Simd::append(keys + listed, indices, kept);
+      indices = Simd::next_indices(indices);
     }
   }
   if (list != nullptr) list->starts[(count + kBlock - 1) / kBlock] = listed;
-  return {weights, kept_sum, all, nan};
+  return {weights, kept_sum, all, distances};
 }
 
 // Sum of exp(score - peak). Blocks are summed apart, so that the error does not grow with the length.
@@ -169,7 +179,6 @@ static inline float exp_sum(const float* row, Index padded, float peak) {
 // A row of scores, of which `peak` is the largest, on its way to weights: what is known before the first weight.
 class ScoreRow {
  public:
-  ScoreRow() = default;
   // `scores` are padded with -inf to a multiple of kLanes; `peak` may be higher than all of them.
   ScoreRow(const float* scores, Index padded, float peak, const Form& form, const Table& table)
       : form_(form), table_(&table), peak_(peak) {
@@ -182,27 +191,27 @@ class ScoreRow {
     log_sum_ = sum_first && absolute ? __builtin_logf(sum_) : 0.0f;
   }
 
-  float peak() const { return peak_; }
-
-  // Scores below this are pruned by a row-max scheme, whatever way the last bits are rounded.
-  float lowest() const {
-    const float edge = table_->log_threshold;
-    return peak_ + edge - kRounded * (__builtin_fabsf(peak_) + __builtin_fabsf(edge) + 1.0f);
-  }
-
   // Turns scores into weights, in place, and lists those that are kept if there is a list. Returns what makes
   // probabilities of them; NaN for a row with a NaN.
   float weigh_scores(float* numbers, Index count, const Listed* list = nullptr) const {
-    const Sums sums = weigh_by_form(numbers, count, list);
-    if (Simd::any(sums.nan) || peak_ == -kInfinity) return kNaN;
+    return factor_of(weigh_by_form(numbers, count, list));
+  }
+  // The same for rough scores, of a row-max scheme with log spacing that is normalized to 1.
+  float weigh_rough(float* numbers, Index count, const Listed& list, const Rough& rough) const {
+    constexpr auto kPermuted = Levels::kPermuted, kGathered = Levels::kGathered;
+    const auto run =
+        table_->levels < Simd::kPermuted ? weigh<false, true, kPermuted, true> : weigh<false, true, kGathered, true>;
+    return factor_of(run(numbers, count, peak_, table_->inverse_step, table_->offset, *table_, false, &list, rough));
+  }
+
+ private:
+  float factor_of(const Sums& sums) const {
+    if (Simd::any(Simd::is_nan(sums.distances)) || peak_ == -kInfinity) return kNaN;
     if (form_.normalize == Normalize::kUnit) return ratio(1.0f, Simd::sum(sums.weights));
     if (!quantizes(form_)) return ratio(1.0f, Simd::sum(sums.all));
     if (form_.normalize == Normalize::kMass) return ratio(ratio(Simd::sum(sums.kept), sum_), Simd::sum(sums.weights));
     return form_.reference == Reference::kAbsolute ? 1.0f : ratio(1.0f, sum_);  // 1 / sum is the largest probability
   }
-
- private:
-  static constexpr float kRounded = 1e-5f;
 
   Sums weigh_by_form(float* numbers, Index count, const Listed* list) const {
     const bool absolute = form_.reference == Reference::kAbsolute, mass = form_.normalize == Normalize::kMass;
@@ -211,16 +220,16 @@ class ScoreRow {
     if (!quantizes(form_)) {
       const float lowest = table_->log_threshold + log_sum_;  // x >= threshold, in logarithms
       return weigh<true, false, kGathered>(numbers, count, peak_, 0, lowest < kLowest ? kLowest : lowest, *table_,
-                                           false, list);
+                                           false, list, {});
     }
     if (form_.spacing == Spacing::kLog) {
       const float slope = table_->inverse_step, offset = absolute ? table_->offset - log_sum_ * slope : table_->offset;
       const auto run = permuted ? weigh<false, true, kPermuted> : weigh<false, true, kGathered>;
-      return run(numbers, count, peak_, slope, offset, *table_, mass, list);
+      return run(numbers, count, peak_, slope, offset, *table_, mass, list, {});
     }
     const float slope = absolute ? table_->inverse_step / sum_ : table_->inverse_step;
     const auto run = permuted ? weigh<true, true, kPermuted> : weigh<true, true, kGathered>;
-    return run(numbers, count, peak_, slope, table_->offset, *table_, mass, list);
+    return run(numbers, count, peak_, slope, table_->offset, *table_, mass, list, {});
   }
 
   Form form_;
@@ -228,51 +237,11 @@ class ScoreRow {
   float peak_, sum_, log_sum_;
 };
 
-// Lists the keys of scores that are not below `lowest`, NaN among them. Returns how many.
-static inline Index list_scores(const float* scores, Index count, float lowest, const Listed& list) {
-  const Float limit = Simd::set1(lowest);
-  Index listed = 0;
-  for (Index block = 0; block < count; block += kBlock) {
-    list.starts[block / kBlock] = static_cast<std::int32_t>(listed);
-    const Index end = smaller(block + kBlock, count);
-    for (Index j = block; j < end; j += kLanes) {
-      const Mask counts = Simd::not_less(Simd::load(scores + j), limit);
-      listed += Simd::append(list.keys + listed, static_cast<std::int32_t>(j), counts);
-    }
-  }
-  list.starts[(count + kBlock - 1) / kBlock] = static_cast<std::int32_t>(listed);
-  return listed;
-}
-
-// Brings the listed scores together; -inf up to a multiple of kLanes. Returns that many. Some time after the keys were
-// written, which a processor cannot read at once where they come from several stores.
-static inline Index gather_scores(const float* scores, Index listed, const Listed& list) {
-  for (Index i = 0; i < listed; ++i) list.numbers[i] = scores[list.keys[i]];
-  Simd::store(list.numbers + listed, Simd::set1(-kInfinity));
-  return round_up(listed, kLanes);
-}
-
-// Takes pruned keys out of a list of weights: those that were listed only because rounding might have kept them.
-static inline void drop_pruned(Index blocks, const Listed& list) {
-  const Index listed = list.starts[blocks];
-  const Float zero = Simd::set1(0.0f);
-  Mask pruned = Simd::none();
-  for (Index i = 0; i < listed; i += kLanes) {
-    const Mask none = Simd::at_least(zero, Simd::load(list.numbers + i));
-    pruned = Simd::either(pruned, Simd::both(none, Simd::first_lanes(static_cast<int>(smaller(listed - i, kLanes)))));
-  }
-  if (!Simd::any(pruned)) return;
-  std::int32_t left = 0;
-  for (Index block = 0, i = 0; block < blocks; ++block) {
-    const Index end = list.starts[block + 1];
-    list.starts[block] = left;
-    for (; i < end; ++i) {
-      list.keys[left] = list.keys[i];
-      list.numbers[left] = list.numbers[i];
-      left += list.numbers[i] != 0.0f;
-    }
-  }
-  list.starts[blocks] = left;
+// Takes a key out of a list.
+static inline void drop_key(const Listed& list, Index blocks, Index place) {
+  const Index after = list.starts[blocks] - place - 1;
+  __builtin_memmove(list.keys + place, list.keys + place + 1, static_cast<std::size_t>(after) * sizeof(std::int32_t));
+  for (Index block = 0; block <= blocks; ++block) list.starts[block] -= list.starts[block] > place;
 }
 
 static inline float largest_of(const float* row, Index length, float floor) {
