@@ -66,6 +66,25 @@ struct Norms {
   }
 };
 
+// The sums of 16 vectors, one in each lane: halves of two vectors are added at a time, so that all sums together take
+// four steps.
+static inline __m512 sums_of(const __m512 (&v)[kTile]) {
+  __m512 pairs[8], fours[4];
+  for (int i = 0; i < 8; ++i) {
+    const __m512 a = v[2 * i], b = v[2 * i + 1];
+    pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+    fours[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+    fours[i] = _mm512_add_ps(fours[i], _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  const auto add_quarters = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  return add_quarters(add_quarters(fours[0], fours[1]), add_quarters(fours[2], fours[3]));
+}
+
 // Row `row` of a left operand: 32 numbers of an inner step. Tile by tile, so that a tile is 1 KB in one piece.
 static inline void store_left(Part* side, Index row, const Split& a, const Split& b) {
   const __m512i high_halves = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29,
@@ -235,29 +254,7 @@ class AmxProducts : public VectorProducts {
     const About keys = about_keys();
     for (Index row = 0; row < t_.rows; row += kBand) {
       bool in_tiles = true;
-      for (Index r = row; r < smaller(row + kBand, t_.rows); ++r) {
-        Norms norms;
-        const auto split_lanes = [&](Index d) {
-          const __m512 x = query_lanes(r, d);
-          const Split s = split(x);
-          norms.add(x, s);
-          return s;
-        };
-        for (Index step = 0; step < shape_.steps; ++step) {
-          const Split low = split_lanes(step * kStep), high = split_lanes(step * kStep + kTile);
-          store_left(side(row) + step * kSideParts, r - row, low, high);
-        }
-        const auto norm = [](__m512 squares) { return __builtin_sqrtf(Simd::sum(squares)); };
-        const float whole = norm(norms.whole);
-        in_tiles = in_tiles && in_range(whole);
-        if (!shape_.screens) continue;
-        // What is missing of x y is x1 y1, r y and x r' (Cauchy and Schwarz). A product is rounded in up to 18 sums of
-        // its tiles' multiplication, and once in each of the three that follow for a step.
-        const float roundings = static_cast<float>(18 + 3 * shape_.steps) * 0x1p-24f;
-        errors()[r] = 1.01f * (norm(norms.second) * keys.second + norm(norms.rest) * keys.whole +
-                               whole * (keys.rest + roundings * keys.whole));
-        in_tiles = in_tiles && errors()[r] * t_.table_of(r).inverse_step <= kMostSteps && !peak_at_edge(t_.table_of(r));
-      }
+      for (Index tile = 0; tile < kBand; tile += kTile) in_tiles = split_queries(row, tile, keys) && in_tiles;
       scratch_[layout_.tiled + row / kBand] = in_tiles ? 1.0f : 0.0f;
     }
   }
@@ -363,6 +360,43 @@ class AmxProducts : public VectorProducts {
     return l;
   }
 
+  // Splits 16 queries of the band that starts at `row` into parts. Whether their scores may come from tiles.
+  bool split_queries(Index row, Index tile, const About& keys) {
+    const Index count = smaller(kTile, t_.rows - row - tile);
+    __m512 whole[kTile] = {}, second[kTile] = {}, rest[kTile] = {};
+    for (Index i = 0; i < count; ++i) {
+      Norms norms;
+      const auto split_lanes = [&](Index d) {
+        const __m512 x = query_lanes(row + tile + i, d);
+        const Split s = split(x);
+        norms.add(x, s);
+        return s;
+      };
+      for (Index step = 0; step < shape_.steps; ++step) {
+        const Split low = split_lanes(step * kStep), high = split_lanes(step * kStep + kTile);
+        store_left(side(row) + step * kSideParts, tile + i, low, high);
+      }
+      whole[i] = norms.whole;
+      second[i] = norms.second;
+      rest[i] = norms.rest;
+    }
+    const __m512 norms = _mm512_sqrt_ps(sums_of(whole));
+    if (_mm512_cmp_ps_mask(norms, Simd::set1(kLargestSplit), _CMP_NLE_UQ) != 0) return false;
+    if (!shape_.screens) return true;
+    // What is missing of x y is x1 y1, r y and x r' (Cauchy and Schwarz). A product is rounded in up to 18 sums of its
+    // tiles' multiplication, and once in each of the three that follow for a step.
+    const float roundings = static_cast<float>(18 + 3 * shape_.steps) * 0x1p-24f;
+    __m512 error = Simd::mul(norms, Simd::set1(keys.rest + roundings * keys.whole));
+    error = Simd::fma(_mm512_sqrt_ps(sums_of(second)), Simd::set1(keys.second), error);
+    error = Simd::fma(_mm512_sqrt_ps(sums_of(rest)), Simd::set1(keys.whole), error);
+    Simd::store(errors() + row + tile, Simd::mul(error, Simd::set1(1.01f)));
+    for (Index r = row + tile; r < row + tile + count; ++r) {
+      const Table& table = t_.table_of(r);
+      if (!(errors()[r] * table.inverse_step <= kMostSteps) || peak_at_edge(table)) return false;
+    }
+    return true;
+  }
+
   // The parts of the band that starts at this row.
   Part* side(Index row) {
     return reinterpret_cast<Part*>(scratch_ + layout_.queries + row / kBand * shape_.side_floats);
@@ -419,8 +453,8 @@ class AmxProducts : public VectorProducts {
   }
 
   __m512 query_lanes(Index row, Index d) {
-    return d < a_.depth ? Simd::load_first(query(row) + d, static_cast<int>(smaller(kTile, a_.depth - d)))
-                        : Simd::set1(0.0f);
+    if (d + kTile <= a_.depth) return Simd::load(query(row) + d);
+    return d < a_.depth ? Simd::load_first(query(row) + d, static_cast<int>(a_.depth - d)) : Simd::set1(0.0f);
   }
 
   const Shape shape_;
