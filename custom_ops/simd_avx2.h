@@ -72,9 +72,10 @@ struct Simd {
   static Int truncate(Float a) { return _mm256_cvttps_epi32(a); }
   static Int round(Float a) { return _mm256_cvtps_epi32(a); }
   static Float to_float(Int a) { return _mm256_cvtepi32_ps(a); }
-  // 2 to the power of a, for a from -126 to 127.
-  static Float power_of_two(Int a) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(a, _mm256_set1_epi32(127)), 23));
+  // a times 2 to the power of n, for the n in the last bits of a number like 2^23 + n, where the result is normal.
+  static Float times_power_of_two(Float a, Float n) {
+    const __m256i power = _mm256_slli_epi32(_mm256_castps_si256(n), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), power));
   }
   // The exponent e of a positive normal number, and the number divided by 2^e: in [1, 2).
   static Int exponent(Float a) {

@@ -53,9 +53,10 @@ struct Simd {
   static Int truncate(Float a) { return _mm512_cvttps_epi32(a); }
   static Int round(Float a) { return _mm512_cvtps_epi32(a); }
   static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
-  // 2 to the power of a, for a from -126 to 127.
-  static Float power_of_two(Int a) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(a, _mm512_set1_epi32(127)), 23));
+  // a times 2 to the power of n, for the n in the last bits of a number like 2^23 + n, where the result is normal.
+  static Float times_power_of_two(Float a, Float n) {
+    const __m512i power = _mm512_slli_epi32(_mm512_castps_si512(n), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), power));
   }
   // The exponent e of a positive normal number, and the number divided by 2^e: in [1, 2).
   static Int exponent(Float a) {

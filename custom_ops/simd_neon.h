@@ -74,8 +74,10 @@ struct Simd {
   static Int truncate(Float a) { return vcvtq_s32_f32(a); }
   static Int round(Float a) { return vcvtnq_s32_f32(a); }
   static Float to_float(Int a) { return vcvtq_f32_s32(a); }
-  // 2 to the power of a, for a from -126 to 127.
-  static Float power_of_two(Int a) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(a, vdupq_n_s32(127)), 23)); }
+  // a times 2 to the power of n, for the n in the last bits of a number like 2^23 + n, where the result is normal.
+  static Float times_power_of_two(Float a, Float n) {
+    return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(a), vshlq_n_s32(vreinterpretq_s32_f32(n), 23)));
+  }
   // The exponent e of a positive normal number, and the number divided by 2^e: in [1, 2).
   static Int exponent(Float a) {
     return vsubq_s32(vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_f32(a), 23)), vdupq_n_s32(127));
