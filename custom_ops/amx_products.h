@@ -278,23 +278,18 @@ class AmxProducts : public VectorProducts {
     return whole;
   }
 
-  // How far positions of these rows, with these maxima, can be from the exact ones.
-  float nearness(Index row, Index count, const float* peaks) {
-    float most = 0;
-    for (Index r = 0; r < count; ++r) {
-      const Table& table = t_.table_of(row + r);
-      const float apart = difference(row + r, peaks[r]);
-      // What float32 loses of a position comes on top.
-      const float own = apart == 0 ? 0.0f : apart * table.inverse_step + table.offset * 2.5e-7f;
-      most = own > most ? own : most;
-    }
-    return most;
+  // How far positions of this row, with this maximum, can be from the exact ones; 0 where float32 would not do better.
+  float nearness(Index row, float peak) {
+    const Table& table = t_.table_of(row);
+    const float apart = difference(row, peak);
+    // What float32 loses of a position comes on top.
+    return apart == 0 ? 0.0f : apart * table.inverse_step + table.offset * 2.5e-7f;
   }
 
   // The positions of a context band's listed keys, row after row.
   float* positions() { return scratch_ + layout_.positions; }
 
-  // Calls function(r) for the rows that have some in doubt; row r's are first[r] to first[r + 1] - 1.
+  // Calls function(r) for the rows that have some this near an edge; row r's are first[r] to first[r + 1] - 1.
   template <class Function>
   void for_each_doubtful_row(const Index* first, Index count, float near, const Function& function) {
     if (near == 0) return;
@@ -334,10 +329,13 @@ class AmxProducts : public VectorProducts {
     while (count-- > 0) {
       const Index key = list.keys[doubtful[count]];
       const float position = (exact_score(row, key) - peak) * table.inverse_step + table.offset;
-      const float weight = table.level[position < 0 ? 0 : static_cast<Index>(position)];
+      // Always a valid code: of keys out of range, sums in another order may differ by anything, or be NaN.
+      const bool kept = position >= 1;
+      const float code = position < table.levels ? position : table.levels;
+      const float weight = kept ? table.level[static_cast<Index>(code)] : 0.0f;
       change += weight - weights[key];
       weights[key] = weight;
-      if (position < 1) drop_key(list, blocks, doubtful[count]);
+      if (!kept) drop_key(list, blocks, doubtful[count]);
     }
     return change;
   }

@@ -266,20 +266,22 @@ class Block {
   // The same for rough scores: those so near an edge that they may be beyond it are computed again.
   void weigh_rough_rows(Index row, Index count, Index padded, float (&factors)[kContextRows]) {
     const Index blocks = blocks_of(padded);
-    float own_peaks[kContextRows];
-    for (Index r = 0; r < count; ++r) own_peaks[r] = noted_peak(row + r);
-    const float near = products_.nearness(row, count, own_peaks);
+    float own[kContextRows], most = 0;  // how near an edge is in doubt
     // The positions of all rows lie one after the other, so that it costs little to look for those near an edge.
     Index first[kContextRows + 1] = {};
     for (Index r = 0; r < count; ++r) {
       const Listed list = products_.listed(r);
-      const Rough rough{near, products_.positions() + first[r]};
-      factors[r] = score_row(row + r, padded, own_peaks[r]).weigh_rough(scores(row + r), padded, list, rough);
+      const float peak = noted_peak(row + r);
+      own[r] = products_.nearness(row + r, peak);
+      most = own[r] > most ? own[r] : most;
+      const Rough rough{own[r], products_.positions() + first[r]};
+      factors[r] = score_row(row + r, padded, peak).weigh_rough(scores(row + r), padded, list, rough);
       first[r + 1] = first[r] + list.starts[blocks];
     }
-    products_.for_each_doubtful_row(first, count, near, [&](Index r) {
-      if (factors[r] != factors[r]) return;  // a row with a NaN stays one
-      const Rough rough{near, products_.positions() + first[r]};
+    products_.for_each_doubtful_row(first, count, most, [&](Index r) {
+      // A row with a NaN stays one, and of rows that did not come from tiles nothing is in doubt.
+      if (factors[r] != factors[r] || own[r] == 0) return;
+      const Rough rough{own[r], products_.positions() + first[r]};
       const float change = products_.settle(row + r, rough, products_.listed(r), blocks, scores(row + r));
       factors[r] = ratio(1.0f, ratio(1.0f, factors[r]) + change);
     });

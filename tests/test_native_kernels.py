@@ -420,6 +420,22 @@ def test_long_calls_with_an_outlier(kernels: str, outlier: float) -> None:
 
 
 @ALL_KERNELS
+def test_long_calls_with_large_numbers_that_cancel(kernels: str) -> None:
+    """Added one by one they leave the right score; in another order, nothing of it: such rows get no second look."""
+    q, k, v = draw(1, 1, 256, 32, spread=0.3), draw(2, 1, 640, 32), draw(3, 1, 640, 16)
+    number = np.arange(640)
+    q[..., [0, 1, 16, 18]] = 0.0
+    q[:, 32:48] = 0.0
+    q[:, 32:48, [0, 1, 16, 18, 19]] = [2.0**83, -(2.0**83), 2.0**59, -(2.0**59), 1.0]
+    k[..., [0, 1]] = 1.0
+    k[..., 16] = k[..., 18] = number % 7 + 1
+    k[..., 19] = np.where(number % 5 == 0, 0.0, -(number % 4 + 0.5001) * SCHEMES[0].step)  # near edges
+    got = run_attention(attention_model(SCHEMES[0], rank=3), q, k, v, kernels=kernels)
+    expected = run_attention(attention_model(SCHEMES[0], rank=3), q, k, v, kernels="scalar")
+    np.testing.assert_allclose(got[:, 32:48], expected[:, 32:48], rtol=SUM_TOLERANCE, atol=SUM_TOLERANCE)
+
+
+@ALL_KERNELS
 @pytest.mark.parametrize("floor", [5.0, 8.0, 10.0])
 def test_long_calls_whose_floor_is_above_many_maxima(kernels: str, floor: float) -> None:
     q, k, v = draw(1, 1, 256, 64, spread=2), draw(2, 1, 640, 64), draw(3, 1, 640, 16)
