@@ -62,7 +62,6 @@ struct Simd {
   static Mask none() { return _mm256_setzero_ps(); }
   static Mask is_nan(Float a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
   static Mask at_least(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }
-  static Mask not_less(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_NLT_UQ); }
   static Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
   static Mask both(Mask a, Mask b) { return _mm256_and_ps(a, b); }
   static bool any(Mask a) { return _mm256_movemask_ps(a) != 0; }

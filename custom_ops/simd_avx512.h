@@ -43,7 +43,6 @@ struct Simd {
   static Mask none() { return 0; }
   static Mask is_nan(Float a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
   static Mask at_least(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
-  static Mask not_less(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }
   static Mask either(Mask a, Mask b) { return static_cast<Mask>(a | b); }
   static Mask both(Mask a, Mask b) { return static_cast<Mask>(a & b); }
   static bool any(Mask a) { return a != 0; }

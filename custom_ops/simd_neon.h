@@ -64,7 +64,6 @@ struct Simd {
   static Mask none() { return vdupq_n_u32(0); }
   static Mask is_nan(Float a) { return vmvnq_u32(vceqq_f32(a, a)); }
   static Mask at_least(Float a, Float b) { return vcgeq_f32(a, b); }
-  static Mask not_less(Float a, Float b) { return vmvnq_u32(vcltq_f32(a, b)); }
   static Mask either(Mask a, Mask b) { return vorrq_u32(a, b); }
   static Mask both(Mask a, Mask b) { return vandq_u32(a, b); }
   static bool any(Mask a) { return vmaxvq_u32(a) != 0; }
