@@ -62,7 +62,8 @@ void parallel_for(Host& host, Index count, Function function) {
 
 // Packed copies of the keys, or of the values, of all matrices; matrices that share theirs share one copy. A copy is
 // made when the first block that reads it starts, by all that wait for it, and its memory serves another when the last
-// has ended. So it is read while it is in the cache, and there are only as many copies as there are threads.
+// has ended. So it is read while it is in the cache, and there are only as many copies as there are threads, unless
+// matrices that share one are far apart.
 class Packed {
  public:
   using Pack = void (*)(const Attention&, const float* matrix, Index piece, float* packed);
