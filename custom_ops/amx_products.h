@@ -26,7 +26,8 @@ constexpr Index kStep = 32;  // numbers along the inner axis of one multiplicati
 constexpr Index kTileParts = kTile * kStep;
 constexpr Index kSidePart = 2 * kTileParts;  // one part of a 32 x 32 operand: two tiles
 constexpr Index kSideParts = 2 * kSidePart;  // both parts of it
-constexpr float kLargestSplit = 1e18f;       // products of two such numbers, and sums of them, are finite
+// The largest norm of a vector that is split. Rests below 1e-19, whose squares are lost, do not matter beside it.
+constexpr float kLargestSplit = 1e12f;
 // With a larger error, in steps of the scheme, more than one in a hundred of the kept scores would be computed again.
 constexpr float kMostSteps = 0.005f;
 
@@ -387,7 +388,7 @@ class AmxProducts : public VectorProducts {
     __m512 error = Simd::mul(norms, Simd::set1(keys.rest + roundings * keys.whole));
     error = Simd::fma(_mm512_sqrt_ps(sums_of(second)), Simd::set1(keys.second), error);
     error = Simd::fma(_mm512_sqrt_ps(sums_of(rest)), Simd::set1(keys.whole), error);
-    Simd::store(errors() + row + tile, Simd::mul(error, Simd::set1(1.01f)));
+    Simd::store(errors() + row + tile, Simd::mul(error, Simd::set1(1.02f)));
     for (Index r = row + tile; r < row + tile + count; ++r) {
       const Table& table = t_.table_of(r);
       if (!(errors()[r] * table.inverse_step <= kMostSteps) || peak_at_edge(table)) return false;
