@@ -70,11 +70,12 @@ class VectorProducts {
   static constexpr bool kScreens = false;
 
   static Index rows_per_block(const Attention& a) {
-    // Scores of a block stay in the second-level cache.
+    // Scores of a block stay in the second-level cache, but for less than the rows of a context band, values would be
+    // read too often.
     const Index budget = 512 * 1024 / 4 / larger(a.keys, 1) / kTileRows * kTileRows;
     // Long blocks read packed keys less often; short ones leave work for every thread.
     const Index most = a.batch[0] * a.batch[1] * a.batch[2] >= 8 ? 144 : 48;
-    return larger(kTileRows, smaller(most, budget));
+    return larger(kContextRows, smaller(most, budget));
   }
   static Index panel_floats(const Attention& a) { return key_panel_floats(a); }
   static void pack_panel(const Attention& a, const float* key, Index panel, float* out) {
