@@ -60,6 +60,19 @@ void parallel_for(Host& host, Index count, Function function) {
       count, [](void* user, std::size_t i) { (*static_cast<Function*>(user))(static_cast<Index>(i)); }, &function);
 }
 
+// Calls function(i, scratch) for every i below count. False when memory ran out, of which the function says so too.
+template <class Function>
+bool parallel_with_scratch(Host& host, Index count, std::size_t floats, Function function) {
+  Pool scratch(host, floats);
+  std::atomic<bool> enough{true};
+  parallel_for(host, count, [&](Index i) {
+    float* const piece = scratch.take();
+    if (piece == nullptr || !function(i, piece)) enough = false;
+    if (piece != nullptr) scratch.give_back(piece);
+  });
+  return enough;
+}
+
 // Packed copies of the keys, or of the values, of all matrices; matrices that share theirs share one copy. A copy is
 // made when the first block that reads it starts, by all that wait for it, and its memory serves another when the last
 // has ended. So it is read while it is in the cache, and there are only as many copies as there are threads, unless
@@ -154,23 +167,16 @@ bool attend(const Attention& attention, const Kernels& kernels, Host& host) {
               blocks, kernels.pack_keys);
   Packed values(host, attention, attention.value, attention.value_strides, packs ? kernels.packed_values(attention) : 0,
                 pieces, blocks, kernels.pack_values);
-  Pool scratch(host, kernels.attend_scratch(attention));
-  std::atomic<bool> enough{true};
-  parallel_for(host, batches * blocks, [&](Index i) {
+  return parallel_with_scratch(host, batches * blocks, kernels.attend_scratch(attention), [&](Index i, float* scratch) {
     const Index batch = i / blocks;
     const Index first = i % blocks * block;
     const auto k = keys.open(batch), v = values.open(batch);
-    float* const own = scratch.take();
-    if (own == nullptr || !k.enough_memory || !v.enough_memory) {
-      enough = false;
-      return;
-    }
-    kernels.attend(attention, batch, first, std::min(first + block, rows), k.packed, v.packed, own);
-    scratch.give_back(own);
+    if (!k.enough_memory || !v.enough_memory) return false;
+    kernels.attend(attention, batch, first, std::min(first + block, rows), k.packed, v.packed, scratch);
     values.close(batch);
     keys.close(batch);
+    return true;
   });
-  return enough;
 }
 
 bool quantize(const Rows& rows, const Kernels& kernels, Host& host) {
@@ -178,18 +184,10 @@ bool quantize(const Rows& rows, const Kernels& kernels, Host& host) {
   // About 64 KB of input to a task.
   const Index block = std::max<Index>(1, 16384 / rows.length);
   const Index blocks = (rows.rows + block - 1) / block;
-  Pool scratch(host, kernels.quantize_scratch(rows));
-  std::atomic<bool> enough{true};
-  parallel_for(host, blocks, [&](Index i) {
-    float* const own = scratch.take();
-    if (own == nullptr) {
-      enough = false;
-      return;
-    }
-    kernels.quantize(rows, i * block, std::min((i + 1) * block, rows.rows), own);
-    scratch.give_back(own);
+  return parallel_with_scratch(host, blocks, kernels.quantize_scratch(rows), [&](Index i, float* scratch) {
+    kernels.quantize(rows, i * block, std::min((i + 1) * block, rows.rows), scratch);
+    return true;
   });
-  return enough;
 }
 
 }  // namespace onnx_attnq
