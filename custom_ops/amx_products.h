@@ -152,9 +152,6 @@ static inline void multiply_sides(Index steps, const Part* left, const Part* rig
   }
 }
 
-// Whether the parts can stand for a vector of this norm, which is NaN if a number is.
-static inline bool in_range(float norm) { return norm <= kLargestSplit; }
-
 class AmxProducts : public VectorProducts {
  public:
   static constexpr Index kBand = 2 * kTile;
@@ -228,9 +225,8 @@ class AmxProducts : public VectorProducts {
       return __builtin_sqrtf(Simd::largest(Simd::max(norms[0].*norm, norms[1].*norm)));
     };
     const bool nan = Simd::any(Simd::is_nan(Simd::add(norms[0].whole, norms[1].whole)));
-    const float whole = nan ? kNaN : largest(&Norms::whole);
-    *reinterpret_cast<About*>(out + shape.about) = {in_range(whole) ? 1.0f : 0.0f, whole, largest(&Norms::second),
-                                                    largest(&Norms::rest)};
+    const float whole = largest(&Norms::whole), in_range = !nan && whole <= kLargestSplit ? 1.0f : 0.0f;
+    *reinterpret_cast<About*>(out + shape.about) = {in_range, whole, largest(&Norms::second), largest(&Norms::rest)};
   }
 
   static Index scratch(const Attention& a, Index rows) { return layout_of(a, rows).total; }
