@@ -55,25 +55,6 @@ struct Norms {
   }
 };
 
-// The sums of 16 vectors, one in each lane: halves of two vectors are added at a time, so that all sums together take
-// four steps.
-static inline __m512 sums_of(const __m512 (&v)[kTile]) {
-  __m512 pairs[8], fours[4];
-  for (int i = 0; i < 8; ++i) {
-    const __m512 a = v[2 * i], b = v[2 * i + 1];
-    pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-  }
-  for (int i = 0; i < 4; ++i) {
-    const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
-    fours[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-    fours[i] = _mm512_add_ps(fours[i], _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
-  }
-  const auto add_quarters = [](__m512 a, __m512 b) {
-    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-  };
-  return add_quarters(add_quarters(fours[0], fours[1]), add_quarters(fours[2], fours[3]));
-}
-
 // Row `row` of a left operand: 32 numbers of an inner step. Tile by tile, so that a tile is 1 KB in one piece.
 static inline void store_left(Part* side, Index row, const Split& a, const Split& b) {
   const __m512i high_halves = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29,

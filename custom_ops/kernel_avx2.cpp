@@ -4,8 +4,11 @@
 #include "simd_avx2.h"
 #include "vector_attention.h"
 
+// After the vectors that it builds on.
+#include "rounded_products.h"
+
 namespace onnx_attnq {
 
-const Kernels kAvx2Kernels = vector_kernels<VectorProducts>("avx2", runs_avx2);
+const Kernels kAvx2Kernels = vector_kernels<RoundedProducts>("avx2", runs_avx2);
 
 }  // namespace onnx_attnq

@@ -4,8 +4,11 @@
 #include "simd_avx512.h"
 #include "vector_attention.h"
 
+// After the vectors that it builds on.
+#include "rounded_products.h"
+
 namespace onnx_attnq {
 
-const Kernels kAvx512Kernels = vector_kernels<VectorProducts>("avx512", runs_avx512);
+const Kernels kAvx512Kernels = vector_kernels<RoundedProducts>("avx512", runs_avx512);
 
 }  // namespace onnx_attnq

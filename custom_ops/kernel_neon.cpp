@@ -3,8 +3,11 @@
 #include "simd_neon.h"
 #include "vector_attention.h"
 
+// After the vectors that it builds on.
+#include "rounded_products.h"
+
 namespace onnx_attnq {
 
-const Kernels kNeonKernels = vector_kernels<VectorProducts>("neon", [] { return true; });
+const Kernels kNeonKernels = vector_kernels<RoundedProducts>("neon", [] { return true; });
 
 }  // namespace onnx_attnq

@@ -52,6 +52,14 @@ bool runs_avx512() {
          all(cpuid(7).c, bit(11));
 }
 
+bool multiplies_int16_faster() {
+  static const bool amd = [] {
+    const Registers vendor = cpuid(0);
+    return vendor.b == 0x68747541 && vendor.d == 0x69746e65 && vendor.c == 0x444d4163;  // "AuthenticAMD"
+  }();
+  return amd;
+}
+
 #if defined(__linux__)
 bool runs_amx() {
   if (!runs_avx512() || !all(cpuid(7).d, bit(22) | bit(24))) return false;

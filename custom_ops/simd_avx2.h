@@ -54,6 +54,7 @@ struct Simd {
   static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
   static Float div(Float a, Float b) { return _mm256_div_ps(a, b); }
   static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+  static Float sqrt(Float a) { return _mm256_sqrt_ps(a); }
   static Float abs(Float a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
   // If one is NaN, the second.
   static Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
@@ -64,6 +65,7 @@ struct Simd {
   static Mask at_least(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }
   static Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
   static Mask both(Mask a, Mask b) { return _mm256_and_ps(a, b); }
+  static unsigned bits(Mask a) { return static_cast<unsigned>(_mm256_movemask_ps(a)); }
   static bool any(Mask a) { return _mm256_movemask_ps(a) != 0; }
   static Float where(Mask m, Float a, Float b) { return _mm256_blendv_ps(b, a, m); }
   static Float keep(Mask m, Float a) { return _mm256_and_ps(m, a); }
@@ -93,6 +95,12 @@ struct Simd {
     v = _mm_add_ps(v, _mm_movehl_ps(v, v));
     return _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)));
   }
+  // The sums of 8 registers, one in each lane.
+  static Float sums(const Float (&v)[kLanes]) {
+    const Float low = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+    const Float high = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+  }
   static float largest(Float a) {
     __m128 v = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     v = _mm_max_ps(v, _mm_movehl_ps(v, v));
@@ -104,26 +112,30 @@ struct Simd {
   static Int next_indices(Int a) { return _mm256_add_epi32(a, _mm256_set1_epi32(kLanes)); }
   // Writes the lanes in m to a list and returns how many; up to kLanes entries are overwritten.
   static int append(std::int32_t* list, Int a, Mask m) {
-    const unsigned bits = static_cast<unsigned>(_mm256_movemask_ps(m));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(list), _mm256_permutevar8x32_epi32(a, set_lanes(bits)));
-    return __builtin_popcount(bits);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(list), _mm256_permutevar8x32_epi32(a, set_lanes(bits(m))));
+    return __builtin_popcount(bits(m));
   }
   static int append(float* list, Float a, Mask m) {
-    const unsigned bits = static_cast<unsigned>(_mm256_movemask_ps(m));
-    _mm256_storeu_ps(list, _mm256_permutevar8x32_ps(a, set_lanes(bits)));
-    return __builtin_popcount(bits);
+    _mm256_storeu_ps(list, _mm256_permutevar8x32_ps(a, set_lanes(bits(m))));
+    return __builtin_popcount(bits(m));
   }
   static Int set_lanes(unsigned bits) {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kSetLanes.bytes[bits][0])));
   }
 
-  // 16-bit products: each lane is a pair of 16-bit numbers.
+  // 16-bit products: each lane is a pair of 16-bit numbers. They pay where they are so much faster than float32 ones
+  // that scores can be looked at again.
+  static bool int16_pays() { return true; }
   static Int broadcast_pair(const std::int32_t* p) {
     return _mm256_castps_si256(_mm256_broadcast_ss(reinterpret_cast<const float*>(p)));
   }
   static Int load_int(const std::int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static Int pair(Int low, Int high) {
     return _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(0xffff)), _mm256_slli_epi32(high, 16));
+  }
+  static void store_int16(std::int16_t* p, Int v) {
+    const __m128i narrow = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow);
   }
   static void store_int(std::int32_t* p, Int v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
   using Products = int __attribute__((vector_size(32)));

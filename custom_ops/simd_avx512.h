@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "processor_x86.h"
 #include "transpose_x86.h"
 
 namespace onnx_attnq {
@@ -35,6 +36,7 @@ struct Simd {
   static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
   static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+  static Float sqrt(Float a) { return _mm512_sqrt_ps(a); }
   static Float abs(Float a) { return _mm512_abs_ps(a); }
   // If one is NaN, the second.
   static Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
@@ -46,6 +48,7 @@ struct Simd {
   static Mask either(Mask a, Mask b) { return static_cast<Mask>(a | b); }
   static Mask both(Mask a, Mask b) { return static_cast<Mask>(a & b); }
   static bool any(Mask a) { return a != 0; }
+  static unsigned bits(Mask a) { return a; }
   static Float where(Mask m, Float a, Float b) { return _mm512_mask_blend_ps(m, b, a); }
   static Float keep(Mask m, Float a) { return _mm512_maskz_mov_ps(m, a); }
 
@@ -70,6 +73,23 @@ struct Simd {
   static Float gather(const float* table, Int code) { return _mm512_i32gather_ps(code, table, 4); }
 
   static float sum(Float a) { return _mm512_reduce_add_ps(a); }
+  // The sums of 16 registers, one in each lane: halves of two are added at a time, in four steps.
+  static Float sums(const Float (&v)[kLanes]) {
+    Float pairs[8], fours[4];
+    for (int i = 0; i < 8; ++i) {
+      const Float a = v[2 * i], b = v[2 * i + 1];
+      pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    }
+    for (int i = 0; i < 4; ++i) {
+      const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+      fours[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+      fours[i] = _mm512_add_ps(fours[i], _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    const auto add_quarters = [](Float a, Float b) {
+      return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    };
+    return add_quarters(add_quarters(fours[0], fours[1]), add_quarters(fours[2], fours[3]));
+  }
   static float largest(Float a) { return _mm512_reduce_max_ps(a); }
 
   // The numbers 0, 1, 2 and so on, and those kLanes after them.
@@ -86,13 +106,18 @@ struct Simd {
     return __builtin_popcount(m);
   }
 
-  // 16-bit products: each lane is a pair of 16-bit numbers.
+  // 16-bit products: each lane is a pair of 16-bit numbers. They pay where they are so much faster than float32 ones
+  // that scores can be looked at again.
+  static bool int16_pays() { return multiplies_int16_faster(); }
   static Int broadcast_pair(const std::int32_t* p) {
     return _mm512_castps_si512(_mm512_set1_ps(*reinterpret_cast<const float*>(p)));
   }
   static Int load_int(const std::int32_t* p) { return _mm512_loadu_si512(p); }
   static Int pair(Int low, Int high) {
     return _mm512_or_si512(_mm512_and_si512(low, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(high, 16));
+  }
+  static void store_int16(std::int16_t* p, Int v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(v));
   }
   static void store_int(std::int32_t* p, Int v) { _mm512_storeu_si512(p, v); }
   // As text: around the intrinsic, GCC copies every sum.

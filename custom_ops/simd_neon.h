@@ -56,6 +56,7 @@ struct Simd {
   static Float mul(Float a, Float b) { return vmulq_f32(a, b); }
   static Float div(Float a, Float b) { return vdivq_f32(a, b); }
   static Float fma(Float a, Float b, Float c) { return vfmaq_f32(c, a, b); }
+  static Float sqrt(Float a) { return vsqrtq_f32(a); }
   static Float abs(Float a) { return vabsq_f32(a); }
   // If one is NaN, the second.
   static Float min(Float a, Float b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
@@ -66,6 +67,10 @@ struct Simd {
   static Mask at_least(Float a, Float b) { return vcgeq_f32(a, b); }
   static Mask either(Mask a, Mask b) { return vorrq_u32(a, b); }
   static Mask both(Mask a, Mask b) { return vandq_u32(a, b); }
+  static unsigned bits(Mask a) {
+    const std::uint32_t lanes[4] = {1, 2, 4, 8};
+    return vaddvq_u32(vandq_u32(a, vld1q_u32(lanes)));
+  }
   static bool any(Mask a) { return vmaxvq_u32(a) != 0; }
   static Float where(Mask m, Float a, Float b) { return vbslq_f32(m, a, b); }
   static Float keep(Mask m, Float a) { return vreinterpretq_f32_u32(vandq_u32(m, vreinterpretq_u32_f32(a))); }
@@ -95,6 +100,8 @@ struct Simd {
   }
 
   static float sum(Float a) { return vaddvq_f32(a); }
+  // The sums of 4 registers, one in each lane.
+  static Float sums(const Float (&v)[kLanes]) { return vpaddq_f32(vpaddq_f32(v[0], v[1]), vpaddq_f32(v[2], v[3])); }
   static float largest(Float a) { return vmaxvq_f32(a); }
 
   // The numbers 0, 1, 2 and so on, and those kLanes after them.
@@ -120,11 +127,14 @@ struct Simd {
     return append(reinterpret_cast<std::int32_t*>(list), vreinterpretq_s32_f32(a), m);
   }
 
-  // 16-bit products: each lane is a pair of 16-bit numbers.
+  // 16-bit products: each lane is a pair of 16-bit numbers. They pay where they are so much faster than float32 ones
+  // that scores can be looked at again, which they are not here.
+  static bool int16_pays() { return false; }
   using Products = int32x4_t;
   static Int broadcast_pair(const std::int32_t* p) { return vdupq_n_s32(*p); }
   static Int load_int(const std::int32_t* p) { return vld1q_s32(p); }
   static Int pair(Int low, Int high) { return vorrq_s32(vandq_s32(low, vdupq_n_s32(0xffff)), vshlq_n_s32(high, 16)); }
+  static void store_int16(std::int16_t* p, Int v) { vst1_s16(p, vmovn_s32(v)); }
   static void store_int(std::int32_t* p, Int v) { vst1q_s32(p, v); }
   static Products add_products(Products sum, Int a, Int b) {
     const int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);

@@ -3,11 +3,11 @@
 //   2. weights: code and level of each score, and a list of those that are not pruned;
 //   3. context: the values of the listed keys, weighted;
 //   4. the row's factor, on the few numbers of the context instead of the many weights.
-// `Products` multiplies matrices, in steps 1 and 3.
+// `Products` multiplies matrices, in steps 1 and 3. Rough scores (screening.h) are looked at again in step 2.
 #pragma once
 
 #include "phases.h"
-#include "vector_products.h"
+#include "screening.h"
 
 namespace onnx_attnq {
 namespace {
@@ -123,7 +123,7 @@ class Block {
         const float highest = ceilings()[row / kBand * panels + panel];
         if (!(highest < kLowMask) || highest == -kInfinity) continue;
         const float* keys = panel_of(panel);
-        const float bound = highest + norm * keys[panel_norm(a_)] * 1.001f;
+        const float bound = highest + norm * keys[panel_norms(a_)] * 1.001f;
         if (bound - lowest_peak < negligible) {
           leave_out(row, count, panel);
         } else {
@@ -249,12 +249,9 @@ class Block {
   // Scores of a context band to weights, in place; lists the keys that the rows keep and returns how many.
   Index weigh_rows(Index row, Index count, Index padded, float (&factors)[kContextRows]) {
     const Index blocks = blocks_of(padded);
-    bool rough = false;
-    if constexpr (Products::kScreens) {
-      rough = Products::screens(a_);
-      if (rough) weigh_rough_rows(row, count, padded, factors);
-    }
-    for (Index r = 0; !rough && r < count; ++r) {
+    Screening* const screening = products_.screening();
+    if (screening != nullptr) weigh_rough_rows(*screening, row, count, padded, factors);
+    for (Index r = 0; screening == nullptr && r < count; ++r) {
       const Listed list = products_.listed(r);
       factors[r] = score_row(row + r, padded, noted_peak(row + r)).weigh_scores(scores(row + r), padded, &list);
     }
@@ -264,27 +261,23 @@ class Block {
   }
 
   // The same for rough scores: those so near an edge that they may be beyond it are computed again.
-  void weigh_rough_rows(Index row, Index count, Index padded, float (&factors)[kContextRows]) {
+  void weigh_rough_rows(Screening& screening, Index row, Index count, Index padded, float (&factors)[kContextRows]) {
     const Index blocks = blocks_of(padded);
-    float own[kContextRows], most = 0;  // how near an edge is in doubt
+    float near[kContextRows];
+    Listed lists[kContextRows];
     // The positions of all rows lie one after the other, so that it costs little to look for those near an edge.
     Index first[kContextRows + 1] = {};
     for (Index r = 0; r < count; ++r) {
-      const Listed list = products_.listed(r);
+      lists[r] = products_.listed(r);
       const float peak = noted_peak(row + r);
-      own[r] = products_.nearness(row + r, peak);
-      most = own[r] > most ? own[r] : most;
-      const Rough rough{own[r], products_.positions() + first[r]};
-      factors[r] = score_row(row + r, padded, peak).weigh_rough(scores(row + r), padded, list, rough);
-      first[r + 1] = first[r] + list.starts[blocks];
+      near[r] = screening.nearness(row + r, peak);
+      const Rough rough{near[r], screening.positions() + first[r]};
+      factors[r] = score_row(row + r, padded, peak).weigh_rough(scores(row + r), padded, lists[r], rough);
+      if (factors[r] != factors[r]) near[r] = 0;  // a row with a NaN stays one
+      first[r + 1] = first[r] + lists[r].starts[blocks];
     }
-    products_.for_each_doubtful_row(first, count, most, [&](Index r) {
-      // A row with a NaN stays one, and of rows that did not come from tiles nothing is in doubt.
-      if (factors[r] != factors[r] || own[r] == 0) return;
-      const Rough rough{own[r], products_.positions() + first[r]};
-      const float change = products_.settle(row + r, rough, products_.listed(r), blocks, scores(row + r));
-      factors[r] = ratio(1.0f, ratio(1.0f, factors[r]) + change);
-    });
+    screening.settle({row, count, first, near, scores(row), layout_.score_row, lists, blocks},
+                     [&](Index r, float change) { factors[r] = ratio(1.0f, ratio(1.0f, factors[r]) + change); });
   }
 
   static Index blocks_of(Index padded) { return (padded + kBlock - 1) / kBlock; }
@@ -320,7 +313,8 @@ struct Attend {
   static Index pieces(const Attention& a) { return (a.keys + kPieceKeys - 1) / kPieceKeys; }
 
   static std::size_t packed_keys(const Attention& a) {
-    return one_block(a) ? 0 : static_cast<std::size_t>(panel_count(a) * Products::panel_floats(a));
+    // How far rough scores are off is known when all keys are.
+    return one_block(a) && !Products::screens(a) ? 0 : static_cast<std::size_t>(panel_count(a) * Products::panel_floats(a));
   }
   static void pack_keys(const Attention& a, const float* key, Index piece, float* packed) {
     const Index first = piece * (kPieceKeys / kTileKeys);

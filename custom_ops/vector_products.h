@@ -1,5 +1,5 @@
-// Both products of attention with the vectors of one instruction set: scores from queries and keys, context from
-// weights and values. vector_attention.h says when; AMX has the same interface in amx_products.h.
+// Both products of attention with the float32 vectors of one instruction set: scores from queries and keys, context from
+// weights and values. vector_attention.h says when. rounded_products.h and amx_products.h have other scores.
 #pragma once
 
 #include "vector_tile.h"
@@ -66,9 +66,6 @@ class VectorProducts {
 
   static bool pays(const Attention&) { return true; }
 
-  // Whether there are scores that are first computed roughly, and those that matter again.
-  static constexpr bool kScreens = false;
-
   static Index rows_per_block(const Attention& a) {
     // Scores of a block stay in the second-level cache, but for less than the rows of a context band, values would be
     // read too often.
@@ -80,14 +77,12 @@ class VectorProducts {
   static Index panel_floats(const Attention& a) { return key_panel_floats(a); }
   static void pack_panel(const Attention& a, const float* key, Index panel, float* out) {
     pack_key_panel(a, key, panel, out);
-    if (a.int16_products) round_panel(a, out);
+    if (a.mask != nullptr) out[panel_norms(a)] = panel_largest_norm(a, out);
   }
   static Index scratch(const Attention& a, Index rows) { return layout_of(a, rows).total; }
 
   VectorProducts(const Task& task, Index rows, float* scratch)
-      : VectorProducts(task, rows, scratch, task.a.int16_products) {}
-  VectorProducts(const Task& task, Index rows, float* scratch, bool int16)
-      : t_(task), a_(task.a), layout_(layout_of(task.a, rows)), scratch_(scratch), int16_(int16) {
+      : t_(task), a_(task.a), layout_(layout_of(task.a, rows)), scratch_(scratch) {
     const bool packed = t_.packed_values != nullptr;
     value_ = packed ? t_.packed_values : t_.value;
     value_row_ = packed ? value_row(a_) : a_.value_strides.row;
@@ -97,36 +92,24 @@ class VectorProducts {
 
   // Few rows, keys in place: no panels are read.
   static bool direct(const Task& t) {
-    return t.packed_keys == nullptr && t.rows <= kDirectRows && t.a.key_strides.row == 1 && !t.a.int16_products;
+    return t.packed_keys == nullptr && t.rows <= kDirectRows && t.a.key_strides.row == 1;
   }
 
-  // Queries, times the scale, row by row; in 16 bits where asked for.
+  // Queries, times the scale, row by row.
   void copy_queries() {
     for (Index row = 0; row < t_.rows; ++row) {
       const float* in = t_.query_of(row);
-      float* out = query(row);
-      scale_row(in, a_.query_strides.column, a_.depth, a_.scale, out, 1);
-      if (int16_) round_query(out, scratch_ + layout_.query_scales + row);
+      scale_row(in, a_.query_strides.column, a_.depth, a_.scale, query(row), 1);
     }
   }
 
   float* query(Index row) { return scratch_ + layout_.queries + row * layout_.query_row; }
+  Index query_row() const { return layout_.query_row; }
 
   // The scores of `count` rows and one panel of keys. True if their maxima were noted in `peaks` on the way, which is
   // so only where `whole` says that nothing is left to be done to them.
   bool score(Index row, Index count, Index panel, const float* keys, bool whole, float* out, Index out_row,
              float* peaks) {
-    if (int16_) {
-      const auto* pairs = reinterpret_cast<const std::int32_t*>(query(row));
-      with_rows(count, [&](auto n) {
-        multiply_tile_int16<n()>((a_.depth + 1) / 2, pairs, layout_.query_row,
-                                 reinterpret_cast<const std::int32_t*>(keys), out, out_row);
-      });
-      for (Index r = 0; r < count; ++r) {
-        rescale(scratch_[layout_.query_scales + row + r], keys + panel_scales(a_), out + r * out_row);
-      }
-      return false;
-    }
     if (keys == nullptr) {
       with_rows<kDirectRows>(count, [&](auto n) { score_direct<n()>(row, panel, out, out_row); });
       return false;
@@ -183,7 +166,7 @@ class VectorProducts {
  private:
   struct Layout {
     Index query_row, list_row, starts_row;
-    Index queries, query_scales, lists, starts, total;
+    Index queries, lists, starts, total;
   };
 
   static Layout layout_of(const Attention& a, Index rows) {
@@ -194,37 +177,10 @@ class VectorProducts {
     l.list_row = panel_count(a) * kTileKeys + kLanes;
     l.starts_row = panel_count(a) * kTileKeys / kBlock + 2;
     l.queries = room.take(rows * l.query_row);
-    l.query_scales = room.take(rows);
     l.lists = room.take(kContextRows * l.list_row);
     l.starts = room.take(kContextRows * l.starts_row);
     l.total = room.total();
     return l;
-  }
-
-  void round_query(float* row, float* scale) {
-    float peak = kSmallestNormal, poison = 0;
-    for (Index d = 0; d < a_.depth; ++d) {
-      const float magnitude = __builtin_fabsf(row[d]);
-      peak = magnitude > peak ? magnitude : peak;
-      poison += row[d] * 0.0f;
-    }
-    const float range = int16_range(a_.depth), inverse = range / peak;
-    *scale = peak / range + poison;
-    // The rounded numbers take half the room of those that they replace, from the front.
-    auto* out = reinterpret_cast<std::int16_t*>(row);
-    for (Index d = 0; d < a_.depth; d += kLanes) {
-      alignas(64) std::int32_t rounded[kLanes];
-      Simd::store_int(rounded, Simd::round(Simd::mul(Simd::load(row + d), Simd::set1(inverse))));
-      for (int i = 0; i < kLanes; ++i) out[d + i] = static_cast<std::int16_t>(d + i < a_.depth ? rounded[i] : 0);
-    }
-  }
-
-  // Sums of 16-bit products to scores.
-  static void rescale(float query_scale, const float* key_scales, float* out) {
-    for (int v = 0; v < kTileVectors; ++v) {
-      const Float scale = Simd::mul(Simd::set1(query_scale), Simd::load(key_scales + v * kLanes));
-      Simd::store(out + v * kLanes, Simd::mul(Simd::load(out + v * kLanes), scale));
-    }
   }
 
   // A dot product for each key.
@@ -325,7 +281,6 @@ class VectorProducts {
 
   const Layout layout_;
   float* const scratch_;
-  const bool int16_;
   const float* value_;
   Index value_row_, value_column_;
   int value_tail_;  // numbers in the last register of a row of values, 0 for all

@@ -60,72 +60,11 @@ static inline void multiply_tile(Index depth, const float* a, Index a_row, const
   }
 }
 
-// The same for pairs of 16-bit numbers; the sums, whole numbers, are stored as floats.
-template <int kRows>
-static inline void multiply_tile_int16(Index pairs, const std::int32_t* a, Index a_row, const std::int32_t* b,
-                                       float* out, Index out_row) {
-  Simd::Products sums[kRows][kTileVectors];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) sums[r][v] = Simd::Products{};
-  }
-  for (Index k = 0; k < pairs; ++k) {
-    Int right[kTileVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) right[v] = Simd::load_int(b + v * kLanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const Int left = Simd::broadcast_pair(a + r * a_row);
-#pragma GCC unroll 4
-      for (int v = 0; v < kTileVectors; ++v) sums[r][v] = Simd::add_products(sums[r][v], left, right[v]);
-    }
-    ++a;
-    b += kTileKeys;
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) Simd::store(out + r * out_row + v * kLanes, Simd::to_float(Int(sums[r][v])));
-  }
-}
-
-// A panel is kTileKeys keys with the depth as its slow axis, as the tile reads them, then the scale of each key (16-bit
-// products only) and the largest norm of a key (with a mask only).
-static inline Index panel_scales(const Attention& a) { return round_up(a.depth, 2) * kTileKeys; }
-static inline Index panel_norm(const Attention& a) { return panel_scales(a) + kTileKeys; }
-static inline Index key_panel_floats(const Attention& a) { return panel_norm(a) + kLanes; }
+// A panel is kTileKeys keys with the depth as its slow axis, as the tile reads them, then a register of norms, of which
+// the first number is the largest norm of a key (only where it is needed: with a mask).
+static inline Index panel_norms(const Attention& a) { return a.depth * kTileKeys; }
+static inline Index key_panel_floats(const Attention& a) { return panel_norms(a) + kLanes; }
 static inline Index panel_count(const Attention& a) { return (a.keys + kTileKeys - 1) / kTileKeys; }
-
-// The largest whole number q for which `depth` products of two numbers up to q cannot overflow 32 bits.
-static inline float int16_range(Index depth) {
-  const float range = __builtin_floorf(__builtin_sqrtf(2147483647.0f / static_cast<float>(larger(depth, 1))));
-  return (range > 32767.0f ? 32767.0f : range) - 1.0f;
-}
-
-// Rounds a panel to 16 bits in place: each key to whole multiples of its own scale.
-static inline void round_panel(const Attention& a, float* panel) {
-  const Float range = Simd::set1(int16_range(a.depth)), zero = Simd::set1(0.0f);
-  const Index pairs = (a.depth + 1) / 2;
-  for (int v = 0; v < kTileVectors; ++v) {
-    float* column = panel + v * kLanes;
-    if (a.depth % 2 != 0) Simd::store(column + a.depth * kTileKeys, zero);
-    Float peak = zero, poison = zero;
-    for (Index d = 0; d < a.depth; ++d) {
-      const Float x = Simd::load(column + d * kTileKeys);
-      peak = Simd::max(Simd::abs(x), peak);
-      poison = Simd::fma(x, zero, poison);  // NaN if a number is not finite
-    }
-    const Float usable = Simd::max(peak, Simd::set1(kSmallestNormal));
-    const Float inverse = Simd::div(range, usable);
-    Simd::store(panel + panel_scales(a) + v * kLanes, Simd::add(Simd::div(usable, range), poison));
-    for (Index p = 0; p < pairs; ++p) {
-      const Int low = Simd::round(Simd::mul(Simd::load(column + 2 * p * kTileKeys), inverse));
-      const Int high = Simd::round(Simd::mul(Simd::load(column + (2 * p + 1) * kTileKeys), inverse));
-      Simd::store_int(reinterpret_cast<std::int32_t*>(column + p * kTileKeys), Simd::pair(low, high));
-    }
-  }
-}
 
 // The largest Euclidean norm of a panel's keys: bounds what a masked score can be.
 static inline float panel_largest_norm(const Attention& a, const float* panel) {
@@ -177,7 +116,6 @@ static inline void pack_key_panel(const Attention& a, const float* key, Index pa
       for (Index j = 0; j < count; ++j) out[d * kTileKeys + j] = in[j * key_step + d * depth_step];
     }
   }
-  if (a.mask != nullptr) out[panel_norm(a)] = panel_largest_norm(a, out);
 }
 
 // Rows of values, each padded to whole registers, unless they lie like that already.

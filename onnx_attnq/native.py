@@ -22,9 +22,9 @@ def native_library() -> Path | None:
     True
     """
     name = "libonnx_attnq" + _SUFFIXES.get(sys.platform, ".so")
-    # An editable installation has two directories: the sources, and where the library was installed.
+    # An editable installation has two directories: the sources, where `make native` puts it, and where pip did.
     candidates = (Path(directory).resolve() / name for directory in sys.modules[__package__].__path__)
-    return next((path for path in candidates if path.is_file()), None)
+    return max((path for path in candidates if path.is_file()), key=lambda path: path.stat().st_mtime, default=None)
 
 
 __all__ = ["native_library"]

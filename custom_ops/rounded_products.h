@@ -1,0 +1,265 @@
+// Scores from 16-bit integers, of which one instruction multiplies twice as many as of float32 numbers: queries and keys
+// are rounded to whole multiples of a step, each vector to its own, and the sums of their products are exact. Where they
+// are asked for (`int16_products`) these are the scores; else, where processor and scheme suit, they are the rough ones
+// of screening.h. Everything else is left to float32.
+#pragma once
+
+#include "screening.h"
+
+namespace onnx_attnq {
+namespace {
+
+// The largest norm of a rounded vector: no sum of products of two such overflows 32 bits, because it is at most the
+// product of their norms (Cauchy and Schwarz). Rounding makes a norm larger by up to sqrt(depth) / 2; the rest of the way
+// to the root of 2^31 is for float32, in which it is taken.
+static inline float largest_rounded_norm(Index depth) {
+  return 46290.0f - __builtin_sqrtf(static_cast<float>(depth));
+}
+// A vector that is little more than one large number would not fit 16 bits with that norm, but with this.
+constexpr float kLargestInteger = 32766.0f;
+// The norm of a vector of zeros, or nearly: it has a step all the same.
+constexpr float kSmallestNorm = 1e-25f;
+
+// A vector's numbers as whole multiples of a step, and how much that leaves out, squared and in lanes.
+struct Rounding {
+  Float inverse, step;
+  Float left_out = Simd::set1(0.0f);
+  Mask too_large = Simd::none();
+
+  Rounding(Float norm, float range)
+      : inverse(Simd::div(Simd::set1(range), norm)), step(Simd::mul(norm, Simd::set1(1 / range))) {}
+  Rounding(Float own_inverse, Float own_step) : inverse(own_inverse), step(own_step) {}
+
+  Int operator()(Float x) {
+    const Int rounded = Simd::round(Simd::mul(x, inverse));
+    const Float multiple = Simd::to_float(rounded);
+    too_large = Simd::either(too_large, Simd::at_least(Simd::abs(multiple), Simd::set1(kLargestInteger + 1.5f)));
+    const Float left = Simd::sub(x, Simd::mul(multiple, step));
+    left_out = Simd::fma(left, left, left_out);
+    return rounded;
+  }
+};
+
+// out[r][v] = a[r] x b[v] of rounded vectors, two numbers of them at a time; then as multiply_tile does.
+template <int kRows, bool kPeaks>
+static inline void multiply_rounded(Index pairs, const std::int32_t* a, Index a_row, const float* a_steps,
+                                    const std::int32_t* b, const float* b_steps, float* out, Index out_row,
+                                    float* peaks) {
+  Simd::Products sums[kRows][kTileVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) sums[r][v] = Simd::Products{};
+  }
+  for (Index k = 0; k < pairs; ++k) {
+    Int right[kTileVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) right[v] = Simd::load_int(b + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const Int left = Simd::broadcast_pair(a + r * a_row);
+#pragma GCC unroll 4
+      for (int v = 0; v < kTileVectors; ++v) sums[r][v] = Simd::add_products(sums[r][v], left, right[v]);
+    }
+    ++a;
+    b += kTileKeys;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    const Float step = Simd::set1(a_steps[r]);
+    Float peak = kPeaks ? Simd::load(peaks + r * kLanes) : Simd::set1(0.0f);
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) {
+      const Float sum = Simd::mul(Simd::to_float(Int(sums[r][v])), Simd::load(b_steps + v * kLanes));
+      const Float score = Simd::mul(sum, step);
+      Simd::store(out + r * out_row + v * kLanes, score);
+      if (kPeaks) peak = Simd::max(score, peak);
+    }
+    if (kPeaks) Simd::store(peaks + r * kLanes, peak);
+  }
+}
+
+class RoundedProducts : public VectorProducts {
+ public:
+  static bool screens(const Attention& a) {
+    // Rounding the keys has to pay for fewer rows, or shorter ones.
+    return Simd::int16_pays() && !a.int16_products && Screening::suits(a.form) && a.groups * a.queries >= 24 &&
+           a.depth >= 24;
+  }
+  static bool rounds(const Attention& a) { return a.int16_products || screens(a); }
+
+  static bool direct(const Task& t) { return VectorProducts::direct(t) && !rounds(t.a); }
+
+  // A panel: the keys as float32 multiplies them and their norms, then the step of each and their rounded numbers.
+  static Index panel_steps(const Attention& a) { return VectorProducts::panel_floats(a); }
+  static Index panel_pairs(const Attention& a) { return panel_steps(a) + kTileKeys; }
+  static Index panel_floats(const Attention& a) {
+    return rounds(a) ? panel_pairs(a) + pairs_of(a) * kTileKeys : VectorProducts::panel_floats(a);
+  }
+
+  static void pack_panel(const Attention& a, const float* key, Index panel, float* out) {
+    if (!rounds(a)) return VectorProducts::pack_panel(a, key, panel, out);
+    pack_key_panel(a, key, panel, out);
+    round_panel(a, out);
+  }
+
+  static Index scratch(const Attention& a, Index rows) { return layout_of(a, rows).total; }
+
+  RoundedProducts(const Task& task, Index rows, float* scratch)
+      : VectorProducts(task, rows, scratch),
+        rounds_(rounds(task.a)),
+        screens_(screens(task.a)),
+        layout_(layout_of(task.a, rows)),
+        scratch_(scratch),
+        screening_(task, rows, query(0), query_row(), scratch + layout_.screening) {}
+
+  Screening* screening() { return screens_ ? &screening_ : nullptr; }
+
+  void copy_queries() {
+    VectorProducts::copy_queries();
+    if (!rounds_) return;
+    const KeyNorms keys = screens_ ? Screening::largest(a_, t_.packed_keys, panel_floats(a_)) : KeyNorms{0, 0, 0, 1};
+    for (Index row = 0; row < t_.rows; row += kLanes) {
+      const Index count = smaller(kLanes, t_.rows - row);
+      if (!round_queries(row, count, keys, largest_rounded_norm(a_.depth))) {
+        round_queries(row, count, keys, kLargestInteger);
+      }
+    }
+    for (Index row = 0; row < t_.rows; row += kBand) {
+      const Index end = smaller(row + kBand, t_.rows);
+      bool rough = true;
+      for (Index r = row; r < end; ++r) {
+        rough = rough && norms()[r] <= kLargestRough && (!screens_ || screening_.pays(r));
+      }
+      scratch_[layout_.rounded + row / kBand] = rough ? 1.0f : 0.0f;
+      for (Index r = row; screens_ && !rough && r < end; ++r) screening_.errors()[r] = 0;
+    }
+  }
+
+  bool score(Index row, Index count, Index panel, const float* keys, bool whole, float* out, Index out_row,
+             float* peaks) {
+    if (!rounds_ || KeyNorms::of(a_, keys).in_range == 0.0f || scratch_[layout_.rounded + row / kBand] == 0.0f) {
+      return VectorProducts::score(row, count, panel, keys, whole, out, out_row, peaks);
+    }
+    const auto* const key_pairs = reinterpret_cast<const std::int32_t*>(keys + panel_pairs(a_));
+    with_rows(count, [&](auto n) {
+      const auto multiply = whole ? multiply_rounded<n(), true> : multiply_rounded<n(), false>;
+      multiply(pairs_of(a_), pairs(row), layout_.pair_row, steps() + row, key_pairs, keys + panel_steps(a_), out,
+               out_row, peaks);
+    });
+    return whole;
+  }
+
+ private:
+  struct Layout {
+    Index pair_row;
+    Index rounded, norms, steps, pairs, screening, total;
+  };
+  static Layout layout_of(const Attention& a, Index rows) {
+    Layout l;
+    Room room;
+    room.take(VectorProducts::scratch(a, rows));
+    // A row more of registers keeps rows from falling on the same lines of a cache.
+    l.pair_row = round_up(pairs_of(a), kLanes) + kLanes;
+    l.rounded = room.take(rows / kBand);
+    l.norms = room.take(rounds(a) ? round_up(rows, kLanes) : 0);
+    l.steps = room.take(rounds(a) ? round_up(rows, kLanes) : 0);
+    l.pairs = room.take(rounds(a) ? rows * l.pair_row : 0);
+    l.screening = room.take(screens(a) ? Screening::scratch(a, rows) : 0);
+    l.total = room.total();
+    return l;
+  }
+
+  static Index pairs_of(const Attention& a) { return (a.depth + 1) / 2; }
+
+  float* norms() { return scratch_ + layout_.norms; }
+  float* steps() { return scratch_ + layout_.steps; }
+  std::int32_t* pairs(Index row) {
+    return reinterpret_cast<std::int32_t*>(scratch_ + layout_.pairs + row * layout_.pair_row);
+  }
+
+  // The keys of a panel, which stand in lanes.
+  static void round_panel(const Attention& a, float* panel) {
+    Float norms[kTileVectors], whole = Simd::set1(0.0f), left_out = whole;
+    Mask nan = Simd::none();
+    for (int v = 0; v < kTileVectors; ++v) {
+      Float squares = Simd::set1(0.0f);
+      for (Index d = 0; d < a.depth; ++d) {
+        const Float x = Simd::load(panel + d * kTileKeys + v * kLanes);
+        squares = Simd::fma(x, x, squares);
+      }
+      nan = Simd::either(nan, Simd::is_nan(squares));
+      norms[v] = Simd::max(Simd::sqrt(squares), Simd::set1(kSmallestNorm));
+      whole = Simd::max(norms[v], whole);
+    }
+    const float norm = Simd::any(nan) ? kNaN : Simd::largest(whole);
+    const bool in_range = norm <= kLargestRough;
+    for (int v = 0; in_range && v < kTileVectors; ++v) {
+      Rounding round(norms[v], largest_rounded_norm(a.depth));
+      round_keys(a, panel, v, round);
+      if (Simd::any(round.too_large)) {
+        round = Rounding(norms[v], kLargestInteger);
+        round_keys(a, panel, v, round);
+      }
+      Simd::store(panel + panel_steps(a) + v * kLanes, round.step);
+      left_out = Simd::max(round.left_out, left_out);
+    }
+    KeyNorms{norm, 0, __builtin_sqrtf(Simd::largest(left_out)), in_range ? 1.0f : 0.0f}.store(a, panel);
+  }
+
+  static void round_keys(const Attention& a, float* panel, int v, Rounding& round) {
+    const float* in = panel + v * kLanes;
+    auto* out = reinterpret_cast<std::int32_t*>(panel + panel_pairs(a)) + v * kLanes;
+    for (Index d = 0; d < a.depth; d += 2, out += kTileKeys) {
+      const Int low = round(Simd::load(in + d * kTileKeys));
+      const Int high = d + 1 < a.depth ? round(Simd::load(in + (d + 1) * kTileKeys)) : Simd::round(Simd::set1(0.0f));
+      Simd::store_int(out, Simd::pair(low, high));
+    }
+  }
+
+  // Rounds up to kLanes queries, so that their norms can be taken together. False if one is too large for this range.
+  bool round_queries(Index row, Index count, const KeyNorms& keys, float range) {
+    Float squares[kLanes] = {}, left_out[kLanes] = {};
+    for (Index i = 0; i < count; ++i) {
+      for (Index d = 0; d < a_.depth; d += kLanes) {
+        const Float x = query_lanes(row + i, d);
+        squares[i] = Simd::fma(x, x, squares[i]);
+      }
+    }
+    const Float norm = Simd::max(Simd::sqrt(Simd::sums(squares)), Simd::set1(kSmallestNorm));
+    const Rounding all(norm, range);
+    alignas(64) float inverse[kLanes];
+    Simd::store(inverse, all.inverse);
+    Simd::store(norms() + row, norm);
+    Simd::store(steps() + row, all.step);
+    Mask too_large = Simd::none();
+    for (Index i = 0; i < count; ++i) {
+      Rounding round(Simd::set1(inverse[i]), Simd::set1(steps()[row + i]));
+      auto* const out = reinterpret_cast<std::int16_t*>(pairs(row + i));
+      for (Index d = 0; d < a_.depth; d += kLanes) Simd::store_int16(out + d, round(query_lanes(row + i, d)));
+      left_out[i] = round.left_out;
+      too_large = Simd::either(too_large, round.too_large);
+    }
+    if (screens_) {
+      // q k - q' k' = q (k - k') + (q - q') k and a product of both differences, for which and for float32 there is the
+      // factor (Cauchy and Schwarz); three roundings make a score of a sum.
+      Float error = Simd::mul(norm, Simd::set1(keys.rest + 3 * 0x1p-24f * keys.whole));
+      error = Simd::fma(Simd::sqrt(Simd::sums(left_out)), Simd::set1(keys.whole), error);
+      Simd::store(screening_.errors() + row, Simd::mul(error, Simd::set1(1.02f)));
+    }
+    return !Simd::any(too_large);
+  }
+
+  Float query_lanes(Index row, Index d) {
+    const Index rest = a_.depth - d;
+    return rest >= kLanes ? Simd::load(query(row) + d) : Simd::load_first(query(row) + d, static_cast<int>(rest));
+  }
+
+  const bool rounds_, screens_;
+  const Layout layout_;
+  float* const scratch_;
+  Screening screening_;
+};
+
+}  // namespace
+}  // namespace onnx_attnq

@@ -1,0 +1,225 @@
+// Scores that are first computed roughly, for schemes that want nothing of a score but its code. It is known how far a
+// rough score can be off; those so near an edge that this could change their code are computed again in float32. So the
+// codes are those of float32 products. rounded_products.h and amx_products.h have the rough ones.
+#pragma once
+
+#include "vector_products.h"
+
+namespace onnx_attnq {
+namespace {
+
+// The largest norm of a vector that is multiplied roughly: its products are far from what float32 cannot hold, and
+// errors of less than 1e-19, whose squares are lost, do not matter beside it.
+constexpr float kLargestRough = 1e12f;
+// With a larger error, in steps of the scheme, too many of the kept scores would be computed again.
+constexpr float kMostSteps = 0.01f;
+
+// A panel's largest norms (Euclidean, of a key): of the key itself, and of what rough products leave out of it.
+struct KeyNorms {
+  float whole;         // NaN where one of its numbers is
+  float second, rest;  // one is multiplied by the other operand's `second`, one lost
+  float in_range;      // whether the panel can be multiplied roughly at all
+
+  static const KeyNorms& of(const Attention& a, const float* panel) {
+    return *reinterpret_cast<const KeyNorms*>(panel + panel_norms(a));
+  }
+  void store(const Attention& a, float* panel) const { *reinterpret_cast<KeyNorms*>(panel + panel_norms(a)) = *this; }
+};
+static_assert(sizeof(KeyNorms) <= kLanes * sizeof(float), "the room for it in a panel");
+
+class Screening {
+ public:
+  // Whether codes are all that is wanted.
+  static bool suits(const Form& f) {
+    return f.reference == Reference::kRowMax && f.spacing == Spacing::kLog && f.normalize == Normalize::kUnit;
+  }
+
+  static Index scratch(const Attention& a, Index rows) { return layout_of(a, rows).total; }
+
+  // `queries`: the task's rows, times the scale, query_row apart.
+  Screening(const Task& task, Index rows, const float* queries, Index query_row, float* scratch)
+      : t_(task),
+        a_(task.a),
+        layout_(layout_of(task.a, rows)),
+        scratch_(scratch),
+        queries_(queries),
+        query_row_(query_row) {}
+
+  // The largest norms of all panels that can be multiplied roughly; these lie `panel` floats apart.
+  static KeyNorms largest(const Attention& a, const float* panels, Index panel) {
+    KeyNorms most{0, 0, 0, 1};
+    for (Index p = 0; p < panel_count(a); ++p) {
+      const KeyNorms& one = KeyNorms::of(a, panels + p * panel);
+      if (one.in_range == 0.0f) continue;
+      most.whole = one.whole > most.whole ? one.whole : most.whole;
+      most.second = one.second > most.second ? one.second : most.second;
+      most.rest = one.rest > most.rest ? one.rest : most.rest;
+    }
+    return most;
+  }
+
+  // How far the scores of each row can be off; 0 where they are not rough.
+  float* errors() { return scratch_ + layout_.errors; }
+
+  // Whether rough scores of that error are worth a second look at some.
+  bool pays(Index row) {
+    const Table& table = t_.table_of(row);
+    // With rounding `floor`, the maximum is at an edge: every row would be in doubt.
+    const bool peak_at_edge = table.offset > table.levels + 0.75f;
+    return errors()[row] * table.inverse_step <= kMostSteps && !peak_at_edge;
+  }
+
+  // How far positions of this row, with this maximum, can be from the exact ones; 0 where float32 would not do better.
+  float nearness(Index row, float peak) {
+    const Table& table = t_.table_of(row);
+    const float apart = 2 * errors()[row];  // of the difference of two scores
+    // Scores that float32 itself rounds more coarsely, behind a low mask, would not be better.
+    if (!(apart > __builtin_fabsf(peak) * 0x1p-24f)) return 0;
+    // What float32 loses of a position comes on top.
+    return apart * table.inverse_step + table.offset * 2.5e-7f;
+  }
+
+  // The positions of a context band's listed keys, row after row.
+  float* positions() { return scratch_ + layout_.positions; }
+
+  // Rows that lie one after the other, weighed with rough scores.
+  struct Band {
+    Index row, count;
+    const Index* first;  // where the positions of each start, and where they end: count + 1
+    const float* near;   // how near an edge is in doubt; 0 where nothing is
+    float* weights;
+    Index weight_row;
+    const Listed* lists;
+    Index blocks;
+  };
+
+  // Computes scores again that may be beyond an edge, or the maximum; corrects weights and lists. Calls
+  // changed(r, change) with how much larger the sum of a row's weights became.
+  template <class Function>
+  void settle(const Band& band, const Function& changed) {
+    float near = 0, at_peak = kInfinity;  // the lowest position of what may be a maximum
+    for (Index r = 0; r < band.count; ++r) {
+      const float lowest = t_.table_of(band.row + r).offset - band.near[r];
+      near = band.near[r] > near ? band.near[r] : near;
+      at_peak = lowest < at_peak ? lowest : at_peak;
+    }
+    if (near == 0) return;
+    const Score* const end = look_again(band, near, at_peak);
+    for (const Score* first = scores(); first != end;) {
+      const std::int32_t r = first->row;
+      const Score* last = first;
+      float peak = a_.row_max_floor;
+      for (; last != end && last->row == r; ++last) peak = last->score > peak ? last->score : peak;
+      if (band.near[r] != 0) {
+        const float change = settle_row(band, r, peak, first, last);
+        if (change != 0) changed(r, change);
+      }
+      first = last;
+    }
+  }
+
+ private:
+  struct Layout {
+    Index errors, positions, places, scores, total;
+  };
+  static Layout layout_of(const Attention& a, Index rows) {
+    Layout l;
+    Room room;
+    const Index most = VectorProducts::kContextRows * (panel_count(a) * kTileKeys + kLanes);  // positions of a band
+    l.errors = room.take(round_up(rows, kLanes));
+    l.positions = room.take(most);
+    l.places = room.take(most);
+    l.scores = room.take(most * static_cast<Index>(sizeof(Score) / sizeof(float)));
+    l.total = room.total();
+    return l;
+  }
+
+  // A score that is computed again.
+  struct Score {
+    std::int32_t row, place, key;  // of the band, in the row's list
+    float score;
+  };
+  Score* scores() { return reinterpret_cast<Score*>(scratch_ + layout_.scores); }
+
+  // Fills `scores` with those whose position is so near an edge, or so high. Returns their end.
+  const Score* look_again(const Band& band, float near, float at_peak) {
+    const Index end = band.first[band.count];
+    Simd::store(positions() + end, Simd::set1(0.5f));  // in the middle of a code
+    auto* const places = reinterpret_cast<std::int32_t*>(scratch_ + layout_.places);
+    Index count = 0;
+    Int indices = Simd::first_indices();
+    for (Index i = 0; i < end; i += kLanes) {
+      const Float position = Simd::load(positions() + i);
+      const Float past = Simd::sub(position, Simd::to_float(Simd::round(position)));
+      const Mask doubt = Simd::at_least(Simd::set1(near), Simd::abs(past));
+      count += Simd::append(places + count, indices,
+                            Simd::either(doubt, Simd::at_least(position, Simd::set1(at_peak))));
+      indices = Simd::next_indices(indices);
+    }
+    // The keys are far away by now: all are asked for before the first is needed.
+    Score* next = scores();
+    for (Index i = 0, r = 0; i < count;) {
+      while (band.first[r + 1] <= places[i]) ++r;
+      const Index start = i;
+      while (i < count && places[i] < band.first[r + 1]) ++i;
+      // Nothing is in doubt where only the maximum was found.
+      if (i - start == 1 && positions()[places[start]] >= at_peak) continue;
+      for (Index j = start; j < i; ++j) {
+        const auto place = static_cast<std::int32_t>(places[j] - band.first[r]);
+        const std::int32_t key = band.lists[r].keys[place];
+        *next++ = {static_cast<std::int32_t>(r), place, key, 0.0f};
+        const float* const k = t_.key + key * a_.key_strides.column;
+        for (Index d = 0; a_.key_strides.row == 1 && d < a_.depth; d += 16) __builtin_prefetch(k + d);
+      }
+    }
+    for (Score* s = scores(); s != next; ++s) s->score = exact_score(band.row + s->row, s->key);
+    return next;
+  }
+
+  // All scores of a row that were computed again, and the maximum. Returns the change of its sum.
+  float settle_row(const Band& band, Index r, float peak, const Score* first, const Score* last) {
+    const Table& table = t_.table_of(band.row + r);
+    float* const weights = band.weights + r * band.weight_row;
+    float change = 0;
+    while (last-- != first) {
+      const float position = (last->score - peak) * table.inverse_step + table.offset;
+      // Always a valid code: of keys out of range, sums in another order may differ by anything, or be NaN.
+      const bool kept = position >= 1;
+      const float code = position < table.levels ? position : table.levels;
+      const float weight = kept ? table.level[static_cast<Index>(code)] : 0.0f;
+      change += weight - weights[last->key];
+      weights[last->key] = weight;
+      if (!kept) drop_key(band.lists[r], band.blocks, last->place);
+    }
+    return change;
+  }
+
+  float exact_score(Index row, Index key) {
+    const float* const q = queries_ + row * query_row_;
+    const float* const k = t_.key + key * a_.key_strides.column;
+    float score = 0;
+    if (a_.key_strides.row == 1) {
+      Float sum = Simd::set1(0.0f);
+      Index d = 0;
+      for (; d + kLanes <= a_.depth; d += kLanes) sum = Simd::fma(Simd::load(q + d), Simd::load(k + d), sum);
+      if (d < a_.depth) {
+        const int rest = static_cast<int>(a_.depth - d);
+        sum = Simd::fma(Simd::load_first(q + d, rest), Simd::load_first(k + d, rest), sum);
+      }
+      score = Simd::sum(sum);
+    } else {
+      for (Index d = 0; d < a_.depth; ++d) score += q[d] * k[d * a_.key_strides.row];
+    }
+    return t_.mask == nullptr ? score : score + t_.mask_of(row)[key * a_.mask_strides.column];
+  }
+
+  const Task& t_;
+  const Attention& a_;
+  const Layout layout_;
+  float* const scratch_;
+  const float* const queries_;
+  const Index query_row_;
+};
+
+}  // namespace
+}  // namespace onnx_attnq
