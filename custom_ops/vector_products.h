@@ -191,6 +191,7 @@ class VectorProducts {
     const int rest = static_cast<int>(a_.depth - whole);
     for (Index j = 0; j < count; ++j) {
       const float* k = t_.key + (panel * kTileKeys + j) * a_.key_strides.column;
+      for (Index d = 0; d < a_.depth; d += 16) __builtin_prefetch(k + 16 * a_.key_strides.column + d);
       Float sums[kRows];
       for (Float& s : sums) s = Simd::set1(0.0f);
       for (Index d = 0; d < whole; d += kLanes) {
