@@ -99,6 +99,7 @@ class VectorProducts {
   void copy_queries() {
     for (Index row = 0; row < t_.rows; ++row) {
       const float* in = t_.query_of(row);
+      prefetch(in + 8 * a_.query_strides.row, a_.depth);
       scale_row(in, a_.query_strides.column, a_.depth, a_.scale, query(row), 1);
     }
   }
@@ -191,7 +192,7 @@ class VectorProducts {
     const int rest = static_cast<int>(a_.depth - whole);
     for (Index j = 0; j < count; ++j) {
       const float* k = t_.key + (panel * kTileKeys + j) * a_.key_strides.column;
-      for (Index d = 0; d < a_.depth; d += 16) __builtin_prefetch(k + 16 * a_.key_strides.column + d);
+      prefetch(k + 16 * a_.key_strides.column, a_.depth);
       Float sums[kRows];
       for (Float& s : sums) s = Simd::set1(0.0f);
       for (Index d = 0; d < whole; d += kLanes) {
