@@ -246,9 +246,24 @@ class Block {
     }
   }
 
+  // Whether no key of these rows can be pruned, so that there is nothing to list.
+  bool keeps_all(Index row, Index count) const {
+    if (t_.mask != nullptr || quantizes(a_.form) || !products_.multiplies_all(1)) return false;
+    for (Index r = row; r < row + count; ++r) {
+      if (t_.table_of(r).threshold != 0) return false;
+    }
+    return true;
+  }
+
   // Scores of a context band to weights, in place; lists the keys that the rows keep and returns how many.
   Index weigh_rows(Index row, Index count, Index padded, float (&factors)[kContextRows]) {
     const Index blocks = blocks_of(padded);
+    if (keeps_all(row, count)) {
+      for (Index r = 0; r < count; ++r) {
+        factors[r] = score_row(row + r, padded, noted_peak(row + r)).weigh_scores(scores(row + r), padded);
+      }
+      return count * padded;
+    }
     Screening* const screening = products_.screening();
     if (screening != nullptr) weigh_rough_rows(*screening, row, count, padded, factors);
     for (Index r = 0; screening == nullptr && r < count; ++r) {

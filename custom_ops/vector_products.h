@@ -135,8 +135,8 @@ class VectorProducts {
   // Weights of all keys, times their values.
   void add_all(Index count, const float* weights, Index weight_row, Index keys, float* context) {
     for (Index i = 0, size = count * value_row(a_); i < size; i += kLanes) Simd::store(context + i, Simd::set1(0.0f));
-    // So many keys at a time that their values stay in the first-level cache.
-    constexpr Index kAtOnce = 128;
+    // So many keys at a time that their values stay in the second-level cache while the rows read them.
+    constexpr Index kAtOnce = 256;
     for (Index key = 0; key < keys; key += kAtOnce) {
       for (Index r = 0; r < count; r += kTileRows) {
         with_rows(smaller(kTileRows, count - r), [&](auto rows) {
