@@ -33,8 +33,8 @@ from onnx_attnq.scheme import QuantScheme, preset
 HEADS = 12
 LENGTHS = [(128, 128), (384, 384), (512, 512), (1024, 1024), (2048, 2048), (4096, 4096), (1, 8192)]
 DENSE = preset("identity")
-# Two units, of 16, 8 or 4 lanes each. Tiles have no such limit.
-FMA_PER_CYCLE = {"avx512": 32, "avx2": 16, "neon": 8}
+# Float32 multiply-and-adds in a cycle: two units of 16, 8 or 4 lanes each; Zen 4 does 512 bits in two halves.
+FMA_PEAKS = {"avx512": "32, of Zen 4 16", "avx2": "16", "neon": "8"}
 
 Run = Callable[[], object]
 Tensors = dict[str, np.ndarray]
@@ -160,7 +160,8 @@ def print_phases(lengths: list[tuple[int, int]], depth: int) -> None:
     if not program.is_file():
         sys.exit("build the program first: cmake -S custom_ops -B build/native -DONNX_ATTNQ_PROGRAMS=ON && make native")
     print(
-        "cycles for 8 scores, of one thread; 'peak' is the share of the multiply-and-add units that the scores keep busy"
+        "cycles for 8 scores, of one thread, and products of queries and keys in a cycle beside what the float32 "
+        "multiply-and-add units can do (16-bit integers and tiles can do more)"
     )
     for keys in sorted({keys for _, keys in lengths if keys <= 4096}):
         output = subprocess.run([program, str(keys), str(depth)], check=True, capture_output=True, text=True).stdout
@@ -168,9 +169,10 @@ def print_phases(lengths: list[tuple[int, int]], depth: int) -> None:
         steps = "  ".join(
             f"{step} {phases[f'{step}_cycles']:5.1f}" for step in ("scores", "weights", "context", "packing")
         )
-        per_cycle = FMA_PER_CYCLE.get(phases["kernels"])
-        peak = f"  peak {phases['products_per_cycle'] / per_cycle:4.0%}" if per_cycle else ""
-        print(f"{phases['kernels']} {keys:5d} keys  {phases['ghz']:.1f} GHz  {steps}{peak}", flush=True)
+        products = f"{phases['products_per_cycle']:.1f} products"
+        peak = FMA_PEAKS.get(phases["kernels"])
+        products += f" (float32 peak {peak})" if peak else ""
+        print(f"{phases['kernels']} {keys:5d} keys  {phases['ghz']:.1f} GHz  {steps}  {products}", flush=True)
 
 
 def main() -> None:

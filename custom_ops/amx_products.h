@@ -2,9 +2,9 @@
 // with the vectors, which skip pruned keys.
 //
 // A float32 number is split into two bfloat16 numbers, its parts, and a rest: x = x0 + x1 + r, |x1| at most 2^-8 |x|
-// and |r| at most 2^-16 |x|. Of a product, x0 y0 + x0 y1 + x1 y0 are computed and summed in float32: the rough scores of
-// screening.h. 16-bit products are these without the second look. Everything else is left to the vectors; three parts,
-// of six products, would be as good as float32, but no faster than the vectors are.
+// and |r| at most 2^-16 |x|. Of a product, x0 y0 + x0 y1 + x1 y0 are computed and summed in float32: the rough scores
+// of screening.h. 16-bit products are these without the second look. Everything else is left to the vectors; three
+// parts, of six products, would be as good as float32, but no faster than the vectors are.
 //
 // Numbers too large for this (and infinities, NaN) go to the vectors.
 #pragma once
@@ -103,8 +103,7 @@ class AmxProducts : public VectorProducts {
   void copy_queries() {
     VectorProducts::copy_queries();
     if (shape_.steps == 0) return;
-    const KeyNorms keys =
-        shape_.screens ? Screening::largest(a_, t_.packed_keys, shape_.panel) : KeyNorms{0, 0, 0, 1};
+    const KeyNorms keys = shape_.screens ? Screening::largest(a_, t_.packed_keys, shape_.panel) : KeyNorms{0, 0, 0, 1};
     for (Index row = 0; row < t_.rows; row += kBand) {
       bool in_tiles = true;
       for (Index tile = 0; tile < kBand; tile += kTile) in_tiles = split_queries(row, tile, keys) && in_tiles;

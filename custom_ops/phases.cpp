@@ -82,7 +82,7 @@ int main(int argc, char** argv) {
   for (int phase = 0; phase < 4; ++phase) {
     std::printf(", \"%s_ns\": %.3f, \"%s_cycles\": %.2f", names[phase], best[phase], names[phase], best[phase] * clock);
   }
-  // Products of queries and keys in a cycle: 2 x lanes where two multiply-and-add units are busy all the time.
+  // Products of queries and keys in a cycle.
   std::printf(", \"products_per_cycle\": %.2f}\n", static_cast<double>(8 * depth) / (best[0] * clock));
   return 0;
 }

@@ -1,7 +1,7 @@
-// Scores from 16-bit integers, of which one instruction multiplies twice as many as of float32 numbers: queries and keys
-// are rounded to whole multiples of a step, each vector to its own, and the sums of their products are exact. Where they
-// are asked for (`int16_products`) these are the scores; else, where processor and scheme suit, they are the rough ones
-// of screening.h. Everything else is left to float32.
+// Scores from 16-bit integers, of which one instruction multiplies twice as many as of float32 numbers: queries and
+// keys are rounded to whole multiples of a step, each vector to its own, and the sums of their products are exact.
+// Where they are asked for (`int16_products`) these are the scores; else, where processor and scheme suit, they are the
+// rough ones of screening.h. Everything else is left to float32.
 #pragma once
 
 #include "screening.h"
@@ -9,32 +9,28 @@
 namespace onnx_attnq {
 namespace {
 
-// The largest norm of a rounded vector: no sum of products of two such overflows 32 bits, because it is at most the
-// product of their norms (Cauchy and Schwarz). Rounding makes a norm larger by up to sqrt(depth) / 2; the rest of the way
-// to the root of 2^31 is for float32, in which it is taken.
-static inline float largest_rounded_norm(Index depth) {
-  return 46290.0f - __builtin_sqrtf(static_cast<float>(depth));
-}
-// A vector that is little more than one large number would not fit 16 bits with that norm, but with this.
+// The norm that vectors are brought to before they are rounded. No sum of products of two such overflows 32 bits,
+// because it is at most the product of their norms (Cauchy and Schwarz), and the root of 2^31 is 46340: rounding adds
+// up to sqrt(depth) / 2 to a norm, and the rest is for float32, in which norms are taken.
+static inline float largest_rounded_norm(Index depth) { return 46290.0f - __builtin_sqrtf(static_cast<float>(depth)); }
+// A vector that is little more than one large number fits 16 bits with this norm only.
 constexpr float kLargestInteger = 32766.0f;
 // The norm of a vector of zeros, or nearly: it has a step all the same.
 constexpr float kSmallestNorm = 1e-25f;
 
-// A vector's numbers as whole multiples of a step, and how much that leaves out, squared and in lanes.
+// Numbers to whole multiples of a step; notes what that leaves out, squared, in lanes.
 struct Rounding {
-  Float inverse, step;
+  Float inverse, minus_step;
   Float left_out = Simd::set1(0.0f);
   Mask too_large = Simd::none();
 
-  Rounding(Float norm, float range)
-      : inverse(Simd::div(Simd::set1(range), norm)), step(Simd::mul(norm, Simd::set1(1 / range))) {}
-  Rounding(Float own_inverse, Float own_step) : inverse(own_inverse), step(own_step) {}
+  Rounding(Float inverse_step, Float step) : inverse(inverse_step), minus_step(Simd::sub(Simd::set1(0.0f), step)) {}
 
   Int operator()(Float x) {
     const Int rounded = Simd::round(Simd::mul(x, inverse));
     const Float multiple = Simd::to_float(rounded);
     too_large = Simd::either(too_large, Simd::at_least(Simd::abs(multiple), Simd::set1(kLargestInteger + 1.5f)));
-    const Float left = Simd::sub(x, Simd::mul(multiple, step));
+    const Float left = Simd::fma(multiple, minus_step, x);
     left_out = Simd::fma(left, left, left_out);
     return rounded;
   }
@@ -195,26 +191,25 @@ class RoundedProducts : public VectorProducts {
     const float norm = Simd::any(nan) ? kNaN : Simd::largest(whole);
     const bool in_range = norm <= kLargestRough;
     for (int v = 0; in_range && v < kTileVectors; ++v) {
-      Rounding round(norms[v], largest_rounded_norm(a.depth));
-      round_keys(a, panel, v, round);
-      if (Simd::any(round.too_large)) {
-        round = Rounding(norms[v], kLargestInteger);
-        round_keys(a, panel, v, round);
-      }
-      Simd::store(panel + panel_steps(a) + v * kLanes, round.step);
+      Rounding round = round_keys(a, panel, v, norms[v], largest_rounded_norm(a.depth));
+      if (Simd::any(round.too_large)) round = round_keys(a, panel, v, norms[v], kLargestInteger);
       left_out = Simd::max(round.left_out, left_out);
     }
     KeyNorms{norm, 0, __builtin_sqrtf(Simd::largest(left_out)), in_range ? 1.0f : 0.0f}.store(a, panel);
   }
 
-  static void round_keys(const Attention& a, float* panel, int v, Rounding& round) {
+  static Rounding round_keys(const Attention& a, float* panel, int v, Float norm, float range) {
+    const Float step = Simd::mul(norm, Simd::set1(1 / range));
+    Simd::store(panel + panel_steps(a) + v * kLanes, step);
+    Rounding round(Simd::div(Simd::set1(range), norm), step);
     const float* in = panel + v * kLanes;
     auto* out = reinterpret_cast<std::int32_t*>(panel + panel_pairs(a)) + v * kLanes;
     for (Index d = 0; d < a.depth; d += 2, out += kTileKeys) {
       const Int low = round(Simd::load(in + d * kTileKeys));
-      const Int high = d + 1 < a.depth ? round(Simd::load(in + (d + 1) * kTileKeys)) : Simd::round(Simd::set1(0.0f));
+      const Int high = round(d + 1 < a.depth ? Simd::load(in + (d + 1) * kTileKeys) : Simd::set1(0.0f));
       Simd::store_int(out, Simd::pair(low, high));
     }
+    return round;
   }
 
   // Rounds up to kLanes queries, so that their norms can be taken together. False if one is too large for this range.
@@ -227,11 +222,10 @@ class RoundedProducts : public VectorProducts {
       }
     }
     const Float norm = Simd::max(Simd::sqrt(Simd::sums(squares)), Simd::set1(kSmallestNorm));
-    const Rounding all(norm, range);
     alignas(64) float inverse[kLanes];
-    Simd::store(inverse, all.inverse);
+    Simd::store(inverse, Simd::div(Simd::set1(range), norm));
     Simd::store(norms() + row, norm);
-    Simd::store(steps() + row, all.step);
+    Simd::store(steps() + row, Simd::mul(norm, Simd::set1(1 / range)));
     Mask too_large = Simd::none();
     for (Index i = 0; i < count; ++i) {
       Rounding round(Simd::set1(inverse[i]), Simd::set1(steps()[row + i]));

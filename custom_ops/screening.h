@@ -152,8 +152,8 @@ class Screening {
       const Float position = Simd::load(positions() + i);
       const Float past = Simd::sub(position, Simd::to_float(Simd::round(position)));
       const Mask doubt = Simd::at_least(Simd::set1(near), Simd::abs(past));
-      count += Simd::append(places + count, indices,
-                            Simd::either(doubt, Simd::at_least(position, Simd::set1(at_peak))));
+      count +=
+          Simd::append(places + count, indices, Simd::either(doubt, Simd::at_least(position, Simd::set1(at_peak))));
       indices = Simd::next_indices(indices);
     }
     // The keys are far away by now: all are asked for before the first is needed.

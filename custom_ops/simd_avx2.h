@@ -64,7 +64,6 @@ struct Simd {
   static Mask is_nan(Float a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
   static Mask at_least(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }
   static Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
-  static Mask both(Mask a, Mask b) { return _mm256_and_ps(a, b); }
   static unsigned bits(Mask a) { return static_cast<unsigned>(_mm256_movemask_ps(a)); }
   static bool any(Mask a) { return _mm256_movemask_ps(a) != 0; }
   static Float where(Mask m, Float a, Float b) { return _mm256_blendv_ps(b, a, m); }

@@ -46,9 +46,7 @@ struct Simd {
   static Mask is_nan(Float a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
   static Mask at_least(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
   static Mask either(Mask a, Mask b) { return static_cast<Mask>(a | b); }
-  static Mask both(Mask a, Mask b) { return static_cast<Mask>(a & b); }
   static bool any(Mask a) { return a != 0; }
-  static unsigned bits(Mask a) { return a; }
   static Float where(Mask m, Float a, Float b) { return _mm512_mask_blend_ps(m, b, a); }
   static Float keep(Mask m, Float a) { return _mm512_maskz_mov_ps(m, a); }
 

@@ -66,11 +66,6 @@ struct Simd {
   static Mask is_nan(Float a) { return vmvnq_u32(vceqq_f32(a, a)); }
   static Mask at_least(Float a, Float b) { return vcgeq_f32(a, b); }
   static Mask either(Mask a, Mask b) { return vorrq_u32(a, b); }
-  static Mask both(Mask a, Mask b) { return vandq_u32(a, b); }
-  static unsigned bits(Mask a) {
-    const std::uint32_t lanes[4] = {1, 2, 4, 8};
-    return vaddvq_u32(vandq_u32(a, vld1q_u32(lanes)));
-  }
   static bool any(Mask a) { return vmaxvq_u32(a) != 0; }
   static Float where(Mask m, Float a, Float b) { return vbslq_f32(m, a, b); }
   static Float keep(Mask m, Float a) { return vreinterpretq_f32_u32(vandq_u32(m, vreinterpretq_u32_f32(a))); }

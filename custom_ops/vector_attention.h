@@ -329,7 +329,8 @@ struct Attend {
 
   static std::size_t packed_keys(const Attention& a) {
     // How far rough scores are off is known when all keys are.
-    return one_block(a) && !Products::screens(a) ? 0 : static_cast<std::size_t>(panel_count(a) * Products::panel_floats(a));
+    return one_block(a) && !Products::screens(a) ? 0
+                                                 : static_cast<std::size_t>(panel_count(a) * Products::panel_floats(a));
   }
   static void pack_keys(const Attention& a, const float* key, Index piece, float* packed) {
     const Index first = piece * (kPieceKeys / kTileKeys);

@@ -1,5 +1,5 @@
-// Both products of attention with the float32 vectors of one instruction set: scores from queries and keys, context from
-// weights and values. vector_attention.h says when. rounded_products.h and amx_products.h have other scores.
+// Both products of attention with the float32 vectors of one instruction set: scores from queries and keys, context
+// from weights and values. vector_attention.h says when. rounded_products.h and amx_products.h have other scores.
 #pragma once
 
 #include "vector_tile.h"
