@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import ctypes
+import os
 import shutil
 import subprocess
 import sys
@@ -188,3 +189,19 @@ def test_the_library_lies_beside_the_package() -> None:
     assert library is not None
     # An editable installation has two directories: that of the sources, and that of what was built.
     assert library.parent in [Path(directory).resolve() for directory in onnx_attnq.__path__]
+
+
+def test_of_two_libraries_the_newer_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make native` in a checkout that pip has built too, or the other way round."""
+    import onnx_attnq
+
+    folders = [tmp_path / "sources", tmp_path / "installed"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "libonnx_attnq.so").touch()
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(onnx_attnq, "__path__", [str(folder) for folder in folders])
+    for newest in folders:
+        for folder in folders:
+            os.utime(folder / "libonnx_attnq.so", (0, 2 if folder == newest else 1))
+        assert native_library() == newest.resolve() / "libonnx_attnq.so"
