@@ -24,7 +24,10 @@ struct Rounding {
   Float left_out = Simd::set1(0.0f);
   Mask too_large = Simd::none();
 
-  Rounding(Float inverse_step, Float step) : inverse(inverse_step), minus_step(Simd::sub(Simd::set1(0.0f), step)) {}
+  void set(Float inverse_step, Float step) {
+    inverse = inverse_step;
+    minus_step = Simd::sub(Simd::set1(0.0f), step);
+  }
 
   Int operator()(Float x) {
     const Int rounded = Simd::round(Simd::mul(x, inverse));
@@ -78,9 +81,14 @@ static inline void multiply_rounded(Index pairs, const std::int32_t* a, Index a_
 class RoundedProducts : public VectorProducts {
  public:
   static bool screens(const Attention& a) {
-    // Rounding the keys has to pay for fewer rows, or shorter ones.
-    return Simd::int16_pays() && !a.int16_products && Screening::suits(a.form) && a.groups * a.queries >= 24 &&
-           a.depth >= 24;
+    constexpr Index kLongVector = 24;  // of shorter ones, products are the lesser part of the work
+    return !a.int16_products && a.depth >= kLongVector && is_large(a) && Screening::suits(a.form);
+  }
+  // Whether rounding each query and key pays. It is done for all scores that they take part in, so what counts is the
+  // harmonic mean of how many rows and keys there are.
+  static bool is_large(const Attention& a) {
+    const Index rows = a.groups * a.queries, fewest = Simd::fewest_rounded();
+    return fewest != 0 && 2 * rows * a.keys >= fewest * (rows + a.keys);
   }
   static bool rounds(const Attention& a) { return a.int16_products || screens(a); }
 
@@ -176,40 +184,56 @@ class RoundedProducts : public VectorProducts {
 
   // The keys of a panel, which stand in lanes.
   static void round_panel(const Attention& a, float* panel) {
-    Float norms[kTileVectors], whole = Simd::set1(0.0f), left_out = whole;
-    Mask nan = Simd::none();
-    for (int v = 0; v < kTileVectors; ++v) {
-      Float squares = Simd::set1(0.0f);
-      for (Index d = 0; d < a.depth; ++d) {
+    Float norms[kTileVectors] = {}, whole = Simd::set1(0.0f);
+    for (Index d = 0; d < a.depth; ++d) {
+      for (int v = 0; v < kTileVectors; ++v) {
         const Float x = Simd::load(panel + d * kTileKeys + v * kLanes);
-        squares = Simd::fma(x, x, squares);
+        norms[v] = Simd::fma(x, x, norms[v]);
       }
-      nan = Simd::either(nan, Simd::is_nan(squares));
-      norms[v] = Simd::max(Simd::sqrt(squares), Simd::set1(kSmallestNorm));
-      whole = Simd::max(norms[v], whole);
     }
-    const float norm = Simd::any(nan) ? kNaN : Simd::largest(whole);
-    const bool in_range = norm <= kLargestRough;
-    for (int v = 0; in_range && v < kTileVectors; ++v) {
-      Rounding round = round_keys(a, panel, v, norms[v], largest_rounded_norm(a.depth));
-      if (Simd::any(round.too_large)) round = round_keys(a, panel, v, norms[v], kLargestInteger);
-      left_out = Simd::max(round.left_out, left_out);
+    Mask nan = Simd::none();
+    for (Float& norm : norms) {
+      nan = Simd::either(nan, Simd::is_nan(norm));
+      norm = Simd::max(Simd::sqrt(norm), Simd::set1(kSmallestNorm));
+      whole = Simd::max(norm, whole);
     }
-    KeyNorms{norm, 0, __builtin_sqrtf(Simd::largest(left_out)), in_range ? 1.0f : 0.0f}.store(a, panel);
+    KeyNorms about{Simd::any(nan) ? kNaN : Simd::largest(whole), 0, 0, 0};
+    if (about.whole <= kLargestRough) {
+      about.in_range = 1;
+      Float left_out = Simd::set1(0.0f);
+      if (!round_keys(a, panel, norms, largest_rounded_norm(a.depth), left_out)) {
+        round_keys(a, panel, norms, kLargestInteger, left_out);
+      }
+      about.rest = __builtin_sqrtf(Simd::largest(left_out));
+    }
+    about.store(a, panel);
   }
 
-  static Rounding round_keys(const Attention& a, float* panel, int v, Float norm, float range) {
-    const Float step = Simd::mul(norm, Simd::set1(1 / range));
-    Simd::store(panel + panel_steps(a) + v * kLanes, step);
-    Rounding round(Simd::div(Simd::set1(range), norm), step);
-    const float* in = panel + v * kLanes;
-    auto* out = reinterpret_cast<std::int32_t*>(panel + panel_pairs(a)) + v * kLanes;
-    for (Index d = 0; d < a.depth; d += 2, out += kTileKeys) {
-      const Int low = round(Simd::load(in + d * kTileKeys));
-      const Int high = round(d + 1 < a.depth ? Simd::load(in + (d + 1) * kTileKeys) : Simd::set1(0.0f));
-      Simd::store_int(out, Simd::pair(low, high));
+  // Returns false if a number is too large for this range; `left_out` is the most that is left out of a key.
+  static bool round_keys(const Attention& a, float* panel, const Float (&norms)[kTileVectors], float range,
+                         Float& left_out) {
+    Rounding round[kTileVectors];
+    for (int v = 0; v < kTileVectors; ++v) {
+      const Float step = Simd::mul(norms[v], Simd::set1(1 / range));
+      Simd::store(panel + panel_steps(a) + v * kLanes, step);
+      round[v].set(Simd::div(Simd::set1(range), norms[v]), step);
     }
-    return round;
+    auto* out = reinterpret_cast<std::int32_t*>(panel + panel_pairs(a));
+    for (Index d = 0; d < a.depth; d += 2, out += kTileKeys) {
+      for (int v = 0; v < kTileVectors; ++v) {
+        const float* const in = panel + d * kTileKeys + v * kLanes;
+        const Int low = round[v](Simd::load(in));
+        const Int high = round[v](d + 1 < a.depth ? Simd::load(in + kTileKeys) : Simd::set1(0.0f));
+        Simd::store_int(out + v * kLanes, Simd::pair(low, high));
+      }
+    }
+    left_out = Simd::set1(0.0f);
+    Mask too_large = Simd::none();
+    for (const Rounding& r : round) {
+      left_out = Simd::max(r.left_out, left_out);
+      too_large = Simd::either(r.too_large, too_large);
+    }
+    return !Simd::any(too_large);
   }
 
   // Rounds up to kLanes queries, so that their norms can be taken together. False if one is too large for this range.
@@ -228,7 +252,8 @@ class RoundedProducts : public VectorProducts {
     Simd::store(steps() + row, Simd::mul(norm, Simd::set1(1 / range)));
     Mask too_large = Simd::none();
     for (Index i = 0; i < count; ++i) {
-      Rounding round(Simd::set1(inverse[i]), Simd::set1(steps()[row + i]));
+      Rounding round;
+      round.set(Simd::set1(inverse[i]), Simd::set1(steps()[row + i]));
       auto* const out = reinterpret_cast<std::int16_t*>(pairs(row + i));
       for (Index d = 0; d < a_.depth; d += kLanes) Simd::store_int16(out + d, round(query_lanes(row + i, d)));
       left_out[i] = round.left_out;

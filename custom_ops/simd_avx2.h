@@ -122,9 +122,11 @@ struct Simd {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kSetLanes.bytes[bits][0])));
   }
 
-  // 16-bit products: each lane is a pair of 16-bit numbers. They pay where they are so much faster than float32 ones
-  // that scores can be looked at again.
-  static bool int16_pays() { return true; }
+  // How many rows and keys there have to be for 16-bit products to be faster than float32 ones, with all that has to be
+  // done around them; 0 where they never are.
+  static std::int64_t fewest_rounded() { return 256; }
+
+  // 16-bit products: each lane is a pair of 16-bit numbers.
   static Int broadcast_pair(const std::int32_t* p) {
     return _mm256_castps_si256(_mm256_broadcast_ss(reinterpret_cast<const float*>(p)));
   }

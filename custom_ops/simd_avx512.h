@@ -104,9 +104,11 @@ struct Simd {
     return __builtin_popcount(m);
   }
 
-  // 16-bit products: each lane is a pair of 16-bit numbers. They pay where they are so much faster than float32 ones
-  // that scores can be looked at again.
-  static bool int16_pays() { return multiplies_int16_faster(); }
+  // How many rows and keys there have to be for 16-bit products to be faster than float32 ones, with all that has to be
+  // done around them; 0 where they never are.
+  static std::int64_t fewest_rounded() { return multiplies_int16_faster() ? 112 : 0; }
+
+  // 16-bit products: each lane is a pair of 16-bit numbers.
   static Int broadcast_pair(const std::int32_t* p) {
     return _mm512_castps_si512(_mm512_set1_ps(*reinterpret_cast<const float*>(p)));
   }

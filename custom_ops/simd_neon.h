@@ -122,9 +122,11 @@ struct Simd {
     return append(reinterpret_cast<std::int32_t*>(list), vreinterpretq_s32_f32(a), m);
   }
 
-  // 16-bit products: each lane is a pair of 16-bit numbers. They pay where they are so much faster than float32 ones
-  // that scores can be looked at again, which they are not here.
-  static bool int16_pays() { return false; }
+  // How many rows and keys there have to be for 16-bit products to be faster than float32 ones, with all that has to be
+  // done around them; 0 where they never are.
+  static std::int64_t fewest_rounded() { return 0; }
+
+  // 16-bit products: each lane is a pair of 16-bit numbers.
   using Products = int32x4_t;
   static Int broadcast_pair(const std::int32_t* p) { return vdupq_n_s32(*p); }
   static Int load_int(const std::int32_t* p) { return vld1q_s32(p); }

@@ -522,18 +522,18 @@ def test_queries_along_their_keys(kernels: str, depth: int) -> None:
     """Products are as large as norms allow, so sums of rounded ones come as near as they can to 32 bits."""
     direction = draw(1, depth)
     direction /= np.linalg.norm(direction)
-    q = np.linspace(0.5, 2, 60, dtype=np.float32)[:, None] * direction
-    k = np.linspace(-4, 4, 90, dtype=np.float32)[:, None] * direction
-    check_attention(kernels, q[None], k[None], draw(2, 1, 90, 16), SCHEMES[0])
-    check_attention(kernels, np.sign(q)[None], k[None], draw(2, 1, 90, 16), SCHEMES[0], scale=depth**-0.5)
+    q = np.linspace(0.5, 2, 260, dtype=np.float32)[:, None] * direction
+    k = np.linspace(-4, 4, 280, dtype=np.float32)[:, None] * direction
+    check_attention(kernels, q[None], k[None], draw(2, 1, 280, 16), SCHEMES[0])
+    check_attention(kernels, np.sign(q)[None], k[None], draw(2, 1, 280, 16), SCHEMES[0], scale=depth**-0.5)
 
 
 @ALL_KERNELS
 @pytest.mark.parametrize("rest", [0.0, 1e-30, 0.01, 0.3])
 def test_vectors_of_one_large_number(kernels: str, rest: float) -> None:
-    q, k, v = rest * draw(1, 1, 60, 64), rest * draw(2, 1, 90, 64), draw(3, 1, 90, 16)
-    q[0, np.arange(60), np.arange(60) % 7] += 3
-    k[0, np.arange(90), np.arange(90) % 11] += np.linspace(-2, 2, 90, dtype=np.float32)
+    q, k, v = rest * draw(1, 1, 260, 64), rest * draw(2, 1, 280, 64), draw(3, 1, 280, 16)
+    q[0, np.arange(260), np.arange(260) % 7] += 3
+    k[0, np.arange(280), np.arange(280) % 11] += np.linspace(-2, 2, 280, dtype=np.float32)
     k[0, 7] = 0
     check_attention(kernels, q, k, v, SCHEMES[0])
-    check_attention(kernels, q, q, v[:, :60], SCHEMES[0], scale=0.5)
+    check_attention(kernels, q, q, v[:, :260], SCHEMES[0], scale=0.5)
