@@ -245,10 +245,10 @@ class RoundedProducts : public VectorProducts {
         squares[i] = Simd::fma(x, x, squares[i]);
       }
     }
-    const Float norm = Simd::max(Simd::sqrt(Simd::sums(squares)), Simd::set1(kSmallestNorm));
+    const Float own = Simd::sqrt(Simd::sums(squares)), norm = Simd::max(own, Simd::set1(kSmallestNorm));
     alignas(64) float inverse[kLanes];
     Simd::store(inverse, Simd::div(Simd::set1(range), norm));
-    Simd::store(norms() + row, norm);
+    Simd::store(norms() + row, own);  // NaN stays
     Simd::store(steps() + row, Simd::mul(norm, Simd::set1(1 / range)));
     Mask too_large = Simd::none();
     for (Index i = 0; i < count; ++i) {

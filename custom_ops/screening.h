@@ -103,7 +103,7 @@ class Screening {
       near = band.near[r] > near ? band.near[r] : near;
       at_peak = lowest < at_peak ? lowest : at_peak;
     }
-    if (near == 0) return;
+    if (!(near > 0)) return;
     const Score* const end = look_again(band, near, at_peak);
     for (const Score* first = scores(); first != end;) {
       const std::int32_t r = first->row;
@@ -144,7 +144,7 @@ class Screening {
   // Fills `scores` with those whose position is so near an edge, or so high. Returns their end.
   const Score* look_again(const Band& band, float near, float at_peak) {
     const Index end = band.first[band.count];
-    Simd::store(positions() + end, Simd::set1(0.5f));  // in the middle of a code
+    Simd::store(positions() + end, Simd::set1(kNaN));  // neither near an edge nor high
     auto* const places = reinterpret_cast<std::int32_t*>(scratch_ + layout_.places);
     Index count = 0;
     Int indices = Simd::first_indices();

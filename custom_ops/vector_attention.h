@@ -258,7 +258,7 @@ class Block {
   // Scores of a context band to weights, in place; lists the keys that the rows keep and returns how many.
   Index weigh_rows(Index row, Index count, Index padded, float (&factors)[kContextRows]) {
     const Index blocks = blocks_of(padded);
-    if (keeps_all(row, count)) {
+    if (padded > 0 && keeps_all(row, count)) {
       for (Index r = 0; r < count; ++r) {
         factors[r] = score_row(row + r, padded, noted_peak(row + r)).weigh_scores(scores(row + r), padded);
       }

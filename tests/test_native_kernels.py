@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_models import attention_model, available_kernels, kernel_name, rows_model, run_attention, session
+from native_models import attention_model, available_kernels, kernel_name, rows_model, run_attention, session, tensor
 
 from onnx_attnq import numerics
 from onnx_attnq.scheme import Normalize, QuantScheme, Reference, Rounding, Spacing, preset
@@ -344,6 +344,20 @@ def test_a_table_for_each_head(kernels: str) -> None:
         np.testing.assert_array_equal(rows[:, head], alone)
 
 
+@ALL_KERNELS
+@pytest.mark.parametrize("offset", [-0.6, -1.6, -4.0])
+def test_a_head_whose_table_prunes_everything(kernels: str, offset: float) -> None:
+    """Heads that share keys are rows of one matrix to the kernels, each with a table of its own."""
+    q, k, v = draw(1, 1, 1, 2, 301, 64), draw(2, 1, 1, 1, 320, 64), draw(3, 1, 1, 1, 320, 16)
+    model = attention_model(SCHEMES[0], SCHEMES[0], rank=5, scale=0.125)
+    (edges,) = [attribute for attribute in model.graph.node[0].attribute if attribute.name == "offset"]
+    edges.t.CopyFrom(tensor("offset", [[[SCHEMES[0].offset]], [[offset]]]))
+    got = run_attention(model, q, k, v, kernels=kernels)
+    first = run_attention(attention_model(SCHEMES[0], rank=5, scale=0.125), q, k, v, kernels=kernels)
+    np.testing.assert_allclose(got[0, 0, 0], first[0, 0, 0], rtol=SUM_TOLERANCE, atol=SUM_TOLERANCE)
+    np.testing.assert_array_equal(got[0, 0, 1], np.zeros((301, 16), np.float32))
+
+
 INT16_SCORE_ERROR = 2**-12
 """Error of a score from 16-bit products, relative to |q| |k| scale, for heads of up to 128."""
 
@@ -379,6 +393,16 @@ def test_int16_products_leave_what_they_cannot_hold_to_float32(kernels: str, lar
     assert (np.abs(exact - got) > 1e-3).mean() < 0.05
 
 
+@ALL_KERNELS
+@pytest.mark.parametrize("qk", [0, 1])
+def test_a_query_with_nan_is_a_row_of_nan(kernels: str, qk: int) -> None:
+    q, k, v = draw(1, 1, 300, 64), draw(2, 1, 320, 64), draw(3, 1, 320, 64)
+    q[0, 5, 7] = np.nan
+    got = run_attention(attention_model(SCHEMES[0], rank=3, scale=0.125, qk=qk), q, k, v, kernels=kernels)
+    assert np.isnan(got[0, 5]).all()
+    assert np.isfinite(np.delete(got[0], 5, axis=0)).all()
+
+
 # Enough queries and keys for what kernels do only in long calls: packed keys, rough scores with a second look at some.
 LONG = [(130, 130, 64), (100, 512, 40), (200, 600, 64), (131, 1100, 33)]
 
@@ -410,6 +434,8 @@ def test_long_calls_with_masks(kernels: str, low: float) -> None:
     bias = draw(4, 700, 700)
     for mask in (causal, padding, bias):
         check_attention(kernels, q, k, v, SCHEMES[0], mask, scale=0.125)
+    for scheme in SCHEMES[1:]:
+        check_attention(kernels, q, k, v, scheme, padding, scale=0.125)
 
 
 @ALL_KERNELS
