@@ -13,6 +13,8 @@ namespace {
 constexpr float kLargestRough = 1e12f;
 // With a larger error, in steps of the scheme, too many of the kept scores would be computed again.
 constexpr float kMostSteps = 0.01f;
+// One score of so many may be computed again by itself: with more, tiles of all scores are faster.
+constexpr Index kMostDoubtful = 16;
 
 // A panel's largest norms (Euclidean, of a key): of the key itself, and of what rough products leave out of it.
 struct KeyNorms {
@@ -84,7 +86,7 @@ class Screening {
 
   // Rows that lie one after the other, weighed with rough scores.
   struct Band {
-    Index row, count;
+    Index row, count, padded;
     const Index* first;  // where the positions of each start, and where they end: count + 1
     const float* near;   // how near an edge is in doubt; 0 where nothing is
     float* weights;
@@ -94,17 +96,20 @@ class Screening {
   };
 
   // Computes scores again that may be beyond an edge, or the maximum; corrects weights and lists. Calls
-  // changed(r, change) with how much larger the sum of a row's weights became.
+  // changed(r, change) with how much larger the sum of a row's weights became. Returns false, and does nothing, where
+  // scores one by one would take longer than all together: in rows of equal keys every score may be the maximum.
   template <class Function>
-  void settle(const Band& band, const Function& changed) {
+  bool settle(const Band& band, const Function& changed) {
     float near = 0, at_peak = kInfinity;  // the lowest position of what may be a maximum
     for (Index r = 0; r < band.count; ++r) {
       const float lowest = t_.table_of(band.row + r).offset - band.near[r];
       near = band.near[r] > near ? band.near[r] : near;
       at_peak = lowest < at_peak ? lowest : at_peak;
     }
-    if (!(near > 0)) return;
-    const Score* const end = look_again(band, near, at_peak);
+    if (!(near > 0)) return true;
+    const Index count = find_doubtful(band, near, at_peak);
+    if (count > band.count * band.padded / kMostDoubtful) return false;
+    const Score* const end = look_again(band, at_peak, count);
     for (const Score* first = scores(); first != end;) {
       const std::int32_t r = first->row;
       const Score* last = first;
@@ -116,6 +121,7 @@ class Screening {
       }
       first = last;
     }
+    return true;
   }
 
  private:
@@ -141,11 +147,12 @@ class Screening {
   };
   Score* scores() { return reinterpret_cast<Score*>(scratch_ + layout_.scores); }
 
-  // Fills `scores` with those whose position is so near an edge, or so high. Returns their end.
-  const Score* look_again(const Band& band, float near, float at_peak) {
+  std::int32_t* places() { return reinterpret_cast<std::int32_t*>(scratch_ + layout_.places); }
+
+  // Fills `places` with those of positions that are so near an edge, or so high. Returns how many they are.
+  Index find_doubtful(const Band& band, float near, float at_peak) {
     const Index end = band.first[band.count];
     Simd::store(positions() + end, Simd::set1(kNaN));  // neither near an edge nor high
-    auto* const places = reinterpret_cast<std::int32_t*>(scratch_ + layout_.places);
     Index count = 0;
     Int indices = Simd::first_indices();
     for (Index i = 0; i < end; i += kLanes) {
@@ -153,9 +160,15 @@ class Screening {
       const Float past = Simd::sub(position, Simd::to_float(Simd::round(position)));
       const Mask doubt = Simd::at_least(Simd::set1(near), Simd::abs(past));
       count +=
-          Simd::append(places + count, indices, Simd::either(doubt, Simd::at_least(position, Simd::set1(at_peak))));
+          Simd::append(places() + count, indices, Simd::either(doubt, Simd::at_least(position, Simd::set1(at_peak))));
       indices = Simd::next_indices(indices);
     }
+    return count;
+  }
+
+  // Computes the scores at these places into `scores`. Returns their end.
+  const Score* look_again(const Band& band, float at_peak, Index count) {
+    const std::int32_t* const places = this->places();
     // The keys are far away by now: all are asked for before the first is needed.
     Score* next = scores();
     for (Index i = 0, r = 0; i < count;) {

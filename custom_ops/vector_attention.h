@@ -125,6 +125,7 @@ class Block {
         const float* keys = panel_of(panel);
         const float bound = highest + norm * keys[panel_norms(a_)] * 1.001f;
         if (bound - lowest_peak < negligible) {
+          ceilings()[row / kBand * panels + panel] = -kInfinity;
           leave_out(row, count, panel);
         } else {
           score_band(row, count, panel, keys);
@@ -265,8 +266,9 @@ class Block {
       return count * padded;
     }
     Screening* const screening = products_.screening();
-    if (screening != nullptr) weigh_rough_rows(*screening, row, count, padded, factors);
-    for (Index r = 0; screening == nullptr && r < count; ++r) {
+    const bool settled = screening != nullptr && weigh_rough_rows(*screening, row, count, padded, factors);
+    if (screening != nullptr && !settled) score_again(row, count, padded);
+    for (Index r = 0; !settled && r < count; ++r) {
       const Listed list = products_.listed(r);
       factors[r] = score_row(row + r, padded, noted_peak(row + r)).weigh_scores(scores(row + r), padded, &list);
     }
@@ -275,8 +277,9 @@ class Block {
     return kept;
   }
 
-  // The same for rough scores: those so near an edge that they may be beyond it are computed again.
-  void weigh_rough_rows(Screening& screening, Index row, Index count, Index padded, float (&factors)[kContextRows]) {
+  // The same for rough scores: those so near an edge that they may be beyond it are computed again. False if these are
+  // so many that all scores are better computed again.
+  bool weigh_rough_rows(Screening& screening, Index row, Index count, Index padded, float (&factors)[kContextRows]) {
     const Index blocks = blocks_of(padded);
     float near[kContextRows];
     Listed lists[kContextRows];
@@ -291,8 +294,26 @@ class Block {
       if (factors[r] != factors[r]) near[r] = 0;  // a row with a NaN stays one
       first[r + 1] = first[r] + lists[r].starts[blocks];
     }
-    screening.settle({row, count, first, near, scores(row), layout_.score_row, lists, blocks},
-                     [&](Index r, float change) { factors[r] = ratio(1.0f, ratio(1.0f, factors[r]) + change); });
+    return screening.settle({row, count, padded, first, near, scores(row), layout_.score_row, lists, blocks},
+                            [&](Index r, float change) { factors[r] = ratio(1.0f, ratio(1.0f, factors[r]) + change); });
+  }
+
+  // The float32 scores of a context band, of rough ones that were weighed already.
+  void score_again(Index row, Index count, Index padded) {
+    for (Index r = row; r < row + count; ++r) Simd::store(peaks(r), Simd::set1(-kInfinity));
+    for (Index panel = 0; panel < padded / kTileKeys; ++panel) {
+      const float* const keys = panel_of(panel);
+      for (Index r = row, some; r < row + count; r += some) {
+        some = smaller(smaller(kTileRows, row + count - r), kBand - r % kBand);  // of one band
+        if (t_.mask != nullptr && ceilings()[r / kBand * panel_count(a_) + panel] == -kInfinity) {
+          leave_out(r, some, panel);
+          continue;
+        }
+        products_.VectorProducts::score(r, some, panel, keys, false, scores(r) + panel * kTileKeys, layout_.score_row,
+                                        peaks(r));
+        for (Index i = r; i < r + some; ++i) finish_scores(i, panel);
+      }
+    }
   }
 
   static Index blocks_of(Index padded) { return (padded + kBlock - 1) / kBlock; }

@@ -448,6 +448,20 @@ def test_long_calls_with_keys_in_columns(kernels: str) -> None:
 
 
 @ALL_KERNELS
+@pytest.mark.parametrize("low", [-np.inf, float(np.finfo(np.float32).min)])
+@pytest.mark.parametrize("distinct", [1, 5])
+def test_long_calls_with_the_same_keys_again_and_again(kernels: str, distinct: int, low: float) -> None:
+    """Any of them may be the maximum, so that almost all rough scores of a row are in doubt."""
+    q, v = draw(1, 2, 550, 64), draw(3, 2, 550, 16)
+    k = np.resize(draw(2, distinct, 64), (2, 550, 64))
+    q[1, 40:90] = 0.0
+    mask = np.where(np.tri(550, dtype=bool), 0.0, low).astype(np.float32)
+    mask[:, 540:] = -np.inf
+    for rows in (mask, mask[500]):
+        check_attention(kernels, q, k, v, SCHEMES[0], rows, scale=0.125)
+
+
+@ALL_KERNELS
 @pytest.mark.parametrize("outlier", [1e3, 1e20, np.inf, np.nan])
 def test_long_calls_with_an_outlier(kernels: str, outlier: float) -> None:
     """What is rough in the scores grows with the largest key, which most rows have nothing to do with."""
