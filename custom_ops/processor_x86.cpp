@@ -52,7 +52,7 @@ bool runs_avx512() {
          all(cpuid(7).c, bit(11));
 }
 
-bool multiplies_int16_faster() {
+bool is_amd() {
   static const bool amd = [] {
     const Registers vendor = cpuid(0);
     return vendor.b == 0x68747541 && vendor.d == 0x69746e65 && vendor.c == 0x444d4163;  // "AuthenticAMD"

@@ -71,121 +71,94 @@ class Screening {
     return errors()[row] * table.inverse_step <= kMostSteps && !peak_at_edge;
   }
 
-  // How far positions of this row, with this maximum, can be from the exact ones; 0 where float32 would not do better.
-  float nearness(Index row, float peak) {
+  // What weighing has to know of a context band's row r, with this maximum; `near` is 0 where float32 would not do
+  // better than the rough scores.
+  Rough rough(Index r, Index row, float peak) {
     const Table& table = t_.table_of(row);
     const float apart = 2 * errors()[row];  // of the difference of two scores
     // Scores that float32 itself rounds more coarsely, behind a low mask, would not be better.
-    if (!(apart > __builtin_fabsf(peak) * 0x1p-24f)) return 0;
+    const bool helps = apart > __builtin_fabsf(peak) * 0x1p-24f;
     // What float32 loses of a position comes on top.
-    return apart * table.inverse_step + table.offset * 2.5e-7f;
+    const float near = helps ? apart * table.inverse_step + table.offset * 2.5e-7f : 0;
+    return {near, Doubts(scratch_ + layout_.doubts + r * doubts_of(a_))};
   }
-
-  // The positions of a context band's listed keys, row after row.
-  float* positions() { return scratch_ + layout_.positions; }
 
   // Rows that lie one after the other, weighed with rough scores.
   struct Band {
     Index row, count, padded;
-    const Index* first;  // where the positions of each start, and where they end: count + 1
-    const float* near;   // how near an edge is in doubt; 0 where nothing is
+    const Rough* rough;  // of each row
+    const float* peaks;
     float* weights;
     Index weight_row;
-    const Listed* lists;
-    Index blocks;
   };
 
-  // Computes scores again that may be beyond an edge, or the maximum; corrects weights and lists. Calls
-  // changed(r, change) with how much larger the sum of a row's weights became. Returns false, and does nothing, where
-  // scores one by one would take longer than all together: in rows of equal keys every score may be the maximum.
+  // Computes scores again that may be beyond an edge, or the maximum, and corrects their weights; keys that this prunes
+  // stay listed. Calls changed(r, change) with how much larger the sum of a row's weights became. Returns false, and
+  // does nothing, where scores one by one would take longer than all together: in rows of equal keys every score may be
+  // the maximum.
   template <class Function>
   bool settle(const Band& band, const Function& changed) {
-    float near = 0, at_peak = kInfinity;  // the lowest position of what may be a maximum
-    for (Index r = 0; r < band.count; ++r) {
-      const float lowest = t_.table_of(band.row + r).offset - band.near[r];
-      near = band.near[r] > near ? band.near[r] : near;
-      at_peak = lowest < at_peak ? lowest : at_peak;
-    }
-    if (!(near > 0)) return true;
-    const Index count = find_doubtful(band, near, at_peak);
-    if (count > band.count * band.padded / kMostDoubtful) return false;
-    const Score* const end = look_again(band, at_peak, count);
+    Score* const end = find_doubtful(band);
+    if (end == nullptr) return false;
+    for (Score* s = scores(); s != end; ++s) s->score = exact_score(band.row + s->row, s->key);
     for (const Score* first = scores(); first != end;) {
       const std::int32_t r = first->row;
       const Score* last = first;
       float peak = a_.row_max_floor;
       for (; last != end && last->row == r; ++last) peak = last->score > peak ? last->score : peak;
-      if (band.near[r] != 0) {
-        const float change = settle_row(band, r, peak, first, last);
-        if (change != 0) changed(r, change);
-      }
+      const float change = settle_row(band, r, peak, first, last);
+      if (change != 0) changed(r, change);
       first = last;
     }
     return true;
   }
 
  private:
+  static constexpr Index kContextRows = VectorProducts::kContextRows;
+
   struct Layout {
-    Index errors, positions, places, scores, total;
+    Index errors, doubts, scores, total;
   };
+  // A score that is computed again.
+  struct Score {
+    std::int32_t row, key;  // row of the band
+    float score;
+  };
+  static constexpr Index kScoreFloats = sizeof(Score) / sizeof(float);
+
+  static Index doubts_of(const Attention& a) { return Doubts::floats(panel_count(a) * kTileKeys); }
+
   static Layout layout_of(const Attention& a, Index rows) {
     Layout l;
     Room room;
-    const Index most = VectorProducts::kContextRows * (panel_count(a) * kTileKeys + kLanes);  // positions of a band
     l.errors = room.take(round_up(rows, kLanes));
-    l.positions = room.take(most);
-    l.places = room.take(most);
-    l.scores = room.take(most * static_cast<Index>(sizeof(Score) / sizeof(float)));
+    l.doubts = room.take(kContextRows * doubts_of(a));
+    // A row more: whether these are too many is seen after each row.
+    l.scores = room.take((kContextRows / kMostDoubtful + 1) * panel_count(a) * kTileKeys * kScoreFloats);
     l.total = room.total();
     return l;
   }
 
-  // A score that is computed again.
-  struct Score {
-    std::int32_t row, place, key;  // of the band, in the row's list
-    float score;
-  };
   Score* scores() { return reinterpret_cast<Score*>(scratch_ + layout_.scores); }
 
-  std::int32_t* places() { return reinterpret_cast<std::int32_t*>(scratch_ + layout_.places); }
-
-  // Fills `places` with those of positions that are so near an edge, or so high. Returns how many they are.
-  Index find_doubtful(const Band& band, float near, float at_peak) {
-    const Index end = band.first[band.count];
-    Simd::store(positions() + end, Simd::set1(kNaN));  // neither near an edge nor high
-    Index count = 0;
-    Int indices = Simd::first_indices();
-    for (Index i = 0; i < end; i += kLanes) {
-      const Float position = Simd::load(positions() + i);
-      const Float past = Simd::sub(position, Simd::to_float(Simd::round(position)));
-      const Mask doubt = Simd::at_least(Simd::set1(near), Simd::abs(past));
-      count +=
-          Simd::append(places() + count, indices, Simd::either(doubt, Simd::at_least(position, Simd::set1(at_peak))));
-      indices = Simd::next_indices(indices);
-    }
-    return count;
-  }
-
-  // Computes the scores at these places into `scores`. Returns their end.
-  const Score* look_again(const Band& band, float at_peak, Index count) {
-    const std::int32_t* const places = this->places();
-    // The keys are far away by now: all are asked for before the first is needed.
+  // Fills `scores` with those in doubt. Returns their end, null if these are too many.
+  Score* find_doubtful(const Band& band) {
     Score* next = scores();
-    for (Index i = 0, r = 0; i < count;) {
-      while (band.first[r + 1] <= places[i]) ++r;
-      const Index start = i;
-      while (i < count && places[i] < band.first[r + 1]) ++i;
+    Score* const most = next + band.count * band.padded / kMostDoubtful;
+    for (Index r = 0; r < band.count; ++r) {
+      if (band.rough[r].near == 0) continue;
+      Score* const first = next;
+      band.rough[r].doubts.each(band.padded, [&](Index key) {
+        *next++ = {static_cast<std::int32_t>(r), static_cast<std::int32_t>(key), 0.0f};
+      });
+      if (next > most) return nullptr;
       // Nothing is in doubt where only the maximum was found.
-      if (i - start == 1 && positions()[places[start]] >= at_peak) continue;
-      for (Index j = start; j < i; ++j) {
-        const auto place = static_cast<std::int32_t>(places[j] - band.first[r]);
-        const std::int32_t key = band.lists[r].keys[place];
-        *next++ = {static_cast<std::int32_t>(r), place, key, 0.0f};
-        const float* const k = t_.key + key * a_.key_strides.column;
-        for (Index d = 0; a_.key_strides.row == 1 && d < a_.depth; d += 16) __builtin_prefetch(k + d);
-      }
+      if (next - first == 1 && band.peaks[r] > a_.row_max_floor) next = first;
     }
-    for (Score* s = scores(); s != next; ++s) s->score = exact_score(band.row + s->row, s->key);
+    // The keys are far away by now: all are asked for before the first is needed.
+    for (Score* s = scores(); a_.key_strides.row == 1 && s != next; ++s) {
+      prefetch(t_.key + s->key * a_.key_strides.column, a_.depth);
+    }
     return next;
   }
 
@@ -194,15 +167,14 @@ class Screening {
     const Table& table = t_.table_of(band.row + r);
     float* const weights = band.weights + r * band.weight_row;
     float change = 0;
-    while (last-- != first) {
-      const float position = (last->score - peak) * table.inverse_step + table.offset;
+    for (const Score* s = first; s != last; ++s) {
+      const float position = (s->score - peak) * table.inverse_step + table.offset;
       // Always a valid code: of keys out of range, sums in another order may differ by anything, or be NaN.
       const bool kept = position >= 1;
       const float code = position < table.levels ? position : table.levels;
       const float weight = kept ? table.level[static_cast<Index>(code)] : 0.0f;
-      change += weight - weights[last->key];
-      weights[last->key] = weight;
-      if (!kept) drop_key(band.lists[r], band.blocks, last->place);
+      change += weight - weights[s->key];
+      weights[s->key] = weight;
     }
     return change;
   }

@@ -63,8 +63,10 @@ struct Simd {
   static Mask none() { return _mm256_setzero_ps(); }
   static Mask is_nan(Float a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
   static Mask at_least(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }
+  static Mask at_least(Float a, Float b, Mask of) { return _mm256_and_ps(of, at_least(a, b)); }
   static Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
   static unsigned bits(Mask a) { return static_cast<unsigned>(_mm256_movemask_ps(a)); }
+  static void store_bits(std::uint8_t* p, Mask a) { *p = static_cast<std::uint8_t>(bits(a)); }
   static bool any(Mask a) { return _mm256_movemask_ps(a) != 0; }
   static Float where(Mask m, Float a, Float b) { return _mm256_blendv_ps(b, a, m); }
   static Float keep(Mask m, Float a) { return _mm256_and_ps(m, a); }
@@ -112,10 +114,6 @@ struct Simd {
   // Writes the lanes in m to a list and returns how many; up to kLanes entries are overwritten.
   static int append(std::int32_t* list, Int a, Mask m) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(list), _mm256_permutevar8x32_epi32(a, set_lanes(bits(m))));
-    return __builtin_popcount(bits(m));
-  }
-  static int append(float* list, Float a, Mask m) {
-    _mm256_storeu_ps(list, _mm256_permutevar8x32_ps(a, set_lanes(bits(m))));
     return __builtin_popcount(bits(m));
   }
   static Int set_lanes(unsigned bits) {

@@ -65,7 +65,13 @@ struct Simd {
   static Mask none() { return vdupq_n_u32(0); }
   static Mask is_nan(Float a) { return vmvnq_u32(vceqq_f32(a, a)); }
   static Mask at_least(Float a, Float b) { return vcgeq_f32(a, b); }
+  static Mask at_least(Float a, Float b, Mask of) { return vandq_u32(of, at_least(a, b)); }
   static Mask either(Mask a, Mask b) { return vorrq_u32(a, b); }
+  static unsigned bits(Mask a) {
+    const std::uint32_t places[] = {1, 2, 4, 8};
+    return vaddvq_u32(vandq_u32(a, vld1q_u32(places)));
+  }
+  static void store_bits(std::uint8_t* p, Mask a) { *p = static_cast<std::uint8_t>(bits(a)); }
   static bool any(Mask a) { return vmaxvq_u32(a) != 0; }
   static Float where(Mask m, Float a, Float b) { return vbslq_f32(m, a, b); }
   static Float keep(Mask m, Float a) { return vreinterpretq_f32_u32(vandq_u32(m, vreinterpretq_u32_f32(a))); }
@@ -117,9 +123,6 @@ struct Simd {
       count += static_cast<int>(lanes[lane] & 1);
     }
     return count;
-  }
-  static int append(float* list, Float a, Mask m) {
-    return append(reinterpret_cast<std::int32_t*>(list), vreinterpretq_s32_f32(a), m);
   }
 
   // How many rows and keys there have to be for 16-bit products to be faster than float32 ones, with all that has to be

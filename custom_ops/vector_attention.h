@@ -280,21 +280,18 @@ class Block {
   // The same for rough scores: those so near an edge that they may be beyond it are computed again. False if these are
   // so many that all scores are better computed again.
   bool weigh_rough_rows(Screening& screening, Index row, Index count, Index padded, float (&factors)[kContextRows]) {
-    const Index blocks = blocks_of(padded);
-    float near[kContextRows];
-    Listed lists[kContextRows];
-    // The positions of all rows lie one after the other, so that it costs little to look for those near an edge.
-    Index first[kContextRows + 1] = {};
+    Rough rough[kContextRows];
+    float peaks[kContextRows];
     for (Index r = 0; r < count; ++r) {
-      lists[r] = products_.listed(r);
-      const float peak = noted_peak(row + r);
-      near[r] = screening.nearness(row + r, peak);
-      const Rough rough{near[r], screening.positions() + first[r]};
-      factors[r] = score_row(row + r, padded, peak).weigh_rough(scores(row + r), padded, lists[r], rough);
-      if (factors[r] != factors[r]) near[r] = 0;  // a row with a NaN stays one
-      first[r + 1] = first[r] + lists[r].starts[blocks];
+      const Listed list = products_.listed(r);
+      peaks[r] = noted_peak(row + r);
+      rough[r] = screening.rough(r, row + r, peaks[r]);
+      const ScoreRow scored = score_row(row + r, padded, peaks[r]);
+      factors[r] = rough[r].near == 0 ? scored.weigh_scores(scores(row + r), padded, &list)
+                                      : scored.weigh_rough(scores(row + r), padded, list, rough[r]);
+      if (factors[r] != factors[r]) rough[r].near = 0;  // a row with a NaN stays one
     }
-    return screening.settle({row, count, padded, first, near, scores(row), layout_.score_row, lists, blocks},
+    return screening.settle({row, count, padded, rough, peaks, scores(row), layout_.score_row},
                             [&](Index r, float change) { factors[r] = ratio(1.0f, ratio(1.0f, factors[r]) + change); });
   }
 

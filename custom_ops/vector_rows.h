@@ -2,6 +2,8 @@
 // kernel_<name>.cpp after its simd_<name>.h; the anonymous namespace keeps the copies apart.
 #pragma once
 
+#include <type_traits>
+
 #include "attention.h"
 
 namespace onnx_attnq {
@@ -106,11 +108,45 @@ struct Listed {
   std::int32_t* starts;  // how many lie before each block, and in all: one more than there are blocks
 };
 
-// Scores that may be this far, in steps, from the exact ones: keys just below the lowest edge are listed too, and with
-// each listed key its position, which is its code and how far it is past that code's lower edge.
+// Which keys of a row are in doubt, because their scores may be beyond an edge, or the maximum: a bit for each.
+class Doubts {
+ public:
+  static Index floats(Index padded) { return round_up(padded / kLanes, 8) * sizeof(Lanes) / sizeof(float); }
+
+  explicit Doubts(float* memory = nullptr) : lanes_(reinterpret_cast<Lanes*>(memory)) {}
+  void set(Index key, Mask doubtful) { Simd::store_bits(lanes_ + key / kLanes, doubtful); }
+  // To be called when all are set.
+  void end(Index padded) {
+    for (Index i = padded / kLanes; i % 8 != 0; ++i) lanes_[i] = 0;
+  }
+  // Calls function(key) for each, in order.
+  template <class Function>
+  void each(Index padded, const Function& function) const {
+    for (Index i = 0; i < padded / kLanes; i += kPerWord) {
+      for (std::uint64_t left = word(i); left != 0; left &= left - 1) {
+        const int bit = __builtin_ctzll(left);
+        function((i + bit / kBits) * kLanes + bit % kBits);
+      }
+    }
+  }
+
+ private:
+  using Lanes = std::conditional_t<(kLanes > 8), std::uint16_t, std::uint8_t>;
+  static constexpr int kBits = 8 * sizeof(Lanes), kPerWord = 64 / kBits;
+
+  std::uint64_t word(Index i) const {
+    std::uint64_t w;
+    __builtin_memcpy(&w, lanes_ + i, sizeof w);
+    return w;
+  }
+  Lanes* lanes_;
+};
+
+// A row of rough scores on its way to weights. A position is a code and how far the score is past that code's lower
+// edge; keys just below the lowest edge are listed too.
 struct Rough {
-  float near = 0;
-  float* positions = nullptr;  // room for kLanes more than there are keys
+  float near;     // how far positions may be off
+  Doubts doubts;  // set when the row is weighed
 };
 
 // Scores to weights, in place: level of the score's code, or the exponential itself; 0 where it is pruned. `count` is a
@@ -120,12 +156,13 @@ struct Rough {
 // kQuantize: levels, or values kept as they are.
 template <bool kExp, bool kQuantize, Levels kLevels, bool kRough = false>
 static inline Sums weigh(float* numbers, Index count, float peak, float factor, float offset, const Table& table,
-                         bool sum_kept, const Listed* list, const Rough& rough) {
-  const Float shift = Simd::set1(peak), slope = Simd::set1(factor), start = Simd::set1(offset);
-  const Float first = Simd::set1(1.0f - rough.near), zero = Simd::set1(0.0f), top = Simd::set1(table.levels);
+                         bool sum_kept, const Listed* list, Rough* rough) {
+  const Float shift = Simd::set1(peak), slope = Simd::set1(factor), highest = Simd::set1(offset);
+  const Float start = kRough ? Simd::set1(offset + rough->near) : highest;
+  const Float zero = Simd::set1(0.0f), first = Simd::set1(1.0f), top = Simd::set1(table.levels);
+  const Float two_near = Simd::set1(kRough ? 2 * rough->near : 0.0f);
   const Float levels = Simd::load(table.level);
   std::int32_t* const keys = list == nullptr ? nullptr : list->keys;
-  float* const positions = rough.positions;
   Float weights = zero, kept_sum = zero, all = zero, distances = zero;
   Int indices = Simd::first_indices();
   std::int32_t listed = 0;
@@ -141,11 +178,16 @@ static inline Sums weigh(float* numbers, Index count, float peak, float factor, 
       if (kQuantize) {
         const Float x = kExp ? exp_negative(distance) : distance;
         const Float position = Simd::fma(x, slope, start);
-        // max before min: a NaN becomes code 0; its row is NaN by the sum of distances.
-        const Int code = Simd::truncate(Simd::min(Simd::max(position, zero), top));
+        // A NaN becomes code 0; its row is NaN by the sum of distances. A rough position is never above the top.
+        const Float least = Simd::max(position, zero);
+        const Int code = Simd::truncate(kRough ? least : Simd::min(least, top));
         weight = kLevels == Levels::kPermuted ? Simd::permute(levels, code) : Simd::gather(table.level, code);
         kept = Simd::at_least(position, first);
-        if (kRough) Simd::append(positions + listed, position, kept);
+        if (kRough) {
+          // Positions were raised by `near`: what is in doubt about an edge is just past it now.
+          const Mask at_edge = Simd::at_least(two_near, Simd::sub(position, Simd::to_float(code)), kept);
+          rough->doubts.set(j, Simd::either(at_edge, Simd::at_least(position, highest, kept)));
+        }
       } else {
         kept = Simd::at_least(distance, start);
         const Float x = exp_negative(distance);
@@ -160,6 +202,7 @@ static inline Sums weigh(float* numbers, Index count, float peak, float factor, 
     }
   }
   if (list != nullptr) list->starts[(count + kBlock - 1) / kBlock] = listed;
+  if (kRough) rough->doubts.end(count);
   return {weights, kept_sum, all, distances};
 }
 
@@ -198,11 +241,11 @@ class ScoreRow {
     return factor_of(weigh_by_form(numbers, count, list));
   }
   // The same for rough scores, of a row-max scheme with log spacing that is normalized to 1.
-  float weigh_rough(float* numbers, Index count, const Listed& list, const Rough& rough) const {
+  float weigh_rough(float* numbers, Index count, const Listed& list, Rough& rough) const {
     constexpr auto kPermuted = Levels::kPermuted, kGathered = Levels::kGathered;
     const auto run =
         table_->levels < Simd::kPermuted ? weigh<false, true, kPermuted, true> : weigh<false, true, kGathered, true>;
-    return factor_of(run(numbers, count, peak_, table_->inverse_step, table_->offset, *table_, false, &list, rough));
+    return factor_of(run(numbers, count, peak_, table_->inverse_step, table_->offset, *table_, false, &list, &rough));
   }
 
  private:
@@ -221,29 +264,22 @@ class ScoreRow {
     if (!quantizes(form_)) {
       const float lowest = table_->log_threshold + log_sum_;  // x >= threshold, in logarithms
       return weigh<true, false, kGathered>(numbers, count, peak_, 0, lowest < kLowest ? kLowest : lowest, *table_,
-                                           false, list, {});
+                                           false, list, nullptr);
     }
     if (form_.spacing == Spacing::kLog) {
       const float slope = table_->inverse_step, offset = absolute ? table_->offset - log_sum_ * slope : table_->offset;
       const auto run = permuted ? weigh<false, true, kPermuted> : weigh<false, true, kGathered>;
-      return run(numbers, count, peak_, slope, offset, *table_, mass, list, {});
+      return run(numbers, count, peak_, slope, offset, *table_, mass, list, nullptr);
     }
     const float slope = absolute ? table_->inverse_step / sum_ : table_->inverse_step;
     const auto run = permuted ? weigh<true, true, kPermuted> : weigh<true, true, kGathered>;
-    return run(numbers, count, peak_, slope, table_->offset, *table_, mass, list, {});
+    return run(numbers, count, peak_, slope, table_->offset, *table_, mass, list, nullptr);
   }
 
   Form form_;
   const Table* table_;
   float peak_, sum_, log_sum_;
 };
-
-// Takes a key out of a list.
-static inline void drop_key(const Listed& list, Index blocks, Index place) {
-  const Index after = list.starts[blocks] - place - 1;
-  __builtin_memmove(list.keys + place, list.keys + place + 1, static_cast<std::size_t>(after) * sizeof(std::int32_t));
-  for (Index block = 0; block <= blocks; ++block) list.starts[block] -= list.starts[block] > place;
-}
 
 static inline float largest_of(const float* row, Index length, float floor) {
   Float peak = Simd::set1(floor);
