@@ -152,10 +152,18 @@ class VectorProducts {
     // Values stay in the first-level cache where enough of them are read to pay for that, else in the second.
     const Index at_once = share > kDensePart ? 1 : 4, blocks = (keys + kBlock - 1) / kBlock;
     for (Index block = 0; block == 0 || block < blocks; block += at_once) {
-      for (Index r = 0; r < count; ++r) {
-        const Listed list = listed(r);
-        const Index first = list.starts[block], last = list.starts[smaller(block + at_once, blocks)];
-        add_kept(weights + r * weight_row, list.keys + first, last - first, block == 0, context + r * value_row(a_));
+      const ListedRows rows{count, weights, weight_row, block, smaller(block + at_once, blocks), context};
+      if (value_column_ != 1) {
+        add_strided(rows);
+        continue;
+      }
+      const Index vectors = value_row(a_) / kLanes;
+      for (Index v = 0; v < vectors; v += Simd::kContextVectors) {
+        const Index some = smaller(Simd::kContextVectors, vectors - v);
+        const bool partial = v + some == vectors && value_tail_ != 0;
+        with_rows<Simd::kContextVectors>(some, [&](auto n) {
+          partial ? add_columns<n(), true>(rows, v * kLanes) : add_columns<n(), false>(rows, v * kLanes);
+        });
       }
     }
   }
@@ -222,62 +230,63 @@ class VectorProducts {
     }
   }
 
-  // The kept keys of one row in a block; the first block's sums start from zero.
-  void add_kept(const float* weights, const std::int32_t* list, Index count, bool first, float* context) {
-    if (value_column_ != 1) {
-      add_strided(weights, list, count, first, context);
-      return;
-    }
-    const Index vectors = value_row(a_) / kLanes;
-    for (Index v = 0; v < vectors; v += Simd::kContextVectors) {
-      const Index some = smaller(Simd::kContextVectors, vectors - v);
-      const int tail = v + some == vectors ? value_tail_ : 0;
-      with_rows<Simd::kContextVectors>(some, [&](auto n) {
-        tail == 0 ? add_columns<n(), false>(weights, list, count, v * kLanes, first, context)
-                  : add_columns<n(), true>(weights, list, count, v * kLanes, first, context);
-      });
-    }
-  }
+  // Rows and the blocks whose listed keys are added to their context; the sums of the first block start from zero.
+  struct ListedRows {
+    Index count;
+    const float* weights;
+    Index weight_row, block, last_block;
+    float* context;
+  };
 
   // The sum of a context row stays in registers. Where there are enough, two keys are added at a time in sums of their
   // own: one sum alone would wait for its last addition.
   template <int kVectors, bool kTail>
-  void add_columns(const float* weights, const std::int32_t* list, Index count, Index d, bool first, float* out) {
+  void add_columns(const ListedRows& rows, Index d) {
     constexpr int kChains = 2 * kVectors <= Simd::kContextVectors ? 2 : 1;
-    Float sums[kChains][kVectors];
-    for (int v = 0; v < kVectors; ++v) {
-      sums[0][v] = first ? Simd::set1(0.0f) : Simd::load(out + d + v * kLanes);
-      if (kChains == 2) sums[kChains - 1][v] = Simd::set1(0.0f);
-    }
     const float* const values = value_ + d;
-    const Index value_row = value_row_;
+    const Index context_row = value_row(a_), value_row = value_row_;
     const int tail = value_tail_;
-    // Inlined whatever its size: sums that a call could see would not stay in registers.
-    const auto add = [&](Float(&sum)[kVectors], Index i) __attribute__((always_inline)) {
-      const Index key = list[i];
-      const float* value = values + key * value_row;
-      const Float weight = Simd::set1(weights[key]);
+    for (Index r = 0; r < rows.count; ++r) {
+      const Listed list = listed(r);
+      const std::int32_t* key = list.keys + list.starts[rows.block];
+      const std::int32_t* const last = list.keys + list.starts[rows.last_block];
+      const float* const weights = rows.weights + r * rows.weight_row;
+      float* const out = rows.context + r * context_row + d;
+      Float sums[kChains][kVectors];
       for (int v = 0; v < kVectors; ++v) {
-        const bool partial = kTail && v == kVectors - 1;
-        const Float lanes = partial ? Simd::load_first(value + v * kLanes, tail) : Simd::load(value + v * kLanes);
-        sum[v] = Simd::fma(weight, lanes, sum[v]);
+        sums[0][v] = rows.block == 0 ? Simd::set1(0.0f) : Simd::load(out + v * kLanes);
+        if (kChains == 2) sums[kChains - 1][v] = Simd::set1(0.0f);
       }
-    };
-    Index i = 0;
-    for (; i + kChains <= count; i += kChains) {
-      for (int chain = 0; chain < kChains; ++chain) add(sums[chain], i + chain);
-    }
-    for (; i < count; ++i) add(sums[0], i);
-    for (int v = 0; v < kVectors; ++v) {
-      Simd::store(out + d + v * kLanes, kChains == 2 ? Simd::add(sums[0][v], sums[kChains - 1][v]) : sums[0][v]);
+      // Inlined whatever its size: sums that a call could see would not stay in registers.
+      const auto add = [&](Float(&sum)[kVectors], Index k) __attribute__((always_inline)) {
+        const float* const value = values + k * value_row;
+        const Float weight = Simd::set1(weights[k]);
+        for (int v = 0; v < kVectors; ++v) {
+          const bool partial = kTail && v == kVectors - 1;
+          const Float lanes = partial ? Simd::load_first(value + v * kLanes, tail) : Simd::load(value + v * kLanes);
+          sum[v] = Simd::fma(weight, lanes, sum[v]);
+        }
+      };
+      for (; key + kChains <= last; key += kChains) {
+        for (int chain = 0; chain < kChains; ++chain) add(sums[chain], key[chain]);
+      }
+      if (key < last) add(sums[0], *key);
+      for (int v = 0; v < kVectors; ++v) {
+        Simd::store(out + v * kLanes, kChains == 2 ? Simd::add(sums[0][v], sums[kChains - 1][v]) : sums[0][v]);
+      }
     }
   }
 
-  void add_strided(const float* weights, const std::int32_t* list, Index count, bool first, float* out) {
-    for (Index d = 0; first && d < a_.value_depth; ++d) out[d] = 0.0f;
-    for (Index i = 0; i < count; ++i) {
-      const float* value = value_ + list[i] * value_row_;
-      for (Index d = 0; d < a_.value_depth; ++d) out[d] += weights[list[i]] * value[d * value_column_];
+  void add_strided(const ListedRows& rows) {
+    for (Index r = 0; r < rows.count; ++r) {
+      const Listed list = listed(r);
+      float* const out = rows.context + r * value_row(a_);
+      for (Index d = 0; rows.block == 0 && d < a_.value_depth; ++d) out[d] = 0.0f;
+      for (Index i = list.starts[rows.block]; i < list.starts[rows.last_block]; ++i) {
+        const float weight = rows.weights[r * rows.weight_row + list.keys[i]];
+        const float* const value = value_ + list.keys[i] * value_row_;
+        for (Index d = 0; d < a_.value_depth; ++d) out[d] += weight * value[d * value_column_];
+      }
     }
   }
 
