@@ -80,22 +80,23 @@ class Screening {
     const bool helps = apart > __builtin_fabsf(peak) * 0x1p-24f;
     // What float32 loses of a position comes on top.
     const float near = helps ? apart * table.inverse_step + table.offset * 2.5e-7f : 0;
-    return {near, Doubts(scratch_ + layout_.doubts + r * doubts_of(a_))};
+    const Index size = KeySet::floats(panel_count(a_) * kTileKeys);
+    float* const sets = scratch_ + layout_.sets + 2 * r * size;
+    return {near, KeySet(sets), KeySet(sets + size)};
   }
 
   // Rows that lie one after the other, weighed with rough scores.
   struct Band {
     Index row, count, padded;
     const Rough* rough;  // of each row
-    const float* peaks;
     float* weights;
     Index weight_row;
   };
 
-  // Computes scores again that may be beyond an edge, or the maximum, and corrects their weights; keys that this prunes
-  // stay listed. Calls changed(r, change) with how much larger the sum of a row's weights became. Returns false, and
-  // does nothing, where scores one by one would take longer than all together: in rows of equal keys every score may be
-  // the maximum.
+  // Computes scores again that may be beyond an edge, with the maxima of their rows, and corrects their weights; keys
+  // that this prunes stay listed. Calls changed(r, change) with how much larger the sum of a row's weights became.
+  // Returns false, and does nothing, where scores one by one would take longer than all together: of equal keys, all
+  // are in doubt or none.
   template <class Function>
   bool settle(const Band& band, const Function& changed) {
     Score* const end = find_doubtful(band);
@@ -117,7 +118,7 @@ class Screening {
   static constexpr Index kContextRows = VectorProducts::kContextRows;
 
   struct Layout {
-    Index errors, doubts, scores, total;
+    Index errors, sets, scores, total;
   };
   // A score that is computed again.
   struct Score {
@@ -126,15 +127,14 @@ class Screening {
   };
   static constexpr Index kScoreFloats = sizeof(Score) / sizeof(float);
 
-  static Index doubts_of(const Attention& a) { return Doubts::floats(panel_count(a) * kTileKeys); }
-
   static Layout layout_of(const Attention& a, Index rows) {
     Layout l;
     Room room;
     l.errors = room.take(round_up(rows, kLanes));
-    l.doubts = room.take(kContextRows * doubts_of(a));
-    // A row more: whether these are too many is seen after each row.
-    l.scores = room.take((kContextRows / kMostDoubtful + 1) * panel_count(a) * kTileKeys * kScoreFloats);
+    const Index padded = panel_count(a) * kTileKeys;
+    l.sets = room.take(2 * kContextRows * KeySet::floats(padded));
+    // Two rows more: whether these are too many is seen after each row, whose highest may be doubtful too.
+    l.scores = room.take((kContextRows / kMostDoubtful + 2) * padded * kScoreFloats);
     l.total = room.total();
     return l;
   }
@@ -146,14 +146,14 @@ class Screening {
     Score* next = scores();
     Score* const most = next + band.count * band.padded / kMostDoubtful;
     for (Index r = 0; r < band.count; ++r) {
-      if (band.rough[r].near == 0) continue;
-      Score* const first = next;
-      band.rough[r].doubts.each(band.padded, [&](Index key) {
+      const Rough& rough = band.rough[r];
+      if (rough.near == 0 || rough.doubtful.empty(band.padded)) continue;
+      const auto add = [&](Index key) {
         *next++ = {static_cast<std::int32_t>(r), static_cast<std::int32_t>(key), 0.0f};
-      });
+      };
+      rough.doubtful.each(band.padded, add);
+      rough.highest.each(band.padded, add);
       if (next > most) return nullptr;
-      // Nothing is in doubt where only the maximum was found.
-      if (next - first == 1 && band.peaks[r] > a_.row_max_floor) next = first;
     }
     // The keys are far away by now: all are asked for before the first is needed.
     for (Score* s = scores(); a_.key_strides.row == 1 && s != next; ++s) {

@@ -281,17 +281,16 @@ class Block {
   // so many that all scores are better computed again.
   bool weigh_rough_rows(Screening& screening, Index row, Index count, Index padded, float (&factors)[kContextRows]) {
     Rough rough[kContextRows];
-    float peaks[kContextRows];
     for (Index r = 0; r < count; ++r) {
       const Listed list = products_.listed(r);
-      peaks[r] = noted_peak(row + r);
-      rough[r] = screening.rough(r, row + r, peaks[r]);
-      const ScoreRow scored = score_row(row + r, padded, peaks[r]);
+      const float peak = noted_peak(row + r);
+      rough[r] = screening.rough(r, row + r, peak);
+      const ScoreRow scored = score_row(row + r, padded, peak);
       factors[r] = rough[r].near == 0 ? scored.weigh_scores(scores(row + r), padded, &list)
                                       : scored.weigh_rough(scores(row + r), padded, list, rough[r]);
       if (factors[r] != factors[r]) rough[r].near = 0;  // a row with a NaN stays one
     }
-    return screening.settle({row, count, padded, rough, peaks, scores(row), layout_.score_row},
+    return screening.settle({row, count, padded, rough, scores(row), layout_.score_row},
                             [&](Index r, float change) { factors[r] = ratio(1.0f, ratio(1.0f, factors[r]) + change); });
   }
 

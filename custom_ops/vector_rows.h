@@ -108,16 +108,21 @@ struct Listed {
   std::int32_t* starts;  // how many lie before each block, and in all: one more than there are blocks
 };
 
-// Which keys of a row are in doubt, because their scores may be beyond an edge, or the maximum: a bit for each.
-class Doubts {
+// Some of a row's keys: a bit for each.
+class KeySet {
  public:
   static Index floats(Index padded) { return round_up(padded / kLanes, 8) * sizeof(Lanes) / sizeof(float); }
 
-  explicit Doubts(float* memory = nullptr) : lanes_(reinterpret_cast<Lanes*>(memory)) {}
-  void set(Index key, Mask doubtful) { Simd::store_bits(lanes_ + key / kLanes, doubtful); }
+  explicit KeySet(float* memory = nullptr) : lanes_(reinterpret_cast<Lanes*>(memory)) {}
+  void set(Index key, Mask lanes) { Simd::store_bits(lanes_ + key / kLanes, lanes); }
   // To be called when all are set.
   void end(Index padded) {
     for (Index i = padded / kLanes; i % 8 != 0; ++i) lanes_[i] = 0;
+  }
+  bool empty(Index padded) const {
+    std::uint64_t any = 0;
+    for (Index i = 0; i < padded / kLanes; i += kPerWord) any |= word(i);
+    return any == 0;
   }
   // Calls function(key) for each, in order.
   template <class Function>
@@ -143,10 +148,11 @@ class Doubts {
 };
 
 // A row of rough scores on its way to weights. A position is a code and how far the score is past that code's lower
-// edge; keys just below the lowest edge are listed too.
+// edge; keys just below the lowest edge are listed too. The sets are filled when the row is weighed.
 struct Rough {
-  float near;     // how far positions may be off
-  Doubts doubts;  // set when the row is weighed
+  float near;       // how far positions may be off
+  KeySet doubtful;  // keys that may be beyond an edge
+  KeySet highest;   // keys of which one has the maximum
 };
 
 // Scores to weights, in place: level of the score's code, or the exponential itself; 0 where it is pruned. `count` is a
@@ -185,8 +191,8 @@ static inline Sums weigh(float* numbers, Index count, float peak, float factor, 
         kept = Simd::at_least(position, first);
         if (kRough) {
           // Positions were raised by `near`: what is in doubt about an edge is just past it now.
-          const Mask at_edge = Simd::at_least(two_near, Simd::sub(position, Simd::to_float(code)), kept);
-          rough->doubts.set(j, Simd::either(at_edge, Simd::at_least(position, highest, kept)));
+          rough->doubtful.set(j, Simd::at_least(two_near, Simd::sub(position, Simd::to_float(code)), kept));
+          rough->highest.set(j, Simd::at_least(position, highest, kept));
         }
       } else {
         kept = Simd::at_least(distance, start);
@@ -202,7 +208,10 @@ static inline Sums weigh(float* numbers, Index count, float peak, float factor, 
     }
   }
   if (list != nullptr) list->starts[(count + kBlock - 1) / kBlock] = listed;
-  if (kRough) rough->doubts.end(count);
+  if (kRough) {
+    rough->doubtful.end(count);
+    rough->highest.end(count);
+  }
   return {weights, kept_sum, all, distances};
 }
 

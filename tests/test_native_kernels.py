@@ -451,7 +451,7 @@ def test_long_calls_with_keys_in_columns(kernels: str) -> None:
 @pytest.mark.parametrize("low", [-np.inf, float(np.finfo(np.float32).min)])
 @pytest.mark.parametrize("distinct", [1, 5])
 def test_long_calls_with_the_same_keys_again_and_again(kernels: str, distinct: int, low: float) -> None:
-    """Any of them may be the maximum, so that almost all rough scores of a row are in doubt."""
+    """Any of them may be the maximum."""
     q, v = draw(1, 2, 550, 64), draw(3, 2, 550, 16)
     k = np.resize(draw(2, distinct, 64), (2, 550, 64))
     q[1, 40:90] = 0.0
@@ -459,6 +459,25 @@ def test_long_calls_with_the_same_keys_again_and_again(kernels: str, distinct: i
     mask[:, 540:] = -np.inf
     for rows in (mask, mask[500]):
         check_attention(kernels, q, k, v, SCHEMES[0], rows, scale=0.125)
+
+
+@ALL_KERNELS
+@pytest.mark.parametrize("masked", [False, True])
+def test_long_calls_with_half_the_keys_at_an_edge(kernels: str, masked: bool) -> None:
+    """So many doubtful scores are not computed again one by one."""
+    q, v = np.tile(draw(1, 1, 64), (1, 300, 1)), draw(3, 1, 640, 16)
+    k = np.tile(draw(2, 1, 64), (1, 640, 1))
+    down = q[0, 0] / np.linalg.norm(q[0, 0]) ** 2  # lowers a score by 1
+    k[0, ::2] -= down * np.float32((SCHEMES[0].offset - 2) * SCHEMES[0].step / 0.125)
+    mask = np.where(np.tri(300, 640, 340, dtype=bool), 0.0, -np.inf if masked else 0.0).astype(np.float32)
+    got = run_attention(attention_model(SCHEMES[0], rank=3, scale=0.125), q, k, v, mask, kernels=kernels)[0]
+    at_edge = np.arange(640) % 2 == 0
+    either = []
+    for position in (SCHEMES[0].offset - 2 - 1e-3, SCHEMES[0].offset - 2 + 1e-3):
+        scores = np.where(at_edge, -position * SCHEMES[0].step, 0.0) + mask
+        either.append(np.abs(numerics.quantize_scores(scores, SCHEMES[0]) @ v[0] - got).max(axis=-1))
+    assert np.abs(either[0] - either[1]).min() > 1e-3
+    np.testing.assert_allclose(np.minimum(*either), 0.0, atol=SUM_TOLERANCE)
 
 
 @ALL_KERNELS
