@@ -66,9 +66,10 @@ class Screening {
   // Whether rough scores of that error are worth a second look at some.
   bool pays(Index row) {
     const Table& table = t_.table_of(row);
-    // With rounding `floor`, the maximum is at an edge: every row would be in doubt.
-    const bool peak_at_edge = table.offset > table.levels + 0.75f;
-    return errors()[row] * table.inverse_step <= kMostSteps && !peak_at_edge;
+    // With rounding `floor`, the maximum is at an edge: every row would be in doubt. Where even the maximum is pruned,
+    // there is nothing to look for.
+    const bool peak_in_code = table.offset > 1.25f && table.offset < table.levels + 0.75f;
+    return errors()[row] * table.inverse_step <= kMostSteps && peak_in_code;
   }
 
   // What weighing has to know of a context band's row r, with this maximum; `near` is 0 where float32 would not do

@@ -63,7 +63,6 @@ struct Simd {
   static Mask none() { return _mm256_setzero_ps(); }
   static Mask is_nan(Float a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
   static Mask at_least(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }
-  static Mask at_least(Float a, Float b, Mask of) { return _mm256_and_ps(of, at_least(a, b)); }
   static Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
   static unsigned bits(Mask a) { return static_cast<unsigned>(_mm256_movemask_ps(a)); }
   static void store_bits(std::uint8_t* p, Mask a) { *p = static_cast<std::uint8_t>(bits(a)); }

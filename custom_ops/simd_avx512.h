@@ -45,7 +45,6 @@ struct Simd {
   static Mask none() { return 0; }
   static Mask is_nan(Float a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
   static Mask at_least(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
-  static Mask at_least(Float a, Float b, Mask of) { return _mm512_mask_cmp_ps_mask(of, a, b, _CMP_GE_OQ); }
   static Mask either(Mask a, Mask b) { return _kor_mask16(a, b); }
   static void store_bits(std::uint16_t* p, Mask a) { _store_mask16(p, a); }
   static bool any(Mask a) { return a != 0; }

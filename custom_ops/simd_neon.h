@@ -65,7 +65,6 @@ struct Simd {
   static Mask none() { return vdupq_n_u32(0); }
   static Mask is_nan(Float a) { return vmvnq_u32(vceqq_f32(a, a)); }
   static Mask at_least(Float a, Float b) { return vcgeq_f32(a, b); }
-  static Mask at_least(Float a, Float b, Mask of) { return vandq_u32(of, at_least(a, b)); }
   static Mask either(Mask a, Mask b) { return vorrq_u32(a, b); }
   static unsigned bits(Mask a) {
     const std::uint32_t places[] = {1, 2, 4, 8};

@@ -166,7 +166,7 @@ static inline Sums weigh(float* numbers, Index count, float peak, float factor, 
   const Float shift = Simd::set1(peak), slope = Simd::set1(factor), highest = Simd::set1(offset);
   const Float start = kRough ? Simd::set1(offset + rough->near) : highest;
   const Float zero = Simd::set1(0.0f), first = Simd::set1(1.0f), top = Simd::set1(table.levels);
-  const Float two_near = Simd::set1(kRough ? 2 * rough->near : 0.0f);
+  const Float two_near = Simd::set1(kRough ? 2 * rough->near : 0.0f), half = Simd::set1(0.5f);
   const Float levels = Simd::load(table.level);
   std::int32_t* const keys = list == nullptr ? nullptr : list->keys;
   Float weights = zero, kept_sum = zero, all = zero, distances = zero;
@@ -184,15 +184,16 @@ static inline Sums weigh(float* numbers, Index count, float peak, float factor, 
       if (kQuantize) {
         const Float x = kExp ? exp_negative(distance) : distance;
         const Float position = Simd::fma(x, slope, start);
-        // A NaN becomes code 0; its row is NaN by the sum of distances. A rough position is never above the top.
-        const Float least = Simd::max(position, zero);
+        // A NaN becomes code 0; its row is NaN by the sum of distances. A rough position is never above the top, and
+        // what is pruned is brought to the middle of code 0: away from edges.
+        const Float least = Simd::max(position, kRough ? half : zero);
         const Int code = Simd::truncate(kRough ? least : Simd::min(least, top));
         weight = kLevels == Levels::kPermuted ? Simd::permute(levels, code) : Simd::gather(table.level, code);
         kept = Simd::at_least(position, first);
         if (kRough) {
           // Positions were raised by `near`: what is in doubt about an edge is just past it now.
-          rough->doubtful.set(j, Simd::at_least(two_near, Simd::sub(position, Simd::to_float(code)), kept));
-          rough->highest.set(j, Simd::at_least(position, highest, kept));
+          rough->doubtful.set(j, Simd::at_least(two_near, Simd::sub(least, Simd::to_float(code))));
+          rough->highest.set(j, Simd::at_least(position, highest));
         }
       } else {
         kept = Simd::at_least(distance, start);
