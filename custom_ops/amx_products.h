@@ -104,7 +104,7 @@ class AmxProducts : public VectorProducts {
   void copy_queries() {
     VectorProducts::copy_queries();
     if (shape_.steps == 0) return;
-    const KeyNorms keys = shape_.screens ? Screening::largest(a_, t_.packed_keys, shape_.panel) : KeyNorms{0, 0, 0, 1};
+    const KeyNorms keys = shape_.screens ? Screening::largest(a_, t_.packed_keys, shape_.panel) : KeyNorms{};
     for (Index row = 0; row < t_.rows; row += kBand) {
       bool in_tiles = true;
       for (Index tile = 0; tile < kBand; tile += kTile) in_tiles = split_queries(row, tile, keys) && in_tiles;

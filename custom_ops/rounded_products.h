@@ -15,7 +15,8 @@ namespace {
 static inline float largest_rounded_norm(Index depth) { return 46290.0f - __builtin_sqrtf(static_cast<float>(depth)); }
 // A vector that is little more than one large number fits 16 bits with this norm only.
 constexpr float kLargestInteger = 32766.0f;
-// The norm of a vector of zeros, or nearly: it has a step all the same.
+// The norm of a vector of zeros, or nearly: it has a step all the same. Squares of numbers below 1e-22 are lost, so
+// such a vector may not fit 16 bits and sums may overflow; times so small a step, whatever they are is next to nothing.
 constexpr float kSmallestNorm = 1e-25f;
 
 // Numbers to whole multiples of a step; notes what that leaves out, squared, in lanes.
@@ -122,7 +123,7 @@ class RoundedProducts : public VectorProducts {
   void copy_queries() {
     VectorProducts::copy_queries();
     if (!rounds_) return;
-    const KeyNorms keys = screens_ ? Screening::largest(a_, t_.packed_keys, panel_floats(a_)) : KeyNorms{0, 0, 0, 1};
+    const KeyNorms keys = screens_ ? Screening::largest(a_, t_.packed_keys, panel_floats(a_)) : KeyNorms{};
     for (Index row = 0; row < t_.rows; row += kLanes) {
       const Index count = smaller(kLanes, t_.rows - row);
       if (!round_queries(row, count, keys, largest_rounded_norm(a_.depth))) {

@@ -49,7 +49,7 @@ class Screening {
 
   // The largest norms of all panels that can be multiplied roughly; these lie `panel` floats apart.
   static KeyNorms largest(const Attention& a, const float* panels, Index panel) {
-    KeyNorms most{0, 0, 0, 1};
+    KeyNorms most{};
     for (Index p = 0; p < panel_count(a); ++p) {
       const KeyNorms& one = KeyNorms::of(a, panels + p * panel);
       if (one.in_range == 0.0f) continue;

@@ -60,8 +60,9 @@ static inline void multiply_tile(Index depth, const float* a, Index a_row, const
   }
 }
 
-// A panel is kTileKeys keys with the depth as its slow axis, as the tile reads them, then a register of norms, of which
-// the first number is the largest norm of a key (only where it is needed: with a mask).
+// A panel is kTileKeys keys with the depth as its slow axis, as the tile reads them, then a register of norms: its
+// first number is the largest norm of a key, which every pack_panel has to fill where there is a mask. (With rough
+// scores it is a KeyNorms, of screening.h, whose first field this is.)
 static inline Index panel_norms(const Attention& a) { return a.depth * kTileKeys; }
 static inline Index key_panel_floats(const Attention& a) { return panel_norms(a) + kLanes; }
 static inline Index panel_count(const Attention& a) { return (a.keys + kTileKeys - 1) / kTileKeys; }

@@ -358,7 +358,7 @@ def test_a_head_whose_table_prunes_everything(kernels: str, offset: float) -> No
     np.testing.assert_array_equal(got[0, 0, 1], np.zeros((301, 16), np.float32))
 
 
-INT16_SCORE_ERROR = 2**-12
+INT16_SCORE_ERROR = 2**-11
 """Error of a score from 16-bit products, relative to |q| |k| scale, for heads of up to 128."""
 
 
