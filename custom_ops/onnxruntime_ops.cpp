@@ -1,6 +1,7 @@
 // The glue: the only file that knows onnxruntime. It registers the ops of README.md, reads their attributes and inputs,
 // and hands plain structs to the kernels.
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -146,8 +147,9 @@ void read_tables(Kernel& kernel, const KernelInfo* info) {
     for (std::size_t part = 0; part < parts.size(); ++part) {
       numbers[part] = parts[part].values[static_cast<std::size_t>(broadcast_index(shape, parts[part].shape, i))];
     }
-    if (quantizes(form) && !(numbers[1] > 0 && numbers[3] >= 1 && numbers[3] < Table::kSize)) {
-      throw std::invalid_argument("step must be positive and levels from 1 to 255");
+    const bool whole = numbers[3] == std::floor(numbers[3]);
+    if (quantizes(form) && !(numbers[1] > 0 && numbers[3] >= 1 && numbers[3] < Table::kSize && whole)) {
+      throw std::invalid_argument("step must be positive and levels a whole number from 1 to 255");
     }
     // So that x = 0, as which also the kernels' padding counts, is pruned.
     if (form.spacing == Spacing::kLinear && !(numbers[2] < 0)) throw std::invalid_argument("offset must be negative");

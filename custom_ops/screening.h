@@ -66,9 +66,11 @@ class Screening {
   // Whether rough scores of that error are worth a second look at some.
   bool pays(Index row) {
     const Table& table = t_.table_of(row);
-    // With rounding `floor`, the maximum is at an edge: every row would be in doubt. Where even the maximum is pruned,
-    // there is nothing to look for.
-    const bool peak_in_code = table.offset > 1.25f && table.offset < table.levels + 0.75f;
+    // Where the maximum is near an edge, as with rounding `floor`, every row would be in doubt; where even the maximum
+    // is pruned, there is nothing to look for.
+    const float past_edge = table.offset - static_cast<float>(static_cast<Index>(table.offset));
+    const bool peak_in_code =
+        past_edge > 0.25f && past_edge < 0.75f && table.offset > 1 && table.offset < table.levels + 1;
     return errors()[row] * table.inverse_step <= kMostSteps && peak_in_code;
   }
 
@@ -96,8 +98,8 @@ class Screening {
 
   // Computes scores again that may be beyond an edge, with the maxima of their rows, and corrects their weights; keys
   // that this prunes stay listed. Calls changed(r, change) with how much larger the sum of a row's weights became.
-  // Returns false, and does nothing, where scores one by one would take longer than all together: of equal keys, all
-  // are in doubt or none.
+  // Returns false where all scores are better computed again: too many are in doubt (of equal keys, all or none), or a
+  // row's maximum is below the floor, so that no weight is sure to be large beside the changes.
   template <class Function>
   bool settle(const Band& band, const Function& changed) {
     Score* const end = find_doubtful(band);
@@ -108,6 +110,7 @@ class Screening {
       const Score* last = first;
       float peak = a_.row_max_floor;
       for (; last != end && last->row == r; ++last) peak = last->score > peak ? last->score : peak;
+      if (!(peak > a_.row_max_floor)) return false;
       const float change = settle_row(band, r, peak, first, last);
       if (change != 0) changed(r, change);
       first = last;
@@ -134,8 +137,8 @@ class Screening {
     l.errors = room.take(round_up(rows, kLanes));
     const Index padded = panel_count(a) * kTileKeys;
     l.sets = room.take(2 * kContextRows * KeySet::floats(padded));
-    // Two rows more: whether these are too many is seen after each row, whose highest may be doubtful too.
-    l.scores = room.take((kContextRows / kMostDoubtful + 2) * padded * kScoreFloats);
+    // A row more: whether these are too many is seen after each. No key is both doubtful and highest.
+    l.scores = room.take((round_up(kContextRows, kMostDoubtful) / kMostDoubtful + 1) * padded * kScoreFloats);
     l.total = room.total();
     return l;
   }

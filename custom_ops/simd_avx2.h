@@ -136,7 +136,8 @@ struct Simd {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow);
   }
   static void store_int(std::int32_t* p, Int v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
-  using Products = int __attribute__((vector_size(32)));
+  // Unsigned, because sums of products of next to nothing may overflow.
+  using Products = unsigned __attribute__((vector_size(32)));
   static Products add_products(Products sum, Int a, Int b) {
     return sum + reinterpret_cast<Products>(_mm256_madd_epi16(a, b));
   }

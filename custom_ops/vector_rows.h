@@ -102,7 +102,7 @@ struct Sums {
   Float distances;           // from the maximum, so never above 0: NaN where one of them is
 };
 
-// The keys that a row keeps.
+// The keys that a row keeps; and of rough scores, some that a second look prunes, whose weight is 0.
 struct Listed {
   std::int32_t* keys;    // room for kLanes more than there are keys
   std::int32_t* starts;  // how many lie before each block, and in all: one more than there are blocks

@@ -520,6 +520,37 @@ def test_long_calls_whose_floor_is_above_many_maxima(kernels: str, floor: float)
 
 
 @ALL_KERNELS
+@pytest.mark.parametrize("threshold", [1e-9, 1e-30])
+def test_long_rows_of_keys_at_an_edge_far_below_the_floor(kernels: str, threshold: float) -> None:
+    """All that such a row keeps may fall by one code, to next to nothing of what its weights added up to."""
+    scheme = preset("row-log", bits=2, threshold=threshold)
+    highest_edge = -0.5 * scheme.step
+    q, k, v = 0.1 * draw(1, 1, 300, 32), 0.1 * draw(2, 1, 512, 32), draw(3, 1, 512, 16)
+    q[..., 0] = highest_edge * (1 + 2e-7 * (np.arange(300) % 41 - 20))
+    k[..., 0] = 8.0
+    k[:, ::40] = np.eye(32)[0]
+    got = run_attention(attention_model(scheme, rank=3, row_max_floor=0.0), q, k, v, kernels=kernels)
+    expected = np.broadcast_to(v[:, ::40].mean(axis=1, keepdims=True), got.shape)
+    np.testing.assert_allclose(got, expected, rtol=SUM_TOLERANCE, atol=SUM_TOLERANCE)
+
+
+@ALL_KERNELS
+@pytest.mark.parametrize("offset", [0.4, 1.0, 2.0, 2.3, 5.99, 6.5])
+def test_tables_whose_maximum_is_anywhere(kernels: str, offset: float) -> None:
+    model = attention_model(SCHEMES[0], rank=3, scale=0.125)
+    (edges,) = [attribute for attribute in model.graph.node[0].attribute if attribute.name == "offset"]
+    edges.t.CopyFrom(tensor("offset", [offset]))
+    q, k, v = draw(1, 1, 300, 64), draw(2, 1, 640, 64), draw(3, 1, 640, 16)
+    k[:, 100:500] = k[:, :1]
+    q[:, 30:60] = 0.0
+    got, expected = (run_attention(model, q, k, v, kernels=name) for name in (kernels, "scalar"))
+    # Where the maximum is at an edge, its code is left to rounding.
+    differs = np.abs(got - expected).max(axis=-1) > SUM_TOLERANCE
+    assert differs.mean() <= (0.02 if offset % 1 else 1.0)
+    assert np.isfinite(got).all()
+
+
+@ALL_KERNELS
 @pytest.mark.parametrize("low", [-1e9, -1e5])
 def test_long_rows_that_a_finite_number_masks_throughout(kernels: str, low: float) -> None:
     """Their scores are rounded so coarsely that many are the same; only one rounding of all is right."""

@@ -120,13 +120,14 @@ def test_attributes_are_required_and_checked() -> None:
     model.graph.node[0].CopyFrom(node)
     with pytest.raises(Exception, match="threshold"):
         session(model)
-    attributes = scheme_attributes([preset("row-log")])
-    attributes["step"].float_data[0] = 0.0
-    model.graph.node[0].CopyFrom(
-        onnx.helper.make_node("QuantizedSoftmax", ["x"], ["y"], domain="onnx_attnq", **attributes)
-    )
-    with pytest.raises(Exception, match="step must be positive and levels from 1 to 255"):
-        session(model)
+    for name, number in [("step", 0.0), ("levels", 0.0), ("levels", 7.5), ("levels", 256.0), ("levels", np.nan)]:
+        attributes = scheme_attributes([preset("row-log")])
+        attributes[name].float_data[0] = number
+        model.graph.node[0].CopyFrom(
+            onnx.helper.make_node("QuantizedSoftmax", ["x"], ["y"], domain="onnx_attnq", **attributes)
+        )
+        with pytest.raises(Exception, match="step must be positive and levels a whole number from 1 to 255"):
+            session(model)
 
 
 class Base(ctypes.Structure):
