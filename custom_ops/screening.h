@@ -83,9 +83,7 @@ class Screening {
     const bool helps = apart > __builtin_fabsf(peak) * 0x1p-24f;
     // What float32 loses of a position comes on top.
     const float near = helps ? apart * table.inverse_step + table.offset * 2.5e-7f : 0;
-    const Index size = KeySet::floats(panel_count(a_) * kTileKeys);
-    float* const sets = scratch_ + layout_.sets + 2 * r * size;
-    return {near, KeySet(sets), KeySet(sets + size)};
+    return {near, KeySet(sets() + set_of(r)), KeySet(sets() + set_of(kContextRows + r))};
   }
 
   // Rows that lie one after the other, weighed with rough scores.
@@ -122,7 +120,8 @@ class Screening {
   static constexpr Index kContextRows = VectorProducts::kContextRows;
 
   struct Layout {
-    Index errors, sets, scores, total;
+    int set_bits;  // the power of two that has room for a set
+    Index errors, sets, places, scores, total;
   };
   // A score that is computed again.
   struct Score {
@@ -136,27 +135,42 @@ class Screening {
     Room room;
     l.errors = room.take(round_up(rows, kLanes));
     const Index padded = panel_count(a) * kTileKeys;
-    l.sets = room.take(2 * kContextRows * KeySet::floats(padded));
-    // A row more: whether these are too many is seen after each. No key is both doubtful and highest.
-    l.scores = room.take((round_up(kContextRows, kMostDoubtful) / kMostDoubtful + 1) * padded * kScoreFloats);
+    l.set_bits = 0;
+    while (Index{1} << l.set_bits < KeySet::integers(padded)) ++l.set_bits;
+    l.sets = room.take(2 * kContextRows << l.set_bits);
+    l.places = room.take(2 * kContextRows * KeySet::integers(padded) + kLanes);
+    // Some more: whether these are too many is seen after up to kLanes of them.
+    l.scores = room.take((kContextRows * padded / kMostDoubtful + kLanes) * kScoreFloats);
     l.total = room.total();
     return l;
   }
 
   Score* scores() { return reinterpret_cast<Score*>(scratch_ + layout_.scores); }
 
+  // The sets of a band: doubtful keys of each row, then highest keys of each.
+  std::int32_t* sets() { return reinterpret_cast<std::int32_t*>(scratch_ + layout_.sets); }
+  Index set_of(Index r) const { return r << layout_.set_bits; }
+
   // Fills `scores` with those in doubt. Returns their end, null if these are too many.
   Score* find_doubtful(const Band& band) {
-    Score* next = scores();
-    Score* const most = next + band.count * band.padded / kMostDoubtful;
+    // First the integers that have a bit, without a branch that depends on them: where these are is random.
+    auto* const places = reinterpret_cast<std::int32_t*>(scratch_ + layout_.places);
+    Index count = 0;
     for (Index r = 0; r < band.count; ++r) {
       const Rough& rough = band.rough[r];
-      if (rough.near == 0 || rough.doubtful.empty(band.padded)) continue;
-      const auto add = [&](Index key) {
-        *next++ = {static_cast<std::int32_t>(r), static_cast<std::int32_t>(key), 0.0f};
-      };
-      rough.doubtful.each(band.padded, add);
-      rough.highest.each(band.padded, add);
+      if (rough.near == 0) continue;
+      const Index doubtful = rough.doubtful.list(band.padded, set_of(r), places + count);
+      const Index highest = rough.highest.list(band.padded, set_of(kContextRows + r), places + count + doubtful);
+      count += doubtful == 0 ? 0 : doubtful + highest;
+    }
+    Score* next = scores();
+    const Score* const most = next + band.count * band.padded / kMostDoubtful;
+    const std::int32_t in_set = (1 << layout_.set_bits) - 1;
+    for (const std::int32_t* place = places; place != places + count; ++place) {
+      const std::int32_t set = *place >> layout_.set_bits, first_key = (*place & in_set) * kLanes;
+      const std::int32_t row = set < kContextRows ? set : set - static_cast<std::int32_t>(kContextRows);
+      auto left = static_cast<unsigned>(sets()[*place]);
+      for (; left != 0; left &= left - 1) *next++ = {row, first_key + __builtin_ctz(left), 0.0f};
       if (next > most) return nullptr;
     }
     // The keys are far away by now: all are asked for before the first is needed.

@@ -65,7 +65,7 @@ struct Simd {
   static Mask at_least(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }
   static Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
   static unsigned bits(Mask a) { return static_cast<unsigned>(_mm256_movemask_ps(a)); }
-  static void store_bits(std::uint8_t* p, Mask a) { *p = static_cast<std::uint8_t>(bits(a)); }
+  static void store_bits(std::int32_t* p, Mask a) { *p = static_cast<std::int32_t>(bits(a)); }
   static bool any(Mask a) { return _mm256_movemask_ps(a) != 0; }
   static Float where(Mask m, Float a, Float b) { return _mm256_blendv_ps(b, a, m); }
   static Float keep(Mask m, Float a) { return _mm256_and_ps(m, a); }
@@ -109,7 +109,8 @@ struct Simd {
 
   // The numbers 0, 1, 2 and so on, and those kLanes after them.
   static Int first_indices() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
-  static Int next_indices(Int a) { return _mm256_add_epi32(a, _mm256_set1_epi32(kLanes)); }
+  static Int add_int(Int a, std::int32_t n) { return _mm256_add_epi32(a, _mm256_set1_epi32(n)); }
+  static Int next_indices(Int a) { return add_int(a, kLanes); }
   // Writes the lanes in m to a list and returns how many; up to kLanes entries are overwritten.
   static int append(std::int32_t* list, Int a, Mask m) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(list), _mm256_permutevar8x32_epi32(a, set_lanes(bits(m))));

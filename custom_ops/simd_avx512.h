@@ -46,7 +46,7 @@ struct Simd {
   static Mask is_nan(Float a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
   static Mask at_least(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
   static Mask either(Mask a, Mask b) { return _kor_mask16(a, b); }
-  static void store_bits(std::uint16_t* p, Mask a) { _store_mask16(p, a); }
+  static void store_bits(std::int32_t* p, Mask a) { *p = a; }
   static bool any(Mask a) { return a != 0; }
   static Float where(Mask m, Float a, Float b) { return _mm512_mask_blend_ps(m, b, a); }
   static Float keep(Mask m, Float a) { return _mm512_maskz_mov_ps(m, a); }
@@ -93,7 +93,8 @@ struct Simd {
 
   // The numbers 0, 1, 2 and so on, and those kLanes after them.
   static Int first_indices() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
-  static Int next_indices(Int a) { return _mm512_add_epi32(a, _mm512_set1_epi32(kLanes)); }
+  static Int add_int(Int a, std::int32_t n) { return _mm512_add_epi32(a, _mm512_set1_epi32(n)); }
+  static Int next_indices(Int a) { return add_int(a, kLanes); }
   // Writes the lanes in m to a list and returns how many; up to kLanes entries are overwritten. Compressing in the
   // register and storing all of it is several times faster than a compressing store.
   static int append(std::int32_t* list, Int a, Mask m) {

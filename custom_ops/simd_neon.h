@@ -70,7 +70,7 @@ struct Simd {
     const std::uint32_t places[] = {1, 2, 4, 8};
     return vaddvq_u32(vandq_u32(a, vld1q_u32(places)));
   }
-  static void store_bits(std::uint8_t* p, Mask a) { *p = static_cast<std::uint8_t>(bits(a)); }
+  static void store_bits(std::int32_t* p, Mask a) { *p = static_cast<std::int32_t>(bits(a)); }
   static bool any(Mask a) { return vmaxvq_u32(a) != 0; }
   static Float where(Mask m, Float a, Float b) { return vbslq_f32(m, a, b); }
   static Float keep(Mask m, Float a) { return vreinterpretq_f32_u32(vandq_u32(m, vreinterpretq_u32_f32(a))); }
@@ -109,7 +109,8 @@ struct Simd {
     const std::int32_t lanes[] = {0, 1, 2, 3};
     return vld1q_s32(lanes);
   }
-  static Int next_indices(Int a) { return vaddq_s32(a, vdupq_n_s32(kLanes)); }
+  static Int add_int(Int a, std::int32_t n) { return vaddq_s32(a, vdupq_n_s32(n)); }
+  static Int next_indices(Int a) { return add_int(a, kLanes); }
   // Writes the lanes in m to a list and returns how many; up to kLanes entries are overwritten.
   static int append(std::int32_t* list, Int a, Mask m) {
     std::int32_t numbers[4];

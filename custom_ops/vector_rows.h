@@ -2,8 +2,6 @@
 // kernel_<name>.cpp after its simd_<name>.h; the anonymous namespace keeps the copies apart.
 #pragma once
 
-#include <type_traits>
-
 #include "attention.h"
 
 namespace onnx_attnq {
@@ -108,43 +106,32 @@ struct Listed {
   std::int32_t* starts;  // how many lie before each block, and in all: one more than there are blocks
 };
 
-// Some of a row's keys: a bit for each.
+// Some of a row's keys: a bit for each, kLanes bits to an integer.
 class KeySet {
  public:
-  static Index floats(Index padded) { return round_up(padded / kLanes, 8) * sizeof(Lanes) / sizeof(float); }
+  static Index integers(Index padded) { return round_up(padded / kLanes, kLanes); }
 
-  explicit KeySet(float* memory = nullptr) : lanes_(reinterpret_cast<Lanes*>(memory)) {}
-  void set(Index key, Mask lanes) { Simd::store_bits(lanes_ + key / kLanes, lanes); }
+  explicit KeySet(std::int32_t* memory = nullptr) : bits_(memory) {}
+  void set(Index key, Mask lanes) { Simd::store_bits(bits_ + key / kLanes, lanes); }
   // To be called when all are set.
   void end(Index padded) {
-    for (Index i = padded / kLanes; i % 8 != 0; ++i) lanes_[i] = 0;
+    for (Index i = padded / kLanes; i % kLanes != 0; ++i) bits_[i] = 0;
   }
-  bool empty(Index padded) const {
-    std::uint64_t any = 0;
-    for (Index i = 0; i < padded / kLanes; i += kPerWord) any |= word(i);
-    return any == 0;
-  }
-  // Calls function(key) for each, in order.
-  template <class Function>
-  void each(Index padded, const Function& function) const {
-    for (Index i = 0; i < padded / kLanes; i += kPerWord) {
-      for (std::uint64_t left = word(i); left != 0; left &= left - 1) {
-        const int bit = __builtin_ctzll(left);
-        function((i + bit / kBits) * kLanes + bit % kBits);
-      }
+  // Lists which of the integers are not zero, each plus `base`, and returns how many; kLanes entries more are
+  // overwritten.
+  Index list(Index padded, Index base, std::int32_t* places) const {
+    Index count = 0;
+    Int indices = Simd::add_int(Simd::first_indices(), static_cast<std::int32_t>(base));
+    for (Index i = 0; i < padded / kLanes; i += kLanes) {
+      const Float bits = Simd::to_float(Simd::load_int(bits_ + i));
+      count += Simd::append(places + count, indices, Simd::at_least(bits, Simd::set1(1.0f)));
+      indices = Simd::next_indices(indices);
     }
+    return count;
   }
 
  private:
-  using Lanes = std::conditional_t<(kLanes > 8), std::uint16_t, std::uint8_t>;
-  static constexpr int kBits = 8 * sizeof(Lanes), kPerWord = 64 / kBits;
-
-  std::uint64_t word(Index i) const {
-    std::uint64_t w;
-    __builtin_memcpy(&w, lanes_ + i, sizeof w);
-    return w;
-  }
-  Lanes* lanes_;
+  std::int32_t* bits_;
 };
 
 // A row of rough scores on its way to weights. A position is a code and how far the score is past that code's lower
