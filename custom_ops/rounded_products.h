@@ -83,15 +83,11 @@ class RoundedProducts : public VectorProducts {
  public:
   static bool screens(const Attention& a) {
     constexpr Index kLongVector = 24;  // of shorter ones, products are the lesser part of the work
-    return !a.int16_products && a.depth >= kLongVector && is_large(a) && Screening::suits(a.form);
+    const Index fewest = Simd::fewest_rounded();
+    return !a.int16_products && a.depth >= kLongVector && fewest != 0 && is_large(a, fewest) &&
+           Screening::suits(a.form);
   }
-  // Whether rounding each query and key pays. It is done for all scores that they take part in, so what counts is the
-  // harmonic mean of how many rows and keys there are.
-  static bool is_large(const Attention& a) {
-    const Index rows = a.groups * a.queries, fewest = Simd::fewest_rounded();
-    return fewest != 0 && 2 * rows * a.keys >= fewest * (rows + a.keys);
-  }
-  static bool rounds(const Attention& a) { return a.int16_products || screens(a); }
+  static bool rounds(const Attention& a) { return a.int16_products ? is_large(a, kFewestUnscreened) : screens(a); }
 
   static bool direct(const Task& t) { return VectorProducts::direct(t) && !rounds(t.a); }
 
@@ -156,6 +152,14 @@ class RoundedProducts : public VectorProducts {
   }
 
  private:
+  // Whether rounding each query and key pays. It is done for all scores that they take part in, so what counts is the
+  // harmonic mean of how many rows and keys there are.
+  static bool is_large(const Attention& a, Index fewest) {
+    const Index rows = a.groups * a.queries;
+    return 2 * rows * a.keys >= fewest * (rows + a.keys);
+  }
+  static constexpr Index kFewestUnscreened = 80;  // without a second look at anything
+
   struct Layout {
     Index pair_row;
     Index rounded, norms, steps, pairs, screening, total;

@@ -383,9 +383,20 @@ def test_int16_products_flip_few_codes(kernels: str) -> None:
 
 
 @ALL_KERNELS
+@pytest.mark.parametrize(("queries", "keys"), [(1, 900), (40, 50)])
+def test_int16_products_are_left_to_float32_where_rounding_does_not_pay(kernels: str, queries: int, keys: int) -> None:
+    q, k, v = draw(1, 1, queries, 64), draw(2, 1, keys, 64), draw(3, 1, keys, 64)
+    short, exact = (
+        run_attention(attention_model(SCHEMES[0], rank=3, scale=0.125, qk=qk), q, k, v, kernels=kernels)
+        for qk in (1, 0)
+    )
+    np.testing.assert_array_equal(short, exact)
+
+
+@ALL_KERNELS
 @pytest.mark.parametrize("large", [1e20, np.inf])
 def test_int16_products_leave_what_they_cannot_hold_to_float32(kernels: str, large: float) -> None:
-    q, k, v = np.abs(draw(1, 1, 40, 64)), draw(2, 1, 50, 64), draw(3, 1, 50, 64)
+    q, k, v = np.abs(draw(1, 1, 140, 64)), draw(2, 1, 150, 64), draw(3, 1, 150, 64)
     k[0, 3] = -large  # a score that is pruned, not NaN
     got = run_attention(attention_model(SCHEMES[0], rank=3, scale=0.125, qk=1), q, k, v, kernels=kernels)
     exact = run_attention(attention_model(SCHEMES[0], rank=3, scale=0.125), q, k, v, kernels=kernels)
