@@ -155,7 +155,7 @@ def medians(runs: dict[str, Run], seconds: float) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def print_phases(lengths: list[tuple[int, int]], depth: int) -> None:
+def print_phases(lengths: list[tuple[int, int]], depth: int, spread_of: Callable[[Shape], float]) -> None:
     program = Path(__file__).parent.parent / "build" / "native" / "phases"
     if not program.is_file():
         sys.exit("build the program first: cmake -S custom_ops -B build/native -DONNX_ATTNQ_PROGRAMS=ON && make native")
@@ -164,8 +164,10 @@ def print_phases(lengths: list[tuple[int, int]], depth: int) -> None:
         "multiply-and-add units can do (16-bit integers and tiles can do more)"
     )
     for keys in sorted({keys for _, keys in lengths if keys <= 4096}):
-        output = subprocess.run([program, str(keys), str(depth)], check=True, capture_output=True, text=True).stdout
-        phases = json.loads(output)
+        # bits and threshold of the default scheme, then the spread
+        arguments = [keys, depth, 3, 0.01, spread_of(Shape(keys, keys, depth, 1))]
+        command = [str(program), *map(str, arguments)]
+        phases = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         steps = "  ".join(
             f"{step} {phases[f'{step}_cycles']:5.1f}" for step in ("scores", "weights", "context", "packing")
         )
@@ -191,8 +193,13 @@ def main() -> None:
     if native_library() is None:
         sys.exit("the native library was not built: make native")
     lengths = [(n, n) for n in arguments.lengths] if arguments.lengths else LENGTHS
+    scheme = preset("row-log")
+
+    def spread_of(shape: Shape) -> float:
+        return arguments.spread if arguments.pruned is None else spread_for(shape, scheme, arguments.pruned / 100)
+
     if arguments.phases:
-        print_phases(lengths, arguments.depth)
+        print_phases(lengths, arguments.depth, spread_of)
         return
 
     kernels, threads = os.environ.get("ONNX_ATTNQ_ISA", "best"), arguments.threads
@@ -200,11 +207,9 @@ def main() -> None:
         f"onnxruntime {onnxruntime.__version__}, {HEADS} heads of {arguments.depth}, batch {arguments.batch}, ", end=""
     )
     print(f"threads {threads}, kernels: {kernels}")
-    scheme = preset("row-log")
     for queries, keys in lengths:
-        share = arguments.pruned
         shape = Shape(queries, keys, arguments.depth, arguments.batch)
-        tensors = draw(shape, arguments.spread if share is None else spread_for(shape, scheme, share / 100))
+        tensors = draw(shape, spread_of(shape))
         runs: dict[str, Run] = {
             "mha": multi_head_attention(tensors, threads),
             "row-log": quantized_attention(tensors, scheme, threads),
