@@ -94,12 +94,11 @@ class Screening {
     Index weight_row;
   };
 
-  // Computes scores again that may be beyond an edge, with the maxima of their rows, and corrects their weights; keys
-  // that this prunes stay listed. Calls changed(r, change) with how much larger the sum of a row's weights became.
-  // Returns false where all scores are better computed again: too many are in doubt (of equal keys, all or none), or a
-  // row's maximum is below the floor, so that no weight is sure to be large beside the changes.
-  template <class Function>
-  bool settle(const Band& band, const Function& changed) {
+  // Computes scores again that may be beyond an edge, with the maxima of their rows, and corrects their weights and the
+  // rows' sums of these; keys that this prunes stay listed. Returns false where all scores are better computed again:
+  // too many are in doubt (of equal keys, all or none), or a row's maximum is below the floor, so that no weight is
+  // sure to be large beside the changes.
+  bool settle(const Band& band, float* sums) {
     Score* const end = find_doubtful(band);
     if (end == nullptr) return false;
     for (Score* s = scores(); s != end; ++s) s->score = exact_score(band.row + s->row, s->key);
@@ -109,8 +108,7 @@ class Screening {
       float peak = a_.row_max_floor;
       for (; last != end && last->row == r; ++last) peak = last->score > peak ? last->score : peak;
       if (!(peak > a_.row_max_floor)) return false;
-      const float change = settle_row(band, r, peak, first, last);
-      if (change != 0) changed(r, change);
+      sums[r] += settle_row(band, r, peak, first, last);
       first = last;
     }
     return true;

@@ -281,17 +281,26 @@ class Block {
   // so many that all scores are better computed again.
   bool weigh_rough_rows(Screening& screening, Index row, Index count, Index padded, float (&factors)[kContextRows]) {
     Rough rough[kContextRows];
+    float sums[kContextRows];
     for (Index r = 0; r < count; ++r) {
       const Listed list = products_.listed(r);
       const float peak = noted_peak(row + r);
       rough[r] = screening.rough(r, row + r, peak);
       const ScoreRow scored = score_row(row + r, padded, peak);
-      factors[r] = rough[r].near == 0 ? scored.weigh_scores(scores(row + r), padded, &list)
-                                      : scored.weigh_rough(scores(row + r), padded, list, rough[r]);
-      if (factors[r] != factors[r]) rough[r].near = 0;  // a row with a NaN stays one
+      if (rough[r].near != 0) {
+        sums[r] = scored.weigh_rough(scores(row + r), padded, list, rough[r]);
+        if (sums[r] == sums[r]) continue;
+        rough[r].near = 0;  // a row with a NaN stays one
+        factors[r] = kNaN;
+      } else {
+        factors[r] = scored.weigh_scores(scores(row + r), padded, &list);
+      }
     }
-    return screening.settle({row, count, padded, rough, scores(row), layout_.score_row},
-                            [&](Index r, float change) { factors[r] = ratio(1.0f, ratio(1.0f, factors[r]) + change); });
+    const bool settled = screening.settle({row, count, padded, rough, scores(row), layout_.score_row}, sums);
+    for (Index r = 0; r < count; ++r) {
+      if (rough[r].near != 0) factors[r] = ratio(1.0f, sums[r]);
+    }
+    return settled;
   }
 
   // The float32 scores of a context band, of rough ones that were weighed already.

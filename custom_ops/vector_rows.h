@@ -237,17 +237,21 @@ class ScoreRow {
   float weigh_scores(float* numbers, Index count, const Listed* list = nullptr) const {
     return factor_of(weigh_by_form(numbers, count, list));
   }
-  // The same for rough scores, of a row-max scheme with log spacing that is normalized to 1.
+  // The same for rough scores, of a row-max scheme with log spacing that is normalized to 1. Returns the sum of the
+  // weights, which a second look may change.
   float weigh_rough(float* numbers, Index count, const Listed& list, Rough& rough) const {
     constexpr auto kPermuted = Levels::kPermuted, kGathered = Levels::kGathered;
     const auto run =
         table_->levels < Simd::kPermuted ? weigh<false, true, kPermuted, true> : weigh<false, true, kGathered, true>;
-    return factor_of(run(numbers, count, peak_, table_->inverse_step, table_->offset, *table_, false, &list, &rough));
+    const Sums sums = run(numbers, count, peak_, table_->inverse_step, table_->offset, *table_, false, &list, &rough);
+    return is_nan(sums) ? kNaN : Simd::sum(sums.weights);
   }
 
  private:
+  bool is_nan(const Sums& sums) const { return Simd::any(Simd::is_nan(sums.distances)) || peak_ == -kInfinity; }
+
   float factor_of(const Sums& sums) const {
-    if (Simd::any(Simd::is_nan(sums.distances)) || peak_ == -kInfinity) return kNaN;
+    if (is_nan(sums)) return kNaN;
     if (form_.normalize == Normalize::kUnit) return ratio(1.0f, Simd::sum(sums.weights));
     if (!quantizes(form_)) return ratio(1.0f, Simd::sum(sums.all));
     if (form_.normalize == Normalize::kMass) return ratio(ratio(Simd::sum(sums.kept), sum_), Simd::sum(sums.weights));
