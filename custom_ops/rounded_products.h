@@ -190,12 +190,7 @@ class RoundedProducts : public VectorProducts {
   // The keys of a panel, which stand in lanes.
   static void round_panel(const Attention& a, float* panel) {
     Float norms[kTileVectors] = {}, whole = Simd::set1(0.0f);
-    for (Index d = 0; d < a.depth; ++d) {
-      for (int v = 0; v < kTileVectors; ++v) {
-        const Float x = Simd::load(panel + d * kTileKeys + v * kLanes);
-        norms[v] = Simd::fma(x, x, norms[v]);
-      }
-    }
+    square_panel(a, panel, norms);
     Mask nan = Simd::none();
     for (Float& norm : norms) {
       nan = Simd::either(nan, Simd::is_nan(norm));

@@ -200,14 +200,9 @@ class Screening {
     const float* const k = t_.key + key * a_.key_strides.column;
     float score = 0;
     if (a_.key_strides.row == 1) {
-      Float sum = Simd::set1(0.0f);
-      Index d = 0;
-      for (; d + kLanes <= a_.depth; d += kLanes) sum = Simd::fma(Simd::load(q + d), Simd::load(k + d), sum);
-      if (d < a_.depth) {
-        const int rest = static_cast<int>(a_.depth - d);
-        sum = Simd::fma(Simd::load_first(q + d, rest), Simd::load_first(k + d, rest), sum);
-      }
-      score = Simd::sum(sum);
+      Float sums[1] = {};
+      multiply_vectors(a_.depth, q, 0, k, sums);
+      score = Simd::sum(sums[0]);
     } else {
       for (Index d = 0; d < a_.depth; ++d) score += q[d] * k[d * a_.key_strides.row];
     }

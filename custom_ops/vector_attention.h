@@ -258,7 +258,6 @@ class Block {
 
   // Scores of a context band to weights, in place; lists the keys that the rows keep and returns how many.
   Index weigh_rows(Index row, Index count, Index padded, float (&factors)[kContextRows]) {
-    const Index blocks = blocks_of(padded);
     if (padded > 0 && keeps_all(row, count)) {
       for (Index r = 0; r < count; ++r) {
         factors[r] = score_row(row + r, padded, noted_peak(row + r)).weigh_scores(scores(row + r), padded);
@@ -272,6 +271,7 @@ class Block {
       const Listed list = products_.listed(r);
       factors[r] = score_row(row + r, padded, noted_peak(row + r)).weigh_scores(scores(row + r), padded, &list);
     }
+    const Index blocks = (padded + kBlock - 1) / kBlock;
     Index kept = 0;
     for (Index r = 0; r < count; ++r) kept += products_.listed(r).starts[blocks];
     return kept;
@@ -320,8 +320,6 @@ class Block {
       }
     }
   }
-
-  static Index blocks_of(Index padded) { return (padded + kBlock - 1) / kBlock; }
 
   float noted_peak(Index row) {
     const float highest = Simd::largest(Simd::load(peaks(row)));

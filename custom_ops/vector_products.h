@@ -196,23 +196,11 @@ class VectorProducts {
   template <int kRows>
   void score_direct(Index row, Index panel, float* out, Index out_row) {
     const Index count = smaller(kTileKeys, a_.keys - panel * kTileKeys);
-    const Index whole = a_.depth / kLanes * kLanes;
-    const int rest = static_cast<int>(a_.depth - whole);
     for (Index j = 0; j < count; ++j) {
       const float* k = t_.key + (panel * kTileKeys + j) * a_.key_strides.column;
       prefetch(k + 16 * a_.key_strides.column, a_.depth);
-      Float sums[kRows];
-      for (Float& s : sums) s = Simd::set1(0.0f);
-      for (Index d = 0; d < whole; d += kLanes) {
-        const Float lanes = Simd::load(k + d);
-        for (int r = 0; r < kRows; ++r) sums[r] = Simd::fma(Simd::load(query(row + r) + d), lanes, sums[r]);
-      }
-      if (rest != 0) {
-        const Float lanes = Simd::load_first(k + whole, rest);
-        for (int r = 0; r < kRows; ++r) {
-          sums[r] = Simd::fma(Simd::load_first(query(row + r) + whole, rest), lanes, sums[r]);
-        }
-      }
+      Float sums[kRows] = {};
+      multiply_vectors(a_.depth, query(row), layout_.query_row, k, sums);
       for (int r = 0; r < kRows; ++r) out[r * out_row + j] = Simd::sum(sums[r]);
     }
   }

@@ -60,6 +60,20 @@ static inline void multiply_tile(Index depth, const float* a, Index a_row, const
   }
 }
 
+// Adds to sums[r] the products of row r of a and of b, in lanes.
+template <int kRows>
+static inline void multiply_vectors(Index depth, const float* a, Index a_row, const float* b, Float (&sums)[kRows]) {
+  const Index whole = depth / kLanes * kLanes;
+  for (Index d = 0; d < whole; d += kLanes) {
+    const Float right = Simd::load(b + d);
+    for (int r = 0; r < kRows; ++r) sums[r] = Simd::fma(Simd::load(a + r * a_row + d), right, sums[r]);
+  }
+  if (whole == depth) return;
+  const int rest = static_cast<int>(depth - whole);
+  const Float right = Simd::load_first(b + whole, rest);
+  for (int r = 0; r < kRows; ++r) sums[r] = Simd::fma(Simd::load_first(a + r * a_row + whole, rest), right, sums[r]);
+}
+
 // A panel is kTileKeys keys with the depth as its slow axis, as the tile reads them, then a register of norms: its
 // first number is the largest norm of a key, which every pack_panel has to fill where there is a mask. (With rough
 // scores it is a KeyNorms, of screening.h, whose first field this is.)
@@ -67,16 +81,22 @@ static inline Index panel_norms(const Attention& a) { return a.depth * kTileKeys
 static inline Index key_panel_floats(const Attention& a) { return panel_norms(a) + kLanes; }
 static inline Index panel_count(const Attention& a) { return (a.keys + kTileKeys - 1) / kTileKeys; }
 
-// The largest Euclidean norm of a panel's keys: bounds what a masked score can be.
-static inline float panel_largest_norm(const Attention& a, const float* panel) {
-  Float largest = Simd::set1(0.0f);
-  Mask nan = Simd::none();
-  for (int v = 0; v < kTileVectors; ++v) {
-    Float squares = Simd::set1(0.0f);
-    for (Index d = 0; d < a.depth; ++d) {
+// The Euclidean norms of a panel's keys, squared; zeros are given.
+static inline void square_panel(const Attention& a, const float* panel, Float (&squares)[kTileVectors]) {
+  for (Index d = 0; d < a.depth; ++d) {
+    for (int v = 0; v < kTileVectors; ++v) {
       const Float x = Simd::load(panel + d * kTileKeys + v * kLanes);
-      squares = Simd::fma(x, x, squares);
+      squares[v] = Simd::fma(x, x, squares[v]);
     }
+  }
+}
+
+// The largest norm of a panel's keys: bounds what a masked score can be.
+static inline float panel_largest_norm(const Attention& a, const float* panel) {
+  Float norms[kTileVectors] = {}, largest = Simd::set1(0.0f);
+  square_panel(a, panel, norms);
+  Mask nan = Simd::none();
+  for (const Float& squares : norms) {
     nan = Simd::either(nan, Simd::is_nan(squares));
     largest = Simd::max(squares, largest);
   }

@@ -6,8 +6,10 @@ import platform
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -344,14 +346,18 @@ def test_a_table_for_each_head(kernels: str) -> None:
         np.testing.assert_array_equal(rows[:, head], alone)
 
 
+def set_offset(model: onnx.ModelProto, offset: Any) -> None:
+    (attribute,) = [attribute for attribute in model.graph.node[0].attribute if attribute.name == "offset"]
+    attribute.t.CopyFrom(tensor("offset", offset))
+
+
 @ALL_KERNELS
 @pytest.mark.parametrize("offset", [-0.6, -1.6, -4.0])
 def test_a_head_whose_table_prunes_everything(kernels: str, offset: float) -> None:
     """Heads that share keys are rows of one matrix to the kernels, each with a table of its own."""
     q, k, v = draw(1, 1, 1, 2, 301, 64), draw(2, 1, 1, 1, 320, 64), draw(3, 1, 1, 1, 320, 16)
     model = attention_model(SCHEMES[0], SCHEMES[0], rank=5, scale=0.125)
-    (edges,) = [attribute for attribute in model.graph.node[0].attribute if attribute.name == "offset"]
-    edges.t.CopyFrom(tensor("offset", [[[SCHEMES[0].offset]], [[offset]]]))
+    set_offset(model, [[[SCHEMES[0].offset]], [[offset]]])
     got = run_attention(model, q, k, v, kernels=kernels)
     first = run_attention(attention_model(SCHEMES[0], rank=5, scale=0.125), q, k, v, kernels=kernels)
     np.testing.assert_allclose(got[0, 0, 0], first[0, 0, 0], rtol=SUM_TOLERANCE, atol=SUM_TOLERANCE)
@@ -549,8 +555,7 @@ def test_long_rows_of_keys_at_an_edge_far_below_the_floor(kernels: str, threshol
 @pytest.mark.parametrize("offset", [0.4, 1.0, 2.0, 2.3, 5.99, 6.5])
 def test_tables_whose_maximum_is_anywhere(kernels: str, offset: float) -> None:
     model = attention_model(SCHEMES[0], rank=3, scale=0.125)
-    (edges,) = [attribute for attribute in model.graph.node[0].attribute if attribute.name == "offset"]
-    edges.t.CopyFrom(tensor("offset", [offset]))
+    set_offset(model, [offset])
     q, k, v = draw(1, 1, 300, 64), draw(2, 1, 640, 64), draw(3, 1, 640, 16)
     k[:, 100:500] = k[:, :1]
     q[:, 30:60] = 0.0
