@@ -5,7 +5,7 @@
 All contenders run interleaved; times are medians of process CPU time, and what is printed is the time of
 MultiHeadAttention divided by theirs: above 1 is faster. ``dense`` is the same kernel with every key kept and exact
 probabilities: the step from 1 to it is what the kernel gives, the step from it to the schemes what pruning gives.
-``--beside torch openvino`` adds their scaled_dot_product_attention.
+``--beside torch openvino`` adds their scaled_dot_product_attention, without a mask.
 """
 
 from __future__ import annotations
@@ -56,21 +56,27 @@ def model_of(node: onnx.NodeProto, shape: dict[str, list[int]]) -> onnx.ModelPro
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), *opsets], ir_version=8)
 
 
-def multi_head_attention(tensors: Tensors, threads: int) -> Run:
+def multi_head_attention(tensors: Tensors, threads: int, mask: np.ndarray | None = None) -> Run:
     feeds = {name: t.reshape(*t.shape[:2], -1) for name, t in tensors.items()}
-    node = helper.make_node("MultiHeadAttention", list("qkv"), ["y"], domain="com.microsoft", num_heads=HEADS)
+    inputs = list("qkv")
+    if mask is not None:
+        inputs += ["", "", "mask"]  # attention_bias
+        feeds["mask"] = mask
+    node = helper.make_node("MultiHeadAttention", inputs, ["y"], domain="com.microsoft", num_heads=HEADS)
     opened = session(model_of(node, {name: list(t.shape) for name, t in feeds.items()}), threads)
     return lambda: opened.run(None, feeds)
 
 
-def quantized_attention(tensors: Tensors, scheme: QuantScheme, threads: int, int16: bool = False) -> Run:
+def quantized_attention(
+    tensors: Tensors, scheme: QuantScheme, threads: int, int16: bool = False, mask: np.ndarray | None = None
+) -> Run:
     attributes = {a.name: a.value.numpy().reshape(-1) for a in function.scheme_attributes(scheme)}
     attributes |= {"scale": np.array([tensors["q"].shape[-1] ** -0.5]), "row_max_floor": np.array([-np.inf])}
     numbers = {
         k: helper.make_tensor(k, TensorProto.FLOAT, v.shape, v.astype(np.float32)) for k, v in attributes.items()
     }
     perms = {"q_perm": [0, 2, 1, 3], "k_perm": [0, 2, 3, 1], "v_perm": [0, 2, 1, 3], "out_perm": [0, 2, 1, 3]}
-    feeds = {**tensors, "mask": np.zeros((), np.float32)}
+    feeds = {**tensors, "mask": np.zeros((), np.float32) if mask is None else mask}
     op = function.attention_op(scheme)
     node = helper.make_node(op, [*"qkv", "mask"], ["y"], domain=function.DOMAIN, qk=int(int16), **numbers, **perms)
     opened = session(model_of(node, {name: list(t.shape) for name, t in feeds.items()}), threads)
@@ -123,6 +129,18 @@ def draw(shape: Shape, spread: float) -> Tensors:
         name: (random.standard_normal((shape.batch, length, HEADS, shape.depth)) * spread**0.5).astype(np.float32)
         for name, length in zip("qkv", (shape.queries, shape.keys, shape.keys), strict=True)
     }
+
+
+def mask_of(kind: str, shape: Shape) -> np.ndarray:
+    """An additive mask (1, 1, queries, keys) as exports have it: the lowest float32 where nothing is attended to."""
+    low = np.finfo(np.float32).min
+    if kind == "bias":
+        return np.random.default_rng(1).standard_normal((1, 1, shape.queries, shape.keys)).astype(np.float32)
+    if kind == "causal":
+        seen = np.tri(shape.queries, shape.keys, shape.keys - shape.queries, dtype=bool)
+    else:
+        seen = np.broadcast_to(np.arange(shape.keys) < shape.keys * 3 // 4, (shape.queries, shape.keys))
+    return np.where(seen, 0, low).astype(np.float32)[None, None]
 
 
 def sparsity(tensors: Tensors, scheme: QuantScheme) -> float:
@@ -185,6 +203,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--spread", type=float, default=3.0, help="standard deviation of the scores")
     parser.add_argument("--pruned", type=float, help="choose the spread so that this percentage of keys is pruned")
+    parser.add_argument("--mask", choices=["causal", "padding", "bias"], help="padding: a quarter of the keys")
     parser.add_argument("--int16", action="store_true", help="also 16-bit products of queries and keys")
     parser.add_argument("--seconds", type=float, default=6.0, help="for each length")
     parser.add_argument("--beside", nargs="*", choices=OTHERS, default=[], help="also these; they have to be installed")
@@ -210,14 +229,15 @@ def main() -> None:
     for queries, keys in lengths:
         shape = Shape(queries, keys, arguments.depth, arguments.batch)
         tensors = draw(shape, spread_of(shape))
+        mask = mask_of(arguments.mask, shape) if arguments.mask else None
         runs: dict[str, Run] = {
-            "mha": multi_head_attention(tensors, threads),
-            "row-log": quantized_attention(tensors, scheme, threads),
-            "ji2021": quantized_attention(tensors, preset("ji2021"), threads),
-            "dense": quantized_attention(tensors, DENSE, threads),
+            "mha": multi_head_attention(tensors, threads, mask),
+            "row-log": quantized_attention(tensors, scheme, threads, mask=mask),
+            "ji2021": quantized_attention(tensors, preset("ji2021"), threads, mask=mask),
+            "dense": quantized_attention(tensors, DENSE, threads, mask=mask),
         }
         if arguments.int16:
-            runs["row-log int16"] = quantized_attention(tensors, scheme, threads, int16=True)
+            runs["row-log int16"] = quantized_attention(tensors, scheme, threads, int16=True, mask=mask)
         for other in arguments.beside:
             runs[other] = OTHERS[other](tensors, threads)
         seconds = medians(runs, arguments.seconds)
