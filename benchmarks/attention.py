@@ -26,9 +26,10 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from onnx_attnq import function, numerics
-from onnx_attnq.native import native_library
-from onnx_attnq.scheme import QuantScheme, preset
+from onnx_attnq.rewriting import bodies
+from onnx_attnq.run.native import native_library
+from onnx_attnq.scheme import numerics
+from onnx_attnq.scheme.quant_scheme import QuantScheme, preset
 
 HEADS = 12
 LENGTHS = [(128, 128), (384, 384), (512, 512), (1024, 1024), (2048, 2048), (4096, 4096), (1, 8192)]
@@ -51,7 +52,7 @@ def session(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSessio
 def model_of(node: onnx.NodeProto, shape: dict[str, list[int]]) -> onnx.ModelProto:
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape[name]) for name in node.input if name]
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape["q"])
-    opsets = [helper.make_opsetid(domain, 1) for domain in ("com.microsoft", function.DOMAIN)]
+    opsets = [helper.make_opsetid(domain, 1) for domain in ("com.microsoft", bodies.DOMAIN)]
     graph = helper.make_graph([node], "attention", inputs, [output])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), *opsets], ir_version=8)
 
@@ -70,15 +71,15 @@ def multi_head_attention(tensors: Tensors, threads: int, mask: np.ndarray | None
 def quantized_attention(
     tensors: Tensors, scheme: QuantScheme, threads: int, int16: bool = False, mask: np.ndarray | None = None
 ) -> Run:
-    attributes = {a.name: a.value.numpy().reshape(-1) for a in function.scheme_attributes(scheme)}
+    attributes = {a.name: a.value.numpy().reshape(-1) for a in bodies.scheme_attributes(scheme)}
     attributes |= {"scale": np.array([tensors["q"].shape[-1] ** -0.5]), "row_max_floor": np.array([-np.inf])}
     numbers = {
         k: helper.make_tensor(k, TensorProto.FLOAT, v.shape, v.astype(np.float32)) for k, v in attributes.items()
     }
     perms = {"q_perm": [0, 2, 1, 3], "k_perm": [0, 2, 3, 1], "v_perm": [0, 2, 1, 3], "out_perm": [0, 2, 1, 3]}
     feeds = {**tensors, "mask": np.zeros((), np.float32) if mask is None else mask}
-    op = function.attention_op(scheme)
-    node = helper.make_node(op, [*"qkv", "mask"], ["y"], domain=function.DOMAIN, qk=int(int16), **numbers, **perms)
+    op = bodies.attention_op(scheme)
+    node = helper.make_node(op, [*"qkv", "mask"], ["y"], domain=bodies.DOMAIN, qk=int(int16), **numbers, **perms)
     opened = session(model_of(node, {name: list(t.shape) for name, t in feeds.items()}), threads)
     return lambda: opened.run(None, feeds)
 

@@ -21,8 +21,8 @@ import onnx_ir as ir
 import onnxruntime
 from onnx import parser
 
-from onnx_attnq import function
-from onnx_attnq.scheme import PRESETS, QuantScheme, preset
+from onnx_attnq.rewriting import bodies
+from onnx_attnq.scheme.quant_scheme import PRESETS, QuantScheme, preset
 
 STEP, LEVELS = preset().step, preset().levels
 ALTERNATIVES = {
@@ -70,11 +70,11 @@ def alternative(text: str) -> onnx.ModelProto:
 
 
 def body(scheme: QuantScheme) -> onnx.ModelProto:
-    made = function.softmax_function(scheme, 17)
+    made = bodies.softmax_function(scheme, 17)
     x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["a", "b", "c", "d"]))
-    node = ir.Node(function.DOMAIN, made.name, [x], function.scheme_attributes(scheme), name="site")
+    node = ir.Node(bodies.DOMAIN, made.name, [x], bodies.scheme_attributes(scheme), name="site")
     node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "y", x.type, x.shape
-    graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 17, function.DOMAIN: 1}, name="g")
+    graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 17, bodies.DOMAIN: 1}, name="g")
     return ir.to_proto(ir.Model(graph, ir_version=8, functions=[made]))
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import onnx
 from bert import bert
 
-from onnx_attnq.bench import bench
-from onnx_attnq.compress import compress
+from onnx_attnq.job.compression import compress
+from onnx_attnq.job.timing import bench
 
 
 def main() -> None:

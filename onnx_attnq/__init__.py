@@ -1,28 +1,57 @@
 """Prune and log-quantize the attention probabilities of ONNX transformers, and prove it in onnxruntime.
 
+The public names are those below; they are imported when they are first used, so that a program, or a command of
+``onnx-attnq``, loads only what it needs.
+
 >>> import onnx_attnq
 >>> onnx_attnq.preset("row-log").bits
 3
 """
 
-from onnx_attnq.canonical import canonicalize
-from onnx_attnq.compress import Compression, compress
-from onnx_attnq.diff import diff_models
-from onnx_attnq.difference import Difference, ModelDiff
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from onnx_attnq.errors import AttnqError
-from onnx_attnq.expose import expose
-from onnx_attnq.generate import generate_samples
-from onnx_attnq.inputs import load_samples
-from onnx_attnq.model import fingerprint, load, save
-from onnx_attnq.native import native_library
-from onnx_attnq.plan import Plan, SitePlan, load_plan, save_plan, uniform_plan
-from onnx_attnq.record import Record, read_record
-from onnx_attnq.rewrite import rewrite
-from onnx_attnq.runtime import session
-from onnx_attnq.scheme import PRESETS, QuantScheme, preset
-from onnx_attnq.sites import AttentionSite, Rejection, Sites, find_sites
-from onnx_attnq.verify import Limit, Verification, verify
 from onnx_attnq.version import __version__
+
+if TYPE_CHECKING:
+    from onnx_attnq.diff import Difference, ModelDiff, canonicalize, diff_models
+    from onnx_attnq.find import AttentionSite, Rejection, Sites, expose, find_sites
+    from onnx_attnq.inputs import generate_samples, load_samples
+    from onnx_attnq.job import Compression, compress
+    from onnx_attnq.model import fingerprint, load, save
+    from onnx_attnq.rewriting import (
+        Plan,
+        Record,
+        SitePlan,
+        load_plan,
+        read_record,
+        revert,
+        rewrite,
+        save_plan,
+        uniform_plan,
+    )
+    from onnx_attnq.run import native_library, session
+    from onnx_attnq.scheme import PRESETS, QuantScheme, preset
+    from onnx_attnq.verification import Limit, Verification, verify
+
+_NAMES = {
+    "diff": ("Difference", "ModelDiff", "canonicalize", "diff_models"),
+    "find": ("AttentionSite", "Rejection", "Sites", "expose", "find_sites"),
+    "inputs": ("generate_samples", "load_samples"),
+    "job": ("Compression", "compress"),
+    "model": ("fingerprint", "load", "save"),
+    "rewriting": (
+        *("Plan", "Record", "SitePlan", "load_plan", "read_record"),
+        *("revert", "rewrite", "save_plan", "uniform_plan"),
+    ),
+    "run": ("native_library", "session"),
+    "scheme": ("PRESETS", "QuantScheme", "preset"),
+    "verification": ("Limit", "Verification", "verify"),
+}
+"""The package that each public name is imported from: the imports above, for the interpreter (PEP 562)."""
+
+_PACKAGE_OF = {name: package for package, names in _NAMES.items() for name in names}
 
 __all__ = [
     "PRESETS",
@@ -53,6 +82,7 @@ __all__ = [
     "native_library",
     "preset",
     "read_record",
+    "revert",
     "rewrite",
     "save",
     "save_plan",
@@ -60,3 +90,15 @@ __all__ = [
     "uniform_plan",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PACKAGE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_PACKAGE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

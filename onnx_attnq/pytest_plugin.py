@@ -23,14 +23,10 @@ import onnx_ir as ir
 import pytest
 
 from onnx_attnq.atomic import replacing
-from onnx_attnq.canonical import CanonicalModel, canonicalize
-from onnx_attnq.diff import diff_models
-from onnx_attnq.diff_text import format_diff
-from onnx_attnq.inputs import Sample, check_sample, load_samples
+from onnx_attnq.diff import CanonicalModel, canonicalize, diff_models, format_diff, node_name
+from onnx_attnq.inputs import Sample, check_sample, load_samples, model_inputs
 from onnx_attnq.model import load
-from onnx_attnq.places import node_name
-from onnx_attnq.runtime import Session
-from onnx_attnq.signature import model_inputs
+from onnx_attnq.run import Session
 
 Model: TypeAlias = ir.Model | str | os.PathLike[str]
 Data: TypeAlias = Mapping[str, npt.NDArray[Any]] | str | os.PathLike[str]

@@ -13,22 +13,23 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from onnx_attnq import function, numerics
-from onnx_attnq.scheme import QuantScheme
+from onnx_attnq.rewriting import bodies
+from onnx_attnq.scheme import numerics
+from onnx_attnq.scheme.quant_scheme import QuantScheme
 
 Execution = Callable[[str, np.ndarray, QuantScheme], np.ndarray]
 
 
 def one_op_model(kind: str, scheme: QuantScheme, opset: int = 17, rank: int = 3) -> ir.Model:
     """A model that is nothing but ``softmax`` or ``probabilities`` quantized."""
-    make = {"softmax": function.softmax_function, "probabilities": function.probabilities_function}[kind]
+    make = {"softmax": bodies.softmax_function, "probabilities": bodies.probabilities_function}[kind]
     body = make(scheme, opset)
     shape = ir.Shape([f"d{i}" for i in range(rank)])
     x = ir.Value(name="x", shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
-    node = ir.Node(function.DOMAIN, body.name, [x], function.scheme_attributes(scheme), name="site")
+    node = ir.Node(bodies.DOMAIN, body.name, [x], bodies.scheme_attributes(scheme), name="site")
     y = node.outputs[0]
     y.name, y.type, y.shape = "y", ir.TensorType(ir.DataType.FLOAT), shape
-    graph = ir.Graph([x], [y], nodes=[node], opset_imports={"": opset, function.DOMAIN: 1}, name="g")
+    graph = ir.Graph([x], [y], nodes=[node], opset_imports={"": opset, bodies.DOMAIN: 1}, name="g")
     return ir.Model(graph, ir_version=8, functions=[body])
 
 

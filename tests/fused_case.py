@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 from onnx import helper
 
-from onnx_attnq.fused import Declined, Decomposed, decompose
+from onnx_attnq.find.fused import Declined, Decomposed, decompose
 
 FLOAT32_TOLERANCE = 1e-5  # the two executions add in different order
 FLOAT16_TOLERANCE = 1e-2  # and round to float16 at different places

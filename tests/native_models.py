@@ -12,9 +12,9 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from onnx_attnq import function
-from onnx_attnq.native import native_library
-from onnx_attnq.scheme import QuantScheme
+from onnx_attnq.rewriting import bodies
+from onnx_attnq.run.native import native_library
+from onnx_attnq.scheme.quant_scheme import QuantScheme
 
 KERNELS = ("scalar", "avx2", "avx512", "amx", "neon")
 
@@ -44,7 +44,7 @@ def model_of(node: onnx.NodeProto, inputs: Sequence[str], element_type: int = Te
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inputs],
         [helper.make_tensor_value_info(node.output[0], element_type, None)],
     )
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(function.DOMAIN, 1)]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(bodies.DOMAIN, 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
@@ -65,8 +65,8 @@ def scheme_attributes(schemes: Sequence[QuantScheme]) -> dict[str, onnx.TensorPr
 
 def rows_model(kind: str, *schemes: QuantScheme) -> onnx.ModelProto:
     """``softmax`` or ``probabilities``: x to y."""
-    name = {"softmax": function.softmax_op, "probabilities": function.probabilities_op}[kind](schemes[0])
-    node = helper.make_node(name, ["x"], ["y"], domain=function.DOMAIN, **scheme_attributes(schemes))
+    name = {"softmax": bodies.softmax_op, "probabilities": bodies.probabilities_op}[kind](schemes[0])
+    node = helper.make_node(name, ["x"], ["y"], domain=bodies.DOMAIN, **scheme_attributes(schemes))
     return model_of(node, ["x"])
 
 
@@ -84,10 +84,10 @@ def attention_model(
     """Attention of q, k, v and mask. Unless told, all have shape (..., L, D)."""
     straight = list(range(rank))
     node = helper.make_node(
-        function.attention_op(schemes[0]),
+        bodies.attention_op(schemes[0]),
         ["q", "k", "v", "mask"],
         ["y"],
-        domain=function.DOMAIN,
+        domain=bodies.DOMAIN,
         scale=tensor("scale", [scale]),
         row_max_floor=tensor("row_max_floor", [row_max_floor]),
         q_perm=straight if q_perm is None else q_perm,
@@ -116,7 +116,7 @@ def run_attention(
 
 def kernel_name(kernels: str | None = None) -> str:
     """Which kernels a session runs that is opened now."""
-    node = helper.make_node("KernelName", [], ["y"], domain=function.DOMAIN)
+    node = helper.make_node("KernelName", [], ["y"], domain=bodies.DOMAIN)
     return bytes(session(model_of(node, [], TensorProto.UINT8), kernels=kernels).run(None, {})[0]).decode()
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_attnq import numerics
-from onnx_attnq.measure import measure
-from onnx_attnq.scheme import preset
-from onnx_attnq.study import Example, Study
+from onnx_attnq.scheme import numerics
+from onnx_attnq.scheme.quant_scheme import preset
+from onnx_attnq.study.model_study import Example, Study
+from onnx_attnq.study.probability_statistics import measure
 
 SCHEMES = (preset(), preset("ji2021", bits=2), preset("prune-only"))
 

@@ -15,11 +15,11 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_attnq.canonical import HEADER, canonicalize
 from onnx_attnq.cli.canonical import canonical
 from onnx_attnq.cli.fingerprint import fingerprint
+from onnx_attnq.diff.canonical import HEADER, canonicalize
+from onnx_attnq.diff.onnx_text import tensor_text
 from onnx_attnq.errors import InvalidModel
-from onnx_attnq.onnx_text import tensor_text
 
 SEEDS = st.integers(0, 2**32 - 1).map(random.Random)
 GOLDEN = Path(__file__).parent / "golden"

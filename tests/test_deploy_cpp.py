@@ -13,10 +13,10 @@ import pytest
 from small_transformers import bert_like
 from test_native_abi import header_directory
 
-from onnx_attnq.compress import compress
-from onnx_attnq.model import save
-from onnx_attnq.native import native_library
-from onnx_attnq.runtime import Session
+from onnx_attnq.job.compression import compress
+from onnx_attnq.model.files import save
+from onnx_attnq.run.native import native_library
+from onnx_attnq.run.sessions import Session
 
 SOURCES = Path(__file__).parent.parent / "examples" / "deploy" / "cpp"
 RUNTIMES = sorted((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_attnq.cli.diff import diff
-from onnx_attnq.content import value_difference
-from onnx_attnq.diff import diff_models
-from onnx_attnq.diff_text import format_diff
-from onnx_attnq.difference import Difference
+from onnx_attnq.diff.as_text import format_diff
+from onnx_attnq.diff.comparison import diff_models
+from onnx_attnq.diff.result import Difference
+from onnx_attnq.diff.tensor_content import value_difference
 
 BASE = """
     e = Gather <axis = 0> (table, ids)

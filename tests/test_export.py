@@ -19,11 +19,11 @@ from random_models import source
 from text_models import WORDS, tokenizer
 
 from onnx_attnq.cli import main
-from onnx_attnq.compress import compress
 from onnx_attnq.errors import CannotWrite, ExportFailed, InvalidModel
 from onnx_attnq.evaluate import TextModel, load_tokenizer
 from onnx_attnq.export import Attention, Exporter, export
-from onnx_attnq.runtime import Session
+from onnx_attnq.job.compression import compress
+from onnx_attnq.run.sessions import Session
 
 pytestmark = [
     pytest.mark.pipeline,

@@ -20,11 +20,11 @@ from optimum.onnxruntime import ORTModelForCausalLM, ORTModelForMaskedLM
 from random_models import source
 from transformers import AutoTokenizer, pipeline
 
-from onnx_attnq.compress import compress
 from onnx_attnq.evaluate import TextModel
 from onnx_attnq.export import export
-from onnx_attnq.inputs import Sample
-from onnx_attnq.runtime import Session
+from onnx_attnq.inputs.sample_files import Sample
+from onnx_attnq.job.compression import compress
+from onnx_attnq.run.sessions import Session
 
 pytestmark = [
     pytest.mark.pipeline,

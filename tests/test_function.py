@@ -13,9 +13,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import schemes
 
-from onnx_attnq import function, numerics
-from onnx_attnq.implementation import check_rows
-from onnx_attnq.scheme import PRESETS, Normalize, QuantScheme, Reference, Rounding, Spacing, preset
+from onnx_attnq.rewriting import bodies
+from onnx_attnq.scheme import numerics
+from onnx_attnq.scheme.quant_scheme import (
+    PRESETS,
+    Normalize,
+    QuantScheme,
+    Reference,
+    Rounding,
+    Spacing,
+    preset,
+)
+from onnx_attnq.verification.codes import check_rows
 
 KINDS = ("softmax", "probabilities")
 OPSETS = (11, 12, 13, 17, 18, 21, 23, 24)
@@ -147,7 +156,7 @@ def test_one_body_serves_every_scheme_of_its_family(kind: str) -> None:
     strict, lenient = preset("row-log", bits=2, threshold=0.05), preset("row-log", bits=5, threshold=1e-4)
     model = one_op_model(kind, strict, rank=2)
     node = model.graph.node(0)
-    for attribute in function.scheme_attributes(lenient):
+    for attribute in bodies.scheme_attributes(lenient):
         node.attributes[attribute.name] = attribute
     x = rows(kind, (4, 50), seed=3)
     proto = ir.to_proto(model)
@@ -156,27 +165,27 @@ def test_one_body_serves_every_scheme_of_its_family(kind: str) -> None:
 
 
 def test_names_follow_the_op_contract() -> None:
-    assert function.softmax_op(preset("row-log")) == "QuantizedSoftmax"
-    assert function.probabilities_op(preset("ji2021")) == "QuantizeProbabilities_absolute_log_floor_none"
-    assert function.attention_op(preset("prune-only-row-max")) == "PrunedAttention_row_max_none"
-    names = {function.softmax_op(family_scheme(family)) for family in FAMILIES}
+    assert bodies.softmax_op(preset("row-log")) == "QuantizedSoftmax"
+    assert bodies.probabilities_op(preset("ji2021")) == "QuantizeProbabilities_absolute_log_floor_none"
+    assert bodies.attention_op(preset("prune-only-row-max")) == "PrunedAttention_row_max_none"
+    names = {bodies.softmax_op(family_scheme(family)) for family in FAMILIES}
     assert len(names) == len(FAMILIES)
 
 
 def masked_attention(scheme: QuantScheme, opset: int, *, zeroes_masked_rows: bool) -> onnx.ModelProto:
     """A model of one attention op: q (L_q, D), k (D, L_k), v (L_k, D_v) and mask (L_q, L_k) to y."""
-    body = function.attention_function(scheme, opset)
+    body = bodies.attention_function(scheme, opset)
     inputs = [
         ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([f"{name}0", f"{name}1"]))
         for name in ("q", "k", "v", "mask")
     ]
     straight = (0, 1)
-    layout = function.attention_attributes(
+    layout = bodies.attention_attributes(
         1.0, straight, straight, straight, straight, zeroes_masked_rows=zeroes_masked_rows
     )
-    node = ir.Node(function.DOMAIN, body.name, inputs, [*function.scheme_attributes(scheme), *layout], name="site")
+    node = ir.Node(bodies.DOMAIN, body.name, inputs, [*bodies.scheme_attributes(scheme), *layout], name="site")
     node.outputs[0].name, node.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
-    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": opset, function.DOMAIN: 1}, name="g")
+    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": opset, bodies.DOMAIN: 1}, name="g")
     return ir.to_proto(ir.Model(graph, ir_version=8, functions=[body]))
 
 

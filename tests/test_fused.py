@@ -9,8 +9,8 @@ import pytest
 from fused_case import CURRENT_KERNELS, Array, Case, assert_close, random_array, run
 from onnx import TensorProto, helper, parser
 
-from onnx_attnq import fused
-from onnx_attnq.fused import FUSED_OPS, REFUSED_OPS, Declined, Decomposed, decompose, is_fused_attention, known
+from onnx_attnq.find import fused
+from onnx_attnq.find.fused import FUSED_OPS, REFUSED_OPS, Declined, Decomposed, decompose, is_fused_attention, known
 
 
 def query_key_value() -> dict[str, Array]:

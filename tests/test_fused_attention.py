@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
-from onnx_attnq.fused import Declined, decompose
+from onnx_attnq.find.fused import Declined, decompose
 
 pytestmark = CURRENT_KERNELS
 

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_attnq.errors import InvalidData
-from onnx_attnq.generate import PADDING, PAST_LENGTH, generate_samples
-from onnx_attnq.inputs import check_sample
-from onnx_attnq.signature import Sample, model_inputs
+from onnx_attnq.inputs.made_up import PADDING, PAST_LENGTH, generate_samples
+from onnx_attnq.inputs.sample_files import check_sample
+from onnx_attnq.inputs.signature import Sample, model_inputs
 
 DECODER = """
 <ir_version: 8, opset_import: ["" : 17]>

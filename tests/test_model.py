@@ -14,7 +14,7 @@ import pytest
 import small_models
 
 from onnx_attnq.errors import CannotWrite, InvalidModel
-from onnx_attnq.model import fingerprint, load, opset, save, sha256, tensors
+from onnx_attnq.model.files import fingerprint, load, opset, save, sha256, tensors
 
 X = np.linspace(-1, 1, 2 * 5 * 8, dtype=np.float32).reshape(2, 5, 8)
 
@@ -216,8 +216,8 @@ def test_data_that_vanished_after_loading_gives_one_line(external: Path, tmp_pat
 def test_a_model_that_outgrows_its_file_gets_a_data_file(
     inline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnx_attnq.model.INLINE_LIMIT", 100)
-    monkeypatch.setattr("onnx_attnq.model.SPILL_SIZE", 100)
+    monkeypatch.setattr("onnx_attnq.model.files.INLINE_LIMIT", 100)
+    monkeypatch.setattr("onnx_attnq.model.files.SPILL_SIZE", 100)
     save(load(inline), tmp_path / "out.onnx")
     moved = {tensor.name: isinstance(tensor, ir.ExternalTensor) for tensor in tensors(load(tmp_path / "out.onnx"))}
     assert moved == {"weight": True, "bias": False}

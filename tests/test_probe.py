@@ -7,11 +7,11 @@ import pytest
 from attention_forms import FORMS
 from small_graphs import parse
 
-from onnx_attnq import numerics
 from onnx_attnq.errors import InvalidModel
-from onnx_attnq.generate import generate_samples
-from onnx_attnq.probe import probe
-from onnx_attnq.runtime import Session
+from onnx_attnq.graph.extra_outputs import probe
+from onnx_attnq.inputs.made_up import generate_samples
+from onnx_attnq.run.sessions import Session
+from onnx_attnq.scheme import numerics
 
 
 def test_a_value_of_the_main_graph_and_nothing_that_it_does_not_need() -> None:

@@ -16,19 +16,19 @@ from fused_case import CURRENT_KERNELS
 from small_graphs import parse
 from small_transformers import bert_like, gpt2_like
 
-from onnx_attnq import numerics
-from onnx_attnq.compress import compress
 from onnx_attnq.errors import AlreadyRewritten, InvalidPlan
-from onnx_attnq.expose import expose
-from onnx_attnq.generate import generate_samples
-from onnx_attnq.model import fingerprint, load, save
-from onnx_attnq.plan import Plan, SitePlan, uniform_plan
-from onnx_attnq.record import Record, read_record
-from onnx_attnq.rewrite import rewrite
-from onnx_attnq.runtime import Session
-from onnx_attnq.scheme import QuantScheme, preset
-from onnx_attnq.sites import Form, find_sites
-from onnx_attnq.verify import Limit, verify
+from onnx_attnq.find.hidden import expose
+from onnx_attnq.find.sites import Form, find_sites
+from onnx_attnq.inputs.made_up import generate_samples
+from onnx_attnq.job.compression import compress
+from onnx_attnq.model.files import fingerprint, load, save
+from onnx_attnq.rewriting.plan import Plan, SitePlan, uniform_plan
+from onnx_attnq.rewriting.record import Record, read_record
+from onnx_attnq.rewriting.rewriter import rewrite
+from onnx_attnq.run.sessions import Session
+from onnx_attnq.scheme import numerics
+from onnx_attnq.scheme.quant_scheme import QuantScheme, preset
+from onnx_attnq.verification.rewritten_model import Limit, verify
 
 OPSETS = (11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24)
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_attnq import measure as measure_module
-from onnx_attnq import numerics
-from onnx_attnq.measure import measure
-from onnx_attnq.scheme import PRESETS, preset
-from onnx_attnq.statistics import (
+from onnx_attnq.scheme import numerics
+from onnx_attnq.scheme.quant_scheme import PRESETS, preset
+from onnx_attnq.study import probability_statistics as measure_module
+from onnx_attnq.study.probability_statistics import measure
+from onnx_attnq.study.site_statistics import (
     BINS,
     EDGES,
     MAJORITIES,

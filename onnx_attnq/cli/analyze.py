@@ -9,18 +9,15 @@ from typing import Any
 
 import click
 
-from onnx_attnq.analysis_tables import study_csv, study_json
-from onnx_attnq.analyze import DEFAULT_SCHEMES
-from onnx_attnq.analyze import analyze as run
 from onnx_attnq.atomic import replacing
 from onnx_attnq.cli.options import data_option, json_option, samples_for, samples_option, seed_option, threads_option
 from onnx_attnq.cli.output import console, progress_bar, show_refused, write_json
 from onnx_attnq.errors import CannotWrite, InvalidScheme, MissingExtra
-from onnx_attnq.findings import SAFE_ERROR, summary
 from onnx_attnq.model import load
+from onnx_attnq.report.tables import study_csv, study_json
 from onnx_attnq.scheme import QuantScheme, preset
-from onnx_attnq.study import Study
-from onnx_attnq.token_labels import load_token_labels, separator_ids
+from onnx_attnq.study import DEFAULT_SCHEMES, SAFE_ERROR, Study, load_token_labels, separator_ids, summary
+from onnx_attnq.study import analyze as run
 
 
 def _scheme(text: str) -> QuantScheme:
@@ -163,8 +160,8 @@ def _write(study: Study, folder: Path, limit: float, figures: str | None, *, rep
     if not report:
         return
     # matplotlib is an extra, and slow to import: only who draws pays for it.
-    from onnx_attnq.analysis_report import pictures, report_html
-    from onnx_attnq.figure import save_figure
+    from onnx_attnq.report.html_report import pictures, report_html
+    from onnx_attnq.report.picture_style import save_figure
 
     with progress_bar("Drawing") as progress:
         page = report_html(study, limit, progress)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from onnx_attnq.bench import CONTROL, Timing
-from onnx_attnq.bench import bench as run
 from onnx_attnq.cli.options import json_option
 from onnx_attnq.cli.output import console, plain_table, progress_bar, write_json
 from onnx_attnq.inputs import load_samples
+from onnx_attnq.job import CONTROL, Timing
+from onnx_attnq.job import bench as run
 from onnx_attnq.model import load
 
 

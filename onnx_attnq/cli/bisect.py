@@ -7,8 +7,6 @@ from pathlib import Path
 
 import click
 
-from onnx_attnq.bisect import Bisection
-from onnx_attnq.bisect import bisect as run
 from onnx_attnq.cli.options import (
     atol_option,
     data_option,
@@ -20,8 +18,9 @@ from onnx_attnq.cli.options import (
     threads_option,
 )
 from onnx_attnq.cli.output import console, plain_table, progress_bar, show_refused, write_json
-from onnx_attnq.compare_models import Bounds, Tolerance
 from onnx_attnq.model import load
+from onnx_attnq.verification import Bisection, Bounds, Tolerance
+from onnx_attnq.verification import bisect as run
 
 
 @click.command()

@@ -12,16 +12,14 @@ from rich.console import Console
 
 from onnx_attnq.cli.options import data_option, json_option, samples_option, seed_option, threads_option
 from onnx_attnq.cli.output import console, in_megabytes, plain_table, progress_bar, show_refused, write_json
-from onnx_attnq.compress import Compression
-from onnx_attnq.compress import compress as run
-from onnx_attnq.folder import compress_folder
 from onnx_attnq.inputs import load_samples
+from onnx_attnq.job import Compression, compress_folder, compression_json, folder_json
+from onnx_attnq.job import compress as run
 from onnx_attnq.model import load, size_on_disk
-from onnx_attnq.native import native_library
-from onnx_attnq.plan import load_plan, save_plan
-from onnx_attnq.report import compression_json, folder_json
+from onnx_attnq.rewriting import load_plan, save_plan
+from onnx_attnq.run import native_library
 from onnx_attnq.scheme import PRESETS, preset
-from onnx_attnq.verify import Limit, Verification
+from onnx_attnq.verification import Limit, Verification
 
 
 @click.command()

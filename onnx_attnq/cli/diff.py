@@ -6,8 +6,7 @@ import click
 
 from onnx_attnq.cli.options import json_option
 from onnx_attnq.cli.output import write_json
-from onnx_attnq.diff import CONTEXT, diff_models
-from onnx_attnq.diff_text import LIMIT, format_diff
+from onnx_attnq.diff import CONTEXT, LIMIT, diff_models, format_diff
 from onnx_attnq.model import load
 
 

@@ -10,12 +10,20 @@ from rich.console import Console
 
 from onnx_attnq.cli.options import json_option, threads_option
 from onnx_attnq.cli.output import console, plain_table, progress_bar, write_json
-from onnx_attnq.compress import compress
 from onnx_attnq.errors import InvalidData
-from onnx_attnq.evaluate import TASKS, Evaluation, Interval, load_task, load_tokenizer, task_from_hub
+from onnx_attnq.evaluate import (
+    MAX_LENGTH,
+    RESAMPLES,
+    SEED,
+    TASKS,
+    Evaluation,
+    Interval,
+    load_task,
+    load_tokenizer,
+    task_from_hub,
+)
 from onnx_attnq.evaluate import evaluate as run
-from onnx_attnq.evaluate.bootstrap import RESAMPLES, SEED
-from onnx_attnq.evaluate.text_model import MAX_LENGTH
+from onnx_attnq.job import compress
 from onnx_attnq.scheme import PRESETS, preset
 
 

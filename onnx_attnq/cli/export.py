@@ -9,10 +9,9 @@ import click
 
 from onnx_attnq.cli.options import json_option
 from onnx_attnq.cli.output import console, write_json
-from onnx_attnq.compress import Compression, compress
 from onnx_attnq.export import Attention, Exported
 from onnx_attnq.export import export as run
-from onnx_attnq.folder import compress_folder
+from onnx_attnq.job import Compression, compress, compress_folder
 from onnx_attnq.scheme import PRESETS, QuantScheme, preset
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from onnx_attnq.canonical import canonicalize
 from onnx_attnq.cli.options import json_option
 from onnx_attnq.cli.output import write_json
+from onnx_attnq.diff import canonicalize
 from onnx_attnq.model import load
 
 

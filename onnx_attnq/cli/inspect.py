@@ -9,11 +9,10 @@ import click
 from onnx_attnq.cli.options import json_option
 from onnx_attnq.cli.output import console, plain_table, write_json
 from onnx_attnq.errors import InvalidModel
-from onnx_attnq.expose import expose
+from onnx_attnq.find import AttentionSite, Form, expose, find_sites
+from onnx_attnq.job import inspection_json
 from onnx_attnq.model import load
-from onnx_attnq.record import read_record
-from onnx_attnq.report import inspection_json
-from onnx_attnq.sites import AttentionSite, Form, find_sites
+from onnx_attnq.rewriting import read_record
 
 
 @click.command()

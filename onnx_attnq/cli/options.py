@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 import onnx_ir as ir
 
-from onnx_attnq.inputs import load_samples
-from onnx_attnq.made_up import MadeUp, made_up_samples
+from onnx_attnq.inputs import MadeUp, load_samples, made_up_samples
 
 data_option = click.option(
     "--data", type=click.Path(path_type=Path), help="Samples: .npz, .npy, a folder of them, or test_data_set_*."

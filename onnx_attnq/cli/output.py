@@ -15,8 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from onnx_attnq.atomic import replacing
-from onnx_attnq.made_up import MadeUp
-from onnx_attnq.verify import Progress as Callback
+from onnx_attnq.inputs import MadeUp
+from onnx_attnq.verification import Progress as Callback
 
 
 def console() -> Console:

@@ -10,9 +10,9 @@ import click
 from onnx_attnq.cli.options import json_option
 from onnx_attnq.cli.output import console, write_json
 from onnx_attnq.errors import CannotRevert
+from onnx_attnq.job import file_json
 from onnx_attnq.model import load, save
-from onnx_attnq.report import file_json
-from onnx_attnq.revert import revert as run
+from onnx_attnq.rewriting import revert as run
 
 
 @click.command()

@@ -16,8 +16,8 @@ from onnx_attnq.cli.options import (
     threads_option,
 )
 from onnx_attnq.cli.output import console, plain_table, progress_bar, show_refused, write_json
-from onnx_attnq.compare_models import Bounds, Comparison, Tolerance, compare_models
 from onnx_attnq.model import load
+from onnx_attnq.verification import Bounds, Comparison, Tolerance, compare_models
 
 
 @click.command()

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from onnx_attnq.evaluate.attention import AttentionFigures, attention_figures
-from onnx_attnq.evaluate.bootstrap import Comparison, Interval, compare
+from onnx_attnq.evaluate.bootstrap import RESAMPLES, SEED, Comparison, Interval, compare
 from onnx_attnq.evaluate.causal_lm import CausalLanguageModelling
 from onnx_attnq.evaluate.evaluation import CompressedModel, Evaluation, evaluate
 from onnx_attnq.evaluate.masked_lm import MaskedLanguageModelling
@@ -18,9 +18,12 @@ from onnx_attnq.evaluate.retrieval import Retrieval
 from onnx_attnq.evaluate.sentence_similarity import SentenceSimilarity
 from onnx_attnq.evaluate.task import TASKS, Task, load_task, task_from_hub
 from onnx_attnq.evaluate.text_classification import TextClassification
-from onnx_attnq.evaluate.text_model import TextModel, load_tokenizer
+from onnx_attnq.evaluate.text_model import MAX_LENGTH, TextModel, load_tokenizer
 
 __all__ = [
+    "MAX_LENGTH",
+    "RESAMPLES",
+    "SEED",
     "TASKS",
     "AttentionFigures",
     "CausalLanguageModelling",

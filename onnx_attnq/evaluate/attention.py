@@ -9,13 +9,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from onnx_attnq import numerics
 from onnx_attnq.errors import InvalidModel
 from onnx_attnq.evaluate.text_model import TextModel
 from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load
-from onnx_attnq.record import read_record
-from onnx_attnq.site_rows import SiteRows
+from onnx_attnq.rewriting import read_record
+from onnx_attnq.scheme import numerics
+from onnx_attnq.verification import SiteRows
 
 SAMPLES: Final = 32
 """Runs that are looked at; the figures are means over thousands of rows each."""

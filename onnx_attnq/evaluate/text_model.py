@@ -13,10 +13,9 @@ import numpy.typing as npt
 
 from onnx_attnq.errors import InvalidData, InvalidModel
 from onnx_attnq.extras import require
-from onnx_attnq.inputs import Sample
+from onnx_attnq.inputs import ModelInput, Sample, model_inputs
 from onnx_attnq.model import load
-from onnx_attnq.runtime import Session
-from onnx_attnq.signature import ModelInput, model_inputs
+from onnx_attnq.run import Session
 
 Array = npt.NDArray[Any]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnx_attnq.errors import ExportFailed
 from onnx_attnq.export.result import ATOL, Attention
-from onnx_attnq.runtime import Session
+from onnx_attnq.run import Session
 
 OPSET: Final = 18
 """The opset that torch.onnx writes without a conversion."""

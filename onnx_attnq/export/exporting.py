@@ -1,0 +1,94 @@
+"""From a model of ``transformers`` to a folder with ONNX files, its tokenizer, and a check against PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from onnx_attnq.atomic import new_folder
+from onnx_attnq.errors import InvalidModel
+from onnx_attnq.export.by_optimum import export_by_optimum, infer_task, supports
+from onnx_attnq.export.by_torch import export_by_torch
+from onnx_attnq.export.result import ATOL, Attention, Exported, Exporter
+from onnx_attnq.extras import require
+
+
+def export(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    task: str | None = None,
+    opset: int | None = None,
+    attention: Attention | None = None,
+    local_only: bool = False,
+) -> Exported:
+    """Export a model, by optimum where it knows the architecture, by torch.onnx (dynamo) where it does not.
+
+    Args:
+        source: A folder with ``config.json`` and weights, or a model of the hub such as ``bert-base-uncased``.
+        output: A folder that does not exist yet, or is empty.
+        task: A task of optimum, such as ``question-answering`` or ``text-generation-with-past``; None infers it. A
+            decoder gets past key/values unless a task without them is asked for.
+        opset: None is the exporter's own choice.
+        attention: Which implementation of attention in PyTorch is traced; None is the architecture's default.
+        local_only: Never ask the hub.
+
+    Returns:
+        What was exported. Every output agreed with PyTorch within `ATOL`.
+
+    Raises:
+        MissingExtra: The extra ``export`` is not installed, or in other versions.
+        InvalidModel: There is no such model, or its task cannot be inferred.
+        CannotWrite: The output is not empty, or cannot be written.
+        ExportFailed: The exporter failed, or the ONNX model computes something else; nothing is left in ``output``.
+    """
+    require("export")
+    from transformers import AutoConfig
+
+    output = Path(output)
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=local_only or Path(source).is_dir())
+    except (OSError, ValueError) as error:
+        raise InvalidModel(
+            f"{source}: not a model folder, and not reached on the hub ({_first_line(error)})"
+        ) from error
+    task = task or infer_task(config)
+    known = supports(config.model_type, task)  # imports optimum, which sets up its logger, before that is made quiet
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(output) as made:
+        with _quiet():
+            if known:
+                exporter = Exporter.OPTIMUM
+                task = export_by_optimum(str(source), made, task, opset, attention, local_only)
+            else:
+                exporter = Exporter.TORCH
+                export_by_torch(str(source), made, task, opset, attention, local_only)
+        files = tuple(sorted(path.name for path in made.glob("*.onnx")))
+    return Exported(output, files, task, exporter)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what the exporters say about their own internals from the user; deviations are raised, not logged."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "transformers", "optimum")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+__all__ = ["ATOL", "Attention", "Exported", "Exporter", "export"]

@@ -1,0 +1,136 @@
+"""ai.onnx Attention, opsets 23 to 25 (onnx/defs/nn; the operator's text in the ONNX standard).
+
+Where a kernel and the text differ, the text counts: a row without any key is zero, and with
+``nonpad_kv_seqlen`` the causal triangle ends at the last valid key of each batch entry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import onnx_ir as ir
+
+from onnx_attnq.find.fused import core, known
+from onnx_attnq.find.fused.builder import NodeBuilder
+from onnx_attnq.find.fused.node import FLOATS, FusedNode
+from onnx_attnq.find.fused.outcome import Decline
+
+INPUTS: Final = ("Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen")
+ATTRIBUTES: Final = frozenset(
+    {
+        *("is_causal", "kv_num_heads", "q_num_heads", "qk_matmul_output_mode", "scale", "softcap"),
+        *("softmax_precision", "left_window_size", "right_window_size"),
+    }
+)
+
+
+def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | None]]:
+    """Adds the nodes; returns the softmax and the values of the outputs Y, present_key, present_value, qk."""
+    fused = FusedNode(node, INPUTS, ATTRIBUTES)
+    dtype = fused.element_type("Q", "K", "V")
+    rank = fused.rank("Q", (3, 4))
+    past = fused.both_or_none("past_key", "past_value")
+    scale = fused.number("scale", math.nan)
+    if scale <= 0.0:
+        raise Decline(f"scale {scale} is not positive, which the operator does not define")
+    softcap = fused.number("softcap")
+    if softcap < 0.0:
+        raise Decline(f"softcap {softcap} is negative, which the operator does not define")
+    mode = fused.integer("qk_matmul_output_mode")
+    if mode not in (0, 1, 2, 3):
+        raise Decline(f"qk_matmul_output_mode {mode} is not one of 0, 1, 2, 3")
+    precision = fused.integer("softmax_precision", int(dtype))
+    if precision not in [int(kind) for kind in FLOATS]:
+        raise Decline(f"softmax_precision {precision} is not a floating-point type")
+    if past and fused.get("nonpad_kv_seqlen"):
+        raise Decline("nonpad_kv_seqlen and past_key exclude each other")
+
+    query, key, value = (fused.require(name) for name in ("Q", "K", "V"))
+    if rank == 3:
+        heads, kv_heads = fused.positive("q_num_heads"), fused.positive("kv_num_heads")
+        if heads % kv_heads:
+            raise Decline(f"{heads} query heads cannot share {kv_heads} key heads evenly")
+        query = core.split_heads(b, query, heads)
+        key, value = (core.split_heads(b, x, kv_heads) for x in (key, value))
+    present = [core.append(b, old, new) for old, new in zip(past or (None, None), (key, value), strict=True)]
+    keys, values = (core.repeat_heads(b, x, b.extent(query, 1), b.extent(key, 1)) for x in present)
+
+    mask, empty_rows = _mask(b, fused, query, present[0], dtype)
+    scoring = core.Scoring(
+        dtype=dtype,
+        scale=None if math.isnan(scale) else scale,
+        softcap=softcap,
+        mask=mask,
+        empty_rows=empty_rows,
+        # float32 is the least: a softmax in half precision would only be less exact.
+        precision=ir.DataType.DOUBLE if precision == ir.DataType.DOUBLE else None,
+    )
+    stages = core.attend(b, query, keys, values, scoring)
+    scores = (stages.product, stages.capped, stages.masked)
+    shown = stages.probabilities if mode == 3 else b.cast(scores[mode], dtype, core.score_type(dtype))
+    context = core.merge_heads(b, stages.context) if rank == 3 else stages.context
+    return stages.softmax, (context, *present, shown)
+
+
+def _mask(
+    b: NodeBuilder, fused: FusedNode, query: ir.Value, key: ir.Value, dtype: ir.DataType
+) -> tuple[ir.Value | None, ir.Value | None]:
+    """The additive mask of all three sources, and the rows that it leaves without a key."""
+    queries, keys = b.extent(query, 2), b.extent(key, 2)
+    past_key, valid = fused.get("past_key"), fused.get("nonpad_kv_seqlen")
+    terms = []
+    may_be_empty = False
+    if fused.get("attn_mask"):
+        terms.append(_given_mask(b, fused, key, dtype))
+        may_be_empty = True
+    if valid is not None:
+        valid = b.reshape(valid, -1, 1, 1, 1)
+        terms.append(core.select(b, b.op("Less", b.arange(keys), valid), 0.0, -math.inf, dtype))
+        may_be_empty = True
+    left, right = fused.integer("left_window_size", -1), fused.integer("right_window_size", -1)
+    if fused.integer("is_causal"):
+        right = 0
+    if left >= 0 or right >= 0:
+        offset = b.extent(past_key, 2) if past_key is not None else 0
+        if valid is not None:
+            offset = b.op("Sub", valid, b.vector(queries))
+        distance = core.distance(b, queries, keys, offset)
+        if right >= 0:
+            terms.append(core.select(b, core.exceeds(b, distance, right), -math.inf, 0.0, dtype))
+        if left >= 0:
+            earlier = b.op("Less", distance, b.constant(-left, ir.DataType.INT64))
+            terms.append(core.select(b, earlier, -math.inf, 0.0, dtype))
+            may_be_empty = True
+    if not terms:
+        return None, None
+    mask = terms[0]
+    for term in terms[1:]:
+        mask = b.op("Add", mask, term)
+    if not may_be_empty:
+        return mask, None
+    return mask, b.op("Equal", b.reduce_max(mask), b.constant(-math.inf, core.score_type(dtype)))
+
+
+def _given_mask(b: NodeBuilder, fused: FusedNode, key: ir.Value, dtype: ir.DataType) -> ir.Value:
+    mask = fused.require("attn_mask")
+    rank = fused.rank("attn_mask", (1, 2, 3, 4))
+    kind = known.element_type(mask)
+    if kind == ir.DataType.BOOL:
+        added = core.select(b, mask, 0.0, -math.inf, dtype)
+    elif kind == dtype:
+        added = b.cast(mask, core.score_type(dtype), dtype)
+    else:
+        raise Decline(f"attn_mask has element type {kind.name if kind else 'unknown'}, neither bool nor {dtype.name}")
+    if b.opset < 24 or known.same_size(mask, rank - 1, key, 2):
+        return added
+    if known.size(mask, rank - 1) == 1:
+        raise Decline("attn_mask has one column, which could mean broadcasting or padding; expand it to all keys")
+    # From opset 24 on the mask may be shorter than the keys: what is missing is masked.
+    missing = b.subtract(b.extent(key, 2), b.extent(mask, rank - 1))
+    pads = b.vector(*[0] * (2 * rank - 1), missing)
+    return b.op("Pad", added, pads, b.constant(-math.inf, core.score_type(dtype)))
+
+
+__all__ = ["ATTRIBUTES", "INPUTS", "build"]

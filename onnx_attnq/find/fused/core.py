@@ -1,0 +1,202 @@
+"""The one attention that all four fused ops become, in named stages.
+
+    product       (query @ keyᵀ) · scale
+    capped        softcap · tanh(product / softcap)
+    masked        capped + mask
+    probabilities softmax of masked, with a sink column that is cut off again
+    context       probabilities @ value
+
+Shapes: query (B, N, L_q, D), key (B, N, L_k, D), value (B, N, L_k, D_v). float16 and bfloat16 models get
+their scores and softmax in float32, as in the kernels of onnxruntime: a mask value of -10000 is harmless
+there, and -3.4e38 does not even exist in float16.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_attnq.find.fused import known
+from onnx_attnq.find.fused.builder import Extent, NodeBuilder
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scoring:
+    """How scores become probabilities.
+
+    Attributes:
+        dtype: Element type of query, key, value and context.
+        scale: Factor on the product; None for 1/√D.
+        softcap: 0 for none.
+        mask: Added to the scores; in `score_type`, broadcastable to (B, N, L_q, L_k).
+        sink: Logits in `score_type`, broadcastable to (B, N, L_q, 1), that take part in the softmax and
+            belong to no key.
+        empty_rows: bool, broadcastable to (B, N, L_q, 1): rows whose probabilities are all 0.
+        precision: Element type of the softmax; None for that of the scores.
+    """
+
+    dtype: ir.DataType
+    scale: float | None = None
+    softcap: float = 0.0
+    mask: ir.Value | None = None
+    sink: ir.Value | None = None
+    empty_rows: ir.Value | None = None
+    precision: ir.DataType | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stages:
+    """The values of one attention.
+
+    ``product``, ``capped`` and ``masked`` are in `score_type`, ``probabilities`` and ``context`` in the
+    model's type. All are (B, N, L_q, L_k) but ``context``, which is (B, N, L_q, D_v).
+    """
+
+    product: ir.Value
+    capped: ir.Value
+    masked: ir.Value
+    softmax: ir.Node
+    probabilities: ir.Value
+    context: ir.Value
+
+
+def score_type(dtype: ir.DataType) -> ir.DataType:
+    """The element type of the scores: float32, or double in a double model."""
+    return ir.DataType.DOUBLE if dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
+
+
+def lowest(dtype: ir.DataType) -> float:
+    """The lowest finite score. It masks as well as -inf, and a row of it is no NaN."""
+    return float(np.finfo(score_type(dtype).numpy()).min)
+
+
+def attend(b: NodeBuilder, query: ir.Value, key: ir.Value, value: ir.Value, how: Scoring) -> Stages:
+    """Adds the nodes of one attention."""
+    scores = score_type(how.dtype)
+    shape = [*(known.dimension(query, axis) for axis in (0, 1, 2)), known.dimension(key, 2)]
+
+    def typed(stage: ir.Value, dtype: ir.DataType = scores) -> ir.Value:
+        stage.dtype, stage.shape = dtype, ir.Shape(shape)
+        return stage
+
+    transposed = b.transpose(b.cast(key, scores, how.dtype), 0, 1, 3, 2)
+    raw = typed(b.op("MatMul", b.cast(query, scores, how.dtype), transposed))
+    product = capped = typed(b.op("Mul", raw, _scale(b, query, how)))
+    if how.softcap:
+        softcap = b.constant(how.softcap, scores)
+        capped = typed(b.op("Mul", b.op("Tanh", b.op("Div", product, softcap)), softcap))
+    masked = capped if how.mask is None else typed(b.op("Add", capped, how.mask))
+
+    precision = how.precision or scores
+    logits = typed(b.cast(masked, precision, scores), precision)
+    if how.sink is not None:
+        column = b.vector(b.extent(query, 0), b.extent(query, 1), b.extent(query, 2), 1)
+        logits = b.op("Concat", logits, b.op("Expand", b.cast(how.sink, precision, scores), column), axis=3)
+        logits.dtype = precision
+    probabilities = b.op("Softmax", logits, axis=-1)
+    softmax, probabilities.dtype = b.nodes[-1], precision
+    if how.sink is not None:
+        probabilities = b.slice(probabilities, 3, 0, -1)
+    probabilities = typed(probabilities, precision)
+    if how.empty_rows is not None:
+        zero = b.constant(0.0, precision)
+        probabilities = typed(b.op("Where", how.empty_rows, zero, probabilities), precision)
+    probabilities = typed(b.cast(probabilities, how.dtype, precision), how.dtype)
+    context = b.op("MatMul", probabilities, value)
+    context.dtype = how.dtype
+    return Stages(product, capped, masked, softmax, probabilities, context)
+
+
+def _scale(b: NodeBuilder, query: ir.Value, how: Scoring) -> ir.Value:
+    scores = score_type(how.dtype)
+    if how.scale is not None:
+        return b.constant(how.scale, scores)
+    head_size = b.extent(query, 3)
+    if isinstance(head_size, int):
+        return b.constant(head_size**-0.5, scores)
+    return b.op("Div", b.constant(1.0, scores), b.op("Sqrt", b.cast(head_size, scores)))
+
+
+# Heads.
+
+
+def split_heads(b: NodeBuilder, hidden: ir.Value, heads: int) -> ir.Value:
+    """(B, L, N·D) to (B, N, L, D)."""
+    width = known.width(hidden)
+    head_size = None if width is None else width // heads
+    split = b.transpose(b.reshape(hidden, 0, 0, heads, head_size or -1), 0, 2, 1, 3)
+    return b.describe(split, hidden, known.dimension(hidden, 0), heads, known.dimension(hidden, 1), head_size)
+
+
+def merge_heads(b: NodeBuilder, context: ir.Value) -> ir.Value:
+    """(B, N, L, D) to (B, L, N·D)."""
+    return b.reshape(b.transpose(context, 0, 2, 1, 3), 0, 0, -1)
+
+
+def repeat_heads(b: NodeBuilder, cache: ir.Value, heads: Extent, kv_heads: Extent) -> ir.Value:
+    """(B, N_kv, L, D) to (B, N, L, D): head n of the result is head n // (N / N_kv)."""
+    if heads == kv_heads:
+        return cache
+    if isinstance(heads, int) and isinstance(kv_heads, int):
+        group: Extent = heads // kv_heads
+    else:
+        group = b.op("Div", b.vector(heads), b.vector(kv_heads))
+    grouped = b.op("Expand", b.unsqueeze(cache, 2), b.vector(1, 1, group, 1, 1))
+    repeated = b.reshape(grouped, 0, heads, b.extent(cache, 2), b.extent(cache, 3))
+    batch, _, length, head_size = (known.dimension(cache, axis) for axis in range(4))
+    return b.describe(repeated, cache, batch, heads if isinstance(heads, int) else None, length, head_size)
+
+
+# Past and masks.
+
+
+def append(b: NodeBuilder, past: ir.Value | None, new: ir.Value) -> ir.Value:
+    """The past keys or values, (B, N, P, D), followed by the new ones, (B, N, L, D)."""
+    if past is None:
+        return new
+    batch, heads, _, head_size = (known.dimension(new, axis) for axis in range(4))
+    old_length, new_length = known.size(past, 2), known.size(new, 2)
+    length = None if old_length is None or new_length is None else old_length + new_length
+    return b.describe(b.op("Concat", past, new, axis=2), new, batch, heads, length, head_size)
+
+
+def distance(b: NodeBuilder, queries: Extent, keys: Extent, offset: Extent | ir.Value) -> ir.Value:
+    """Position of the key less position of the query, int64: (L_q, L_k), or (B, 1, L_q, L_k).
+
+    Args:
+        b: Builder.
+        queries: L_q.
+        keys: L_k.
+        offset: Position of the first query among the keys: one number, or (B, 1, 1, 1).
+    """
+    rows = b.op("Add", b.unsqueeze(b.arange(queries), 1), b.vector(offset))
+    return b.op("Sub", b.arange(keys), rows)
+
+
+def select(b: NodeBuilder, condition: ir.Value, where_true: float, where_false: float, dtype: ir.DataType) -> ir.Value:
+    """An additive mask of two values, in `score_type`."""
+    scores = score_type(dtype)
+    return b.op("Where", condition, b.constant(where_true, scores), b.constant(where_false, scores))
+
+
+def exceeds(b: NodeBuilder, value: ir.Value, bound: int, dtype: ir.DataType = ir.DataType.INT64) -> ir.Value:
+    """True where the value is above the bound."""
+    return b.op("Greater", value, b.constant(bound, dtype))
+
+
+__all__ = [
+    "Scoring",
+    "Stages",
+    "append",
+    "attend",
+    "distance",
+    "exceeds",
+    "lowest",
+    "merge_heads",
+    "repeat_heads",
+    "score_type",
+    "select",
+    "split_heads",
+]

@@ -1,0 +1,221 @@
+"""com.microsoft GroupQueryAttention: causal, with a cache whose entries may differ in length.
+
+Source: the operator's text (onnxruntime, docs/ContribOperators.md) and its CPU kernel. Batch entry b has
+T = seqlens_k[b] + 1 keys and Q queries, query_seqlens[b] or else L_q. Query i is at the position
+min(max(T - Q, 0) + i, T - 1) and sees the keys up to there, or the last ``local_window_size`` of them; with
+``causal`` 0 it sees all. The keys before the first query are in the cache. A layer without keys of its own
+(L = 0) reads the cache of another layer, and finds all T there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Final
+
+import onnx_ir as ir
+
+from onnx_attnq.find.fused import core, known
+from onnx_attnq.find.fused.builder import Extent, NodeBuilder
+from onnx_attnq.find.fused.node import FusedNode
+from onnx_attnq.find.fused.outcome import Decline
+from onnx_attnq.find.fused.rotary import rotate, rotation
+
+INPUTS: Final = (
+    *("query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length"),
+    *("cos_cache", "sin_cache", "position_ids", "attention_bias", "head_sink"),
+    *("k_scale", "v_scale", "q_norm_weight", "k_norm_weight", "query_seqlens"),
+)
+ATTRIBUTES: Final = frozenset(
+    {
+        *("num_heads", "kv_num_heads", "scale", "softcap", "do_rotary", "rotary_interleaved"),
+        *("local_window_size", "smooth_softmax", "qk_output", "causal", "sliding_window_cache"),
+        *("k_quant_type", "v_quant_type", "kv_cache_bit_width"),
+        *("qk_norm_epsilon", "q_norm_epsilon", "k_norm_epsilon"),
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Lengths:
+    """L_q, L and the greatest T; per batch entry, (B, 1): T, position of the first query, cached keys, new keys."""
+
+    queries: Extent
+    new_rows: Extent
+    total: ir.Value
+    keys: ir.Value
+    first: ir.Value
+    cached: ir.Value
+    new: ir.Value
+
+
+def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | None]]:
+    """Adds the nodes; returns the softmax and the values of output, present_key, present_value, output_qk."""
+    fused = FusedNode(node, INPUTS, ATTRIBUTES)
+    _refuse(fused)
+    dtype = fused.element_type("query", "key", "value", "past_key", "past_value", "cos_cache", "head_sink")
+    past = fused.both_or_none("past_key", "past_value")
+    if past and not (fused.wants(1) and fused.wants(2)):
+        raise Decline("onnxruntime ignores past_key where the output present_key is not wanted; name that output")
+    heads, kv_heads = fused.positive("num_heads"), fused.positive("kv_num_heads")
+    if heads % kv_heads:
+        raise Decline(f"{heads} query heads cannot share {kv_heads} key heads evenly")
+
+    query, key, value = _heads(b, fused, heads, kv_heads)
+    lengths = _lengths(b, fused, query, key)
+    if fused.integer("do_rotary"):
+        query, key = _rotated(b, fused, lengths, query, key)
+    present = _present(b, past, (key, value), kv_heads, lengths, dtype)
+    # The cache may be longer than what is in it.
+    keys, values = (core.repeat_heads(b, b.slice(x, 2, 0, lengths.total), heads, kv_heads) for x in present)
+    visible = _visible(b, fused, lengths)
+    mask = core.select(b, visible, 0.0, core.lowest(dtype), dtype)
+    if (bias := fused.get("attention_bias")) is not None:
+        mask = b.op("Add", mask, b.cast(bias, core.score_type(dtype), dtype))
+    scoring = core.Scoring(
+        dtype=dtype,
+        scale=fused.number("scale") or None,
+        softcap=fused.number("softcap"),
+        mask=mask,
+        sink=_sink(b, fused, dtype),
+    )
+    stages = core.attend(b, query, keys, values, scoring)
+    shown = None
+    if fused.wants(3) and fused.integer("qk_output") == 2:
+        shown = stages.probabilities
+    elif fused.wants(3) and fused.integer("qk_output") == 1:
+        zero = b.constant(0.0, core.score_type(dtype))
+        shown = b.cast(b.op("Where", visible, stages.masked, zero), dtype, core.score_type(dtype))
+    return stages.softmax, (core.merge_heads(b, stages.context), *present, shown)
+
+
+def _refuse(fused: FusedNode) -> None:
+    for name in ("k_scale", "v_scale"):
+        fused.refuse(name, "a quantized cache is not decomposed; use a model with a float cache")
+    for name in ("q_norm_weight", "k_norm_weight"):
+        fused.refuse(name, "the norm of query and key must stay in front of the op to be seen")
+    if fused.get("query_seqlens") is not None:
+        fused.refuse("position_ids", "together with query_seqlens it is not defined")
+    if fused.integer("sliding_window_cache"):
+        raise Decline("sliding_window_cache moves keys inside the cache, which standard ops cannot; use a full cache")
+    window = fused.integer("local_window_size", -1)
+    if window == 0 or (window > 0 and not fused.integer("causal", 1)):
+        raise Decline(f"local_window_size {window} is not defined, or not without causal")
+    if fused.integer("kv_cache_bit_width") != 0:
+        raise Decline("a quantized cache is not decomposed; use a model with a float cache")
+
+
+def _heads(b: NodeBuilder, fused: FusedNode, heads: int, kv_heads: int) -> Sequence[ir.Value]:
+    """Query (B, N, L, D), key and value (B, N_kv, L, D)."""
+    fused.rank("query", (3,))
+    query = fused.require("query")
+    if pair := fused.both_or_none("key", "value"):
+        for name in ("key", "value"):
+            fused.rank(name, (3,))
+        return [core.split_heads(b, query, heads), *(core.split_heads(b, x, kv_heads) for x in pair)]
+    packed = core.split_heads(b, query, heads + 2 * kv_heads)
+    parts = b.split(packed, 1, (heads, kv_heads, kv_heads))
+    batch, _, length, head_size = (known.dimension(packed, axis) for axis in range(4))
+    return [
+        b.describe(part, query, batch, count, length, head_size)
+        for part, count in zip(parts, (heads, kv_heads, kv_heads), strict=True)
+    ]
+
+
+def _lengths(b: NodeBuilder, fused: FusedNode, query: ir.Value, key: ir.Value) -> _Lengths:
+    queries, new_rows = b.extent(query, 2), b.extent(key, 2)
+    keys = b.reshape(b.cast(fused.require("seqlens_k"), ir.DataType.INT64), -1, 1)
+    keys = b.op("Add", keys, b.ints(1))
+    total = b.reshape(b.cast(fused.require("total_sequence_length"), ir.DataType.INT64), 1)
+
+    def before(count: ir.Value) -> ir.Value:
+        return b.maximum(b.op("Sub", keys, count), b.ints(0))
+
+    if (valid := fused.get("query_seqlens")) is not None:
+        new = b.reshape(b.cast(valid, ir.DataType.INT64), -1, 1)
+        first = cached = before(new)
+    else:
+        new = b.vector(new_rows)
+        cached = before(new)
+        first = cached if known.same_size(query, 2, key, 2) else before(b.vector(queries))
+    return _Lengths(queries, new_rows, total, keys, first, cached, new)
+
+
+def _rotated(
+    b: NodeBuilder, fused: FusedNode, lengths: _Lengths, query: ir.Value, key: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    caches = fused.both_or_none("cos_cache", "sin_cache")
+    if caches is None:
+        raise Decline("do_rotary needs the inputs cos_cache and sin_cache")
+    steps = b.arange(lengths.queries)
+    positions = b.op("Add", lengths.first, steps)
+    if (given := fused.get("position_ids")) is not None:
+        # At the first prompt the kernel counts on from the very first position that is given.
+        start = b.slice(b.reshape(given, -1), 0, 0, 1)
+        prompt = b.op("Equal", lengths.total, b.vector(lengths.queries))
+        positions = b.op("Where", prompt, b.op("Add", start, steps), given)
+        positions = b.op("Expand", positions, b.vector(b.extent(query, 0), 1))
+    by = rotation(b, caches, positions, interleaved=bool(fused.integer("rotary_interleaved")))
+    return rotate(b, query, by), key if lengths.new_rows == 0 else rotate(b, key, by)
+
+
+def _present(
+    b: NodeBuilder,
+    past: tuple[ir.Value, ir.Value] | None,
+    new: tuple[ir.Value, ir.Value],
+    kv_heads: int,
+    lengths: _Lengths,
+    dtype: ir.DataType,
+) -> list[ir.Value]:
+    """The caches, (B, N_kv, C, D): per batch entry what was cached, then the new rows, then zeros.
+
+    C is the length of the past cache, or the greatest number of keys if that is more. Of the P rows of the
+    past and the new rows, one after the other, row j of the cache is row j while that is cached, then row
+    P + j - cached.
+    """
+    capacity, before = lengths.total, b.extent(past[0], 2) if past else 0
+    if past:
+        capacity = b.maximum(lengths.total, b.vector(before))
+    rows = b.arange(capacity)
+    behind = b.op("Sub", rows, lengths.cached)
+    used = b.op("Less", behind, lengths.new)
+    index = b.op("Where", b.op("Less", behind, b.ints(0)), rows, b.op("Add", behind, b.vector(before)))
+    index = b.unsqueeze(b.op("Where", used, index, b.ints(0)), 1)
+    # All heads of all batch entries one under the other, so that one Gather copies whole rows.
+    heads = b.arange(b.op("Mul", b.vector(b.extent(new[0], 0)), b.ints(kv_heads)))
+    top = b.op("Mul", heads, b.vector(b.add(before, lengths.new_rows)))
+    index = b.op("Add", b.reshape(top, -1, kv_heads, 1), index)
+    used = b.unsqueeze(used, 1, 3)
+    present = []
+    for old, fresh in zip(past or (None, None), new, strict=True):
+        flat = b.reshape(core.append(b, old, fresh), -1, b.extent(fresh, 3))
+        cache = b.op("Where", used, b.op("Gather", flat, index, axis=0), b.constant(0.0, dtype))
+        batch, _, _, head_size = (known.dimension(fresh, axis) for axis in range(4))
+        present.append(b.describe(cache, fresh, batch, kv_heads, None, head_size))
+    return present
+
+
+def _visible(b: NodeBuilder, fused: FusedNode, lengths: _Lengths) -> ir.Value:
+    """The keys that a query sees: bool, (B, 1, L_q, total)."""
+    last_key = b.op("Sub", lengths.keys, b.ints(1))
+    position = last_key
+    if fused.integer("causal", 1):
+        position = b.minimum(b.op("Add", lengths.first, b.arange(lengths.queries)), last_key)
+    distance = b.op("Sub", b.arange(lengths.total), b.unsqueeze(position, 1, 3))
+    visible = b.op("Less", distance, b.ints(1))
+    window = fused.integer("local_window_size", -1)
+    if window > 0:
+        visible = b.op("And", visible, core.exceeds(b, distance, -window))
+    return visible
+
+
+def _sink(b: NodeBuilder, fused: FusedNode, dtype: ir.DataType) -> ir.Value | None:
+    """A logit per head, or 0 for all: (1, N, 1, 1)."""
+    if (sink := fused.get("head_sink")) is not None:
+        return b.cast(b.reshape(sink, 1, -1, 1, 1), core.score_type(dtype), dtype)
+    if fused.integer("smooth_softmax"):
+        return b.constant([[[[0.0]]]], core.score_type(dtype))
+    return None
+
+
+__all__ = ["ATTRIBUTES", "INPUTS", "build"]

@@ -1,0 +1,24 @@
+"""Questions about an onnx_ir graph that any part of the package may ask, and ways to change it and back."""
+
+from onnx_attnq.graph.constants import constant, number_of
+from onnx_attnq.graph.dataflow import Dataflow, subgraphs
+from onnx_attnq.graph.extra_outputs import probe
+from onnx_attnq.graph.types import axes_of, axis_from_end, branch_outputs, dtype_of, note_ranks, rank_of
+from onnx_attnq.graph.undo import Snapshot, Undo, apply
+
+__all__ = [
+    "Dataflow",
+    "Snapshot",
+    "Undo",
+    "apply",
+    "axes_of",
+    "axis_from_end",
+    "branch_outputs",
+    "constant",
+    "dtype_of",
+    "note_ranks",
+    "number_of",
+    "probe",
+    "rank_of",
+    "subgraphs",
+]

@@ -1,0 +1,74 @@
+"""Make values inside of a model its outputs, so that a run shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from onnx_attnq.errors import InvalidModel
+from onnx_attnq.graph.dataflow import Dataflow
+from onnx_attnq.graph.types import dtype_of
+
+
+def probe(model: ir.Model, names: Sequence[str], scope: str = "main") -> ir.Model:
+    """A copy of the model whose outputs are the named values, and nothing else.
+
+    What they do not need is left out, so that a run costs no more time and memory than they do. A
+    value inside of an If comes out of that node, as an empty tensor when another branch was taken; a
+    value inside of a Loop or Scan comes out with the iterations as its first axis.
+
+    Args:
+        model: Not changed.
+        names: Names of values that can be used in ``scope``.
+        scope: ``main``, or a subgraph as `Dataflow.scope` names it.
+
+    Raises:
+        InvalidModel: There is no value of that name.
+    """
+    copy = model.clone()
+    flow = Dataflow(copy)
+    values = flow.values_in(scope)
+    outputs = []
+    for name in names:
+        if name not in values:
+            raise InvalidModel(f"there is no value {name!r} in {scope}")
+        outputs.append(_lift(values[name], flow))
+    copy.graph.outputs[:] = outputs
+    RemoveUnusedNodesPass()(copy)
+    return copy
+
+
+def _lift(value: ir.Value, flow: Dataflow) -> ir.Value:
+    """The value in the main graph that shows what ``value`` in a subgraph was."""
+    if value.type is None:
+        value.type = ir.TensorType(dtype_of(value) or ir.DataType.FLOAT)
+    graph = value.graph
+    owner = flow.owner(graph) if isinstance(graph, ir.Graph) else None
+    if owner is None:
+        return value
+    # A copy, because the value may be an output of the subgraph already, and none may be one twice.
+    shown = ir.Node("", "Identity", [value])
+    shown.outputs[0].name, shown.outputs[0].type = f"{value.name}_shown", value.type
+    assert isinstance(graph, ir.Graph)
+    graph.append(shown)
+    for other in (g for g in flow.graphs if flow.owner(g) is owner):
+        other.outputs.append(shown.outputs[0] if other is graph else _empty(other, value))
+    owner.resize_outputs(len(owner.outputs) + 1)
+    lifted = owner.outputs[-1]
+    lifted.name = f"{value.name}_lifted"
+    lifted.type = value.type
+    return _lift(lifted, flow)
+
+
+def _empty(graph: ir.Graph, like: ir.Value) -> ir.Value:
+    """An empty tensor for the branch that does not have the value."""
+    assert like.dtype is not None
+    tensor = ir.tensor(np.zeros(0, like.dtype.numpy()))
+    node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)])
+    node.outputs[0].name = f"{like.name}_not_taken"
+    node.outputs[0].type = like.type
+    graph.append(node)
+    return node.outputs[0]

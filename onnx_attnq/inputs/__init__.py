@@ -1,0 +1,19 @@
+"""Samples for a model: read from files and checked, or made up from its signature and graph."""
+
+from onnx_attnq.inputs.accepted import MadeUp, made_up_samples
+from onnx_attnq.inputs.made_up import generate_samples
+from onnx_attnq.inputs.sample_files import Sample, attention_mask_of, check_sample, load_samples
+from onnx_attnq.inputs.signature import Dim, ModelInput, model_inputs
+
+__all__ = [
+    "Dim",
+    "MadeUp",
+    "ModelInput",
+    "Sample",
+    "attention_mask_of",
+    "check_sample",
+    "generate_samples",
+    "load_samples",
+    "made_up_samples",
+    "model_inputs",
+]

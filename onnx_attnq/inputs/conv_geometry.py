@@ -1,0 +1,79 @@
+"""How large an image or how long a signal must be for the convolutions that read it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Final
+
+import onnx_ir as ir
+
+from onnx_attnq.inputs.input_uses import uses
+
+PATCHES: Final = 8
+"""Patches along an edge of an image, or frames of a signal, where the model does not fix them."""
+
+_END_OF_FRONT: Final = frozenset({"MatMul", "Gemm", "MatMulInteger", "Shape", "Softmax"})
+"""Where a convolutional front end ends, at the latest."""
+
+
+def image_shape(model: ir.Model, value: ir.Value) -> tuple[int, int, int] | None:
+    """Channels, height and width for an image that is cut into patches; None when no 2-D convolution reads it.
+
+    A table of learned positions, one for each patch and perhaps one more for the class token, tells
+    the size that the model was made for.
+    """
+    for use in uses(model, value):
+        weight = use.tensor(1) if use.node.op_type in ("Conv", "ConvInteger", "QLinearConv") else None
+        if use.node.op_type == "QLinearConv":
+            weight = use.tensor(3)
+        if weight is None or len(weight.shape) != 4:
+            continue
+        width, channels = weight.shape.numpy()[:2]
+        stride = use.node.attributes.get_ints("strides", [1, 1])
+        side = _table_side(model, width) or PATCHES
+        return channels * use.node.attributes.get_int("group", 1), side * stride[0], side * stride[1]
+    return None
+
+
+def signal_length(model: ir.Model, value: ir.Value) -> int | None:
+    """Samples that give `PATCHES` frames after all 1-D convolutions that a signal runs through; None without any."""
+    length = None
+    for node, kernel in reversed(list(_front(value))):
+        stride = node.attributes.get_ints("strides", [1])[0]
+        dilation = node.attributes.get_ints("dilations", [1])[0]
+        length = ((length or PATCHES) - 1) * stride + dilation * (kernel - 1) + 1
+    return length
+
+
+def _table_side(model: ir.Model, width: int) -> int | None:
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or not 2 <= len(tensor.shape) <= 3 or tensor.shape[-1] != width:
+            continue
+        rows = math.prod(tensor.shape.numpy()[:-1])
+        for patches in (rows - 1, rows):
+            if patches > 1 and math.isqrt(patches) ** 2 == patches and tensor.shape[0] in (1, rows):
+                return math.isqrt(patches)
+    return None
+
+
+def _front(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+    """The 1-D convolutions before the first product, in order, with their kernel sizes."""
+    pending, seen = [value], {value}
+    while pending:
+        current = pending.pop(0)
+        for node, index in current.uses():
+            if node.op_type in _END_OF_FRONT:
+                continue
+            if node.op_type == "Conv" and index == 0:
+                weight = node.inputs[1].const_value if node.inputs[1] is not None else None
+                if weight is not None and len(weight.shape) == 3:
+                    yield node, weight.shape.numpy()[2]
+            for output in node.outputs:
+                if output not in seen:
+                    seen.add(output)
+                    pending.append(output)
+
+
+__all__ = ["PATCHES", "image_shape", "signal_length"]

@@ -1,0 +1,200 @@
+"""Sample inputs: read from files and checked against the model's signature, or made up (`generate`)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from onnx_attnq.errors import InvalidData, InvalidModel
+from onnx_attnq.inputs.made_up import generate_samples
+from onnx_attnq.inputs.signature import ModelInput, Sample, evaluate_dim, model_inputs
+from onnx_attnq.model import check_tensor
+
+MASK_NAMES: Final = ("attention_mask", "input_mask", "padding_mask", "mask", "encoder_attention_mask")
+"""Names that exporters give to the input which is 1 for tokens and 0 for padding, the best first."""
+
+
+def load_samples(path: str | os.PathLike[str], model: ir.Model) -> tuple[Sample, ...]:
+    """Read samples for a model.
+
+    ``path`` is one of
+
+    * X.npz: one sample, an array for each input by name;
+    * X.npy: one sample of a model with one input;
+    * a folder with such files: a sample each, by name (2 before 10);
+    * a folder with input_0.pb, input_1.pb, …: one sample, serialized TensorProtos in the order of the
+      model's inputs, or with their names;
+    * a folder with folders test_data_set_0, test_data_set_1, … of these.
+
+    Samples may have different lengths where the model's dims are symbolic. Whole numbers of another
+    type are converted if every value fits; nothing else is. Pickled objects are refused.
+
+    Raises:
+        InvalidData: Nothing there, not readable, or not what the model takes. The line names file and input.
+    """
+    inputs = model_inputs(model)
+    place = Path(path)
+    if not place.exists():
+        raise InvalidData(f"{place} does not exist")
+    if not place.is_dir():
+        return (_load_file(place, inputs),)
+    folders = _sorted(entry for entry in place.glob("test_data_set_*") if entry.is_dir())
+    if not folders and any(place.glob("input_*.pb")):
+        folders = [place]
+    if folders:
+        return tuple(_load_folder(folder, inputs) for folder in folders)
+    files = _sorted(entry for entry in place.iterdir() if entry.suffix in (".npz", ".npy"))
+    if not files:
+        raise InvalidData(f"{place} has no .npz, .npy or input_*.pb files, and no test_data_set_* folders")
+    return tuple(_load_file(file, inputs) for file in files)
+
+
+def check_sample(sample: Sample, inputs: Iterable[ModelInput], source: str) -> Sample:
+    """The sample in the model's order and types.
+
+    Args:
+        sample: Arrays by input name.
+        inputs: What the model takes.
+        source: Where the sample comes from, for messages.
+
+    Raises:
+        InvalidData: A name, type, rank, static dim, or symbolic dim does not fit.
+    """
+    inputs = tuple(inputs)
+    expected = [item.name for item in inputs]
+    if missing := [name for name in expected if name not in sample]:
+        raise InvalidData(f"{source}: input {missing[0]!r} is missing; the file has {_names(sample)}")
+    if extra := [name for name in sample if name not in expected]:
+        raise InvalidData(f"{source}: {extra[0]!r} is not an input of the model; its inputs are {_names(expected)}")
+    checked = {item.name: _convert(sample[item.name], item, source) for item in inputs}
+    _check_symbols(checked, inputs, source)
+    return checked
+
+
+def attention_mask_of(sample: Sample) -> npt.NDArray[np.bool_] | None:
+    """Which positions of a sample hold tokens, going by the names that exporters use.
+
+    Returns:
+        bool (batch, length), true for tokens; None when no input is such a mask.
+
+    >>> attention_mask_of({"attention_mask": np.array([[1, 1, 0]])}).tolist()
+    [[True, True, False]]
+    """
+    for name in MASK_NAMES:
+        mask = sample.get(name)
+        # A mask of more axes is not about positions, and one with other values is added to the scores.
+        if mask is not None and mask.ndim == 2 and np.isin(mask.astype(np.float64), (0, 1)).all():
+            return mask.astype(np.bool_)
+    return None
+
+
+def _load_file(file: Path, inputs: tuple[ModelInput, ...]) -> Sample:
+    if file.suffix not in (".npz", ".npy"):
+        raise InvalidData(f"{file} is neither .npz nor .npy nor a folder")
+    loaded = _read(file, _read_numpy)
+    if isinstance(loaded, np.ndarray):
+        if len(inputs) != 1:
+            raise InvalidData(f"{file} holds one array, but the model has the inputs {_names(i.name for i in inputs)}")
+        loaded = {inputs[0].name: loaded}
+    return check_sample(loaded, inputs, str(file))
+
+
+def _load_folder(folder: Path, inputs: tuple[ModelInput, ...]) -> Sample:
+    files = _sorted(folder.glob("input_*.pb"))
+    if len(files) != len(inputs):
+        raise InvalidData(
+            f"{folder} has {len(files)} files input_*.pb, but the model has the inputs {_names(i.name for i in inputs)}"
+        )
+    named = [_read(file, _read_tensor) for file in files]
+    expected = [item.name for item in inputs]
+    if sorted(name for name, _ in named) == sorted(expected):
+        return check_sample(dict(named), inputs, str(folder))
+    arrays = (array for _, array in named)
+    return check_sample(dict(zip(expected, arrays, strict=True)), inputs, str(folder))
+
+
+def _read(file: Path, reader: Callable[[Path], Any]) -> Any:
+    try:
+        return reader(file)
+    except InvalidModel as error:
+        raise InvalidData(f"{file}: {error}") from None
+    except Exception as error:  # zip, numpy and protobuf each have their own for a damaged file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise InvalidData(f"{file} cannot be read: {reason}") from error
+
+
+def _read_numpy(file: Path) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]]:
+    with open(file, "rb") as opened:  # np.load would leave a damaged file open
+        loaded = np.load(opened, allow_pickle=False)
+        return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+
+
+def _read_tensor(file: Path) -> tuple[str, npt.NDArray[Any]]:
+    proto = onnx.TensorProto.FromString(file.read_bytes())
+    check_tensor(proto)
+    if proto.data_location == onnx.TensorProto.EXTERNAL:
+        raise InvalidModel("a sample must not refer to external data")
+    return proto.name, ir.from_proto(proto).numpy()
+
+
+def _convert(array: npt.NDArray[Any], item: ModelInput, source: str) -> npt.NDArray[Any]:
+    array = np.asarray(array)
+    found = f"{array.dtype.name}{list(array.shape)}"
+    if array.dtype.kind == "V" and array.dtype.itemsize == item.dtype.itemsize:
+        array = array.view(item.dtype)  # numpy writes bfloat16 as two bytes of no type
+    if array.dtype != item.dtype:
+        whole = array.dtype.kind in "biu" and item.dtype.kind in "biu"
+        converted = array.astype(item.dtype) if whole else array
+        if not whole or not np.array_equal(converted, array):
+            raise InvalidData(f"{source}: input {item.name!r} has the wrong type: expected {item}, got {found}")
+        array = converted
+    if item.shape is not None:
+        fits = len(item.shape) == array.ndim and all(
+            size == dim for size, dim in zip(array.shape, item.shape, strict=True) if isinstance(dim, int)
+        )
+        if not fits:
+            raise InvalidData(f"{source}: input {item.name!r} has the wrong shape: expected {item}, got {found}")
+    return array
+
+
+def _check_symbols(sample: Sample, inputs: tuple[ModelInput, ...], source: str) -> None:
+    """Equal symbols stand for equal sizes, and sums for the sum."""
+    sizes: dict[str, tuple[int, str]] = {}
+    dims = [
+        (item.name, dim, size)
+        for item in inputs
+        for dim, size in zip(item.shape or (), sample[item.name].shape, strict=item.shape is not None)
+        if isinstance(dim, str)
+    ]
+    for name, dim, size in dims:
+        known, first = sizes.setdefault(dim, (size, name))
+        if known != size:
+            raise InvalidData(
+                f"{source}: {dim!r} is {known} in input {first!r}, but {size} in input {name!r}; they must be equal"
+            )
+    values = {dim: size for dim, (size, _) in sizes.items()}
+    for name, dim, size in dims:
+        plain = {symbol: value for symbol, value in values.items() if symbol != dim}
+        computed = evaluate_dim(dim, plain)
+        if computed is not None and computed != size:
+            raise InvalidData(f"{source}: {dim!r} must be {computed} in input {name!r}, but is {size}")
+
+
+def _sorted(paths: Iterable[Path]) -> list[Path]:
+    """By name, with numbers in their order: input_2 before input_10."""
+    return sorted(paths, key=lambda path: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", path.name)])
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names)
+
+
+__all__ = ["MASK_NAMES", "Sample", "attention_mask_of", "check_sample", "generate_samples", "load_samples"]

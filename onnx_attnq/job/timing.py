@@ -1,0 +1,213 @@
+"""Time models against each other, in turn, so that a machine that speeds up or slows down does so for all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from onnx_attnq.errors import AttnqError, InvalidModel
+from onnx_attnq.inputs import Sample, generate_samples
+from onnx_attnq.job.compression import compress
+from onnx_attnq.model import load
+from onnx_attnq.rewriting import read_record
+from onnx_attnq.run import Session, native_library, optimize_transformer
+from onnx_attnq.scheme import preset
+from onnx_attnq.verification import Progress
+
+ORIGINAL: Final = "original"
+FUSED: Final = "original, fused by onnxruntime"
+CONTROL: Final = "native, not quantized"
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way to run the model.
+
+    Attributes:
+        name: What tables call it.
+        path: The model file.
+        native: Whether the native library is registered.
+    """
+
+    name: str
+    path: Path
+    native: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """How long one variant took for inputs of one length.
+
+    Attributes:
+        variant: Its name.
+        tokens: Sequence length.
+        cpu_ms: Median of process CPU time, milliseconds.
+        wall_ms: Median of elapsed time, milliseconds.
+        p99_ms: 99th percentile of elapsed time, milliseconds.
+        ratio: Median CPU time of the original divided by this one's: above 1 is faster.
+        peak_mb: Peak resident memory of a process that runs it once, megabytes; None where it was not measured.
+    """
+
+    variant: str
+    tokens: int
+    cpu_ms: float
+    wall_ms: float
+    p99_ms: float
+    ratio: float
+    peak_mb: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return dataclasses.asdict(self)
+
+
+def variants(original: Path, rewritten: Sequence[Path], folder: Path) -> tuple[list[Variant], list[str]]:
+    """The original, what onnxruntime's optimizer makes of it, and each rewritten model with and without the library.
+
+    With the library, the original is also run by its attention kernel without quantization: what that gains
+    is due to fusing, the rest to pruning.
+
+    Args:
+        original: The model before.
+        rewritten: Models that were made from it.
+        folder: Where the models that are made for the comparison go.
+
+    Returns:
+        The variants, and a sentence for each that could not be made.
+    """
+    found = [Variant(ORIGINAL, original, False)]
+    missing: list[str] = []
+    try:
+        fused = folder / "fused.onnx"
+        optimize_transformer(original, fused)
+        found.append(Variant(FUSED, fused, False))
+    except AttnqError as error:
+        missing.append(f"{FUSED}: {error}")
+    for path in rewritten:
+        if read_record(load(path)) is None:
+            raise InvalidModel(
+                f"{path}: carries no record of a rewrite; name the original first, then rewritten models"
+            )
+        name = path.name if len(rewritten) > 1 else "rewritten"
+        found.append(Variant(f"{name}, portable", path, False))
+        if native_library() is not None:
+            found.append(Variant(f"{name}, native", path, True))
+    if native_library() is None:
+        missing.append("native: the library was not built (`make native`)")
+    elif rewritten:
+        control = folder / "control.onnx"
+        compress(original, control, scheme=preset("identity"), verification=False)
+        found.append(Variant(CONTROL, control, True))
+    return found, missing
+
+
+def bench(
+    original: Path,
+    rewritten: Sequence[Path],
+    *,
+    tokens: Sequence[int] = (128, 512),
+    batch: int = 1,
+    threads: int = 1,
+    repeats: int = 15,
+    samples: Sequence[Sample] = (),
+    memory: bool = True,
+    progress: Progress | None = None,
+) -> tuple[list[Timing], list[str]]:
+    """Time all variants on the same inputs, one run of each after the other.
+
+    Args:
+        original: The model before.
+        rewritten: Models that were made from it.
+        tokens: Sequence lengths of made-up inputs.
+        batch: Rows of made-up inputs.
+        threads: Threads inside an op.
+        repeats: Counted runs of each variant for each length, after one that is not counted.
+        samples: Inputs in place of made-up ones.
+        memory: Measure peak memory, each variant in a process of its own.
+        progress: Called after each round.
+
+    Returns:
+        Timings, and a sentence for each variant that could not be made.
+    """
+    model = load(original)
+    inputs = [(_length(s), s) for s in samples] or [
+        (length, generate_samples(model, 1, shapes=((batch, length),))[0]) for length in tokens
+    ]
+    result: list[Timing] = []
+    with tempfile.TemporaryDirectory() as folder:
+        found, missing = variants(original, rewritten, Path(folder))
+        sessions = {v.name: Session(v.path, threads=threads, native=v.native) for v in found}
+        total, done = len(inputs) * repeats, 0
+        for length, sample in inputs:
+            cpu: dict[str, list[float]] = {v.name: [] for v in found}
+            wall: dict[str, list[float]] = {v.name: [] for v in found}
+            for round_number in range(repeats + 1):
+                for name, session in sessions.items():
+                    spent = _timed(lambda session=session, sample=sample: session.run(sample))  # type: ignore[misc]
+                    if round_number:
+                        cpu[name].append(spent[0])
+                        wall[name].append(spent[1])
+                done += bool(round_number)
+                if progress is not None:
+                    progress(f"{length} tokens", done, total)
+            base = statistics.median(cpu[ORIGINAL])
+            for v in found:
+                median = statistics.median(cpu[v.name])
+                p99 = sorted(wall[v.name])[min(repeats - 1, int(0.99 * repeats))]
+                peak = _peak_memory(v, original, batch, length, threads) if memory and not samples else None
+                elapsed = statistics.median(wall[v.name])
+                result.append(Timing(v.name, length, median * 1e3, elapsed * 1e3, p99 * 1e3, base / median, peak))
+    return result, missing
+
+
+def _length(sample: Sample) -> int:
+    return max(int(array.shape[1]) for array in sample.values() if array.ndim >= 2)
+
+
+def _timed(run: Callable[[], object]) -> tuple[float, float]:
+    cpu, wall = time.process_time(), time.perf_counter()
+    run()
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def peak_memory() -> float:
+    """Peak resident memory of this process so far, megabytes.
+
+    What getrusage reports on Linux includes the memory of the parent that the process was forked from; VmHWM does not.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _peak_memory(variant: Variant, original: Path, batch: int, tokens: int, threads: int) -> float | None:
+    """Peak resident memory of a fresh process that runs the variant once, megabytes."""
+    code = (
+        "import sys\n"
+        "from onnx_attnq.job.timing import peak_memory\n"
+        "from onnx_attnq.inputs import generate_samples\n"
+        "from onnx_attnq.model import load\n"
+        "from onnx_attnq.run import Session\n"
+        "original, path, native, batch, tokens, threads = sys.argv[1:]\n"
+        "sample = generate_samples(load(original), 1, shapes=((int(batch), int(tokens)),))[0]\n"
+        "Session(path, threads=int(threads), native=native == 'True').run(sample)\n"
+        "print(peak_memory())\n"
+    )
+    arguments = (original, variant.path, variant.native, batch, tokens, threads)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=True
+        )
+    except subprocess.CalledProcessError:
+        return None
+    return float(done.stdout)

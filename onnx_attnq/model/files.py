@@ -1,0 +1,261 @@
+"""Models in memory and on disk: load, save, and what identifies a file.
+
+onnx_ir reads external data only when it is asked for, so a model of several gigabytes loads in
+milliseconds. A loaded model refers to the files that it came from; nothing here writes to them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO, Final, Literal, TypeAlias
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError, EncodeError
+
+from onnx_attnq.atomic import replacing
+from onnx_attnq.errors import CannotWrite, InvalidModel
+from onnx_attnq.model.external_data import Reference, get_reference, resolve_references, set_reference
+from onnx_attnq.model.structure_hash import fingerprint
+from onnx_attnq.model.wellformed import check_model, graph_protos, tensor_protos, tensor_size
+
+ExternalData: TypeAlias = Literal["copy", "keep"]
+"""``copy``: the output has its own data file. ``keep``: it refers to the data files of the input."""
+
+PROTOBUF_LIMIT: Final = 2**31 - 1
+"""Bytes that one protobuf file can have."""
+
+INLINE_LIMIT: Final = PROTOBUF_LIMIT - 2**27
+"""Bytes of tensors that a model file may hold; the rest is for nodes, names and functions."""
+
+SPILL_SIZE: Final = 1024
+"""Initializers of at least so many bytes leave a model file that has become too large."""
+
+ALIGNMENT: Final = 64
+"""Of tensors in a data file: a cache line, more than any element needs when the file is mapped."""
+
+_SOURCE: Final = "onnx_attnq.source"
+
+
+def load(path: str | os.PathLike[str]) -> ir.Model:
+    """Read a model file; external data stays on disk until it is used.
+
+    Nodes are put in topological order if they are not; nothing else changes.
+
+    Raises:
+        InvalidModel: The file is missing, not an ONNX model, truncated, too deep, of an unsupported opset, or its
+            external data is missing, too short, or outside of its folder. One line that begins with the path.
+    """
+    file = Path(path)
+    proto = _parse(file)
+    try:
+        check_model(proto)
+        folder = resolve_references(proto, file)
+    except InvalidModel as error:
+        raise InvalidModel(f"{file}: {error}") from None
+    try:
+        model = ir.from_proto(proto)
+        model.graph.sort()
+        for function in model.functions.values():
+            function.sort()
+    except Exception as error:  # whatever a damaged file makes onnx_ir raise, it is the file's fault
+        raise InvalidModel(f"{file}: onnx_ir cannot read it: {_innermost(error)}") from error
+    for tensor in tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.base_dir = str(folder)
+    model.graph.meta[_SOURCE] = file.resolve()  # a clone keeps what is on the graph, and drops what is on the model
+    return model
+
+
+def save(model: ir.Model, path: str | os.PathLike[str], external_data: ExternalData = "copy") -> None:
+    """Write a model; the model in memory, and the files that it was loaded from, stay as they are.
+
+    Tensors that are in memory stay in the model file as long as it can hold them. External tensors
+    are copied, a few megabytes at a time, to ``path`` + ".data"; or, with ``keep``, the output refers to
+    the files where they are, for which it must be in their folder. There are no hard links: onnx
+    refuses a data file that has one, so a link would spoil the input, too.
+
+    Equal models give equal bytes. All files appear when they are complete.
+
+    Raises:
+        CannotWrite: ``path`` is a file of the input; the folder is missing, full or not writable; or ``keep`` is
+            asked for in another folder.
+        InvalidModel: The model cannot be serialized.
+    """
+    target = Path(path)
+    if not target.name:
+        raise CannotWrite(f"{str(path)!r} is not the name of a file")
+    data = target.with_name(target.name + ".data")
+    every = tuple(tensors(model))
+    _refuse_input(model, every, (target, data))
+    external = {_reference(tensor): tensor for tensor in every if isinstance(tensor, ir.ExternalTensor)}
+    inline_size = sum(tensor.nbytes for tensor in every if _is_inline(tensor))
+    if external_data == "keep":
+        _require_folder(external.values(), target)
+        external = {}
+    try:
+        proto = ir.to_proto(model)
+    except ir.serde.SerdeError as error:
+        raise InvalidModel(f"onnx_ir cannot serialize the model: {_innermost(error)}") from error
+    # The data file gets its name first, so that no model file ever refers to one that is not there.
+    with replacing(target) as model_file, ExitStack() as data_files:
+        if external or inline_size > INLINE_LIMIT:
+            data_file = data_files.enter_context(replacing(data))
+            _move_external(proto, external, data_file, data.name)
+            if inline_size > INLINE_LIMIT:
+                _move_inline(proto, data_file, data.name)
+        try:
+            model_file.write(proto.SerializeToString(deterministic=True))
+        except (EncodeError, ValueError) as error:
+            raise InvalidModel(f"{target}: the model is too large for one protobuf file: {error}") from None
+
+
+def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every tensor of a model: initializers and attributes, in subgraphs and functions, too."""
+    for root in (model.graph, *(function.graph for function in model.functions.values())):
+        for graph in (root, *root.subgraphs()):
+            yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
+        for node in root.all_nodes():
+            yield from _attribute_tensors(node.attributes.values())
+    for function in model.functions.values():
+        yield from _attribute_tensors(function.attributes.values())
+
+
+def size_on_disk(model: ir.Model) -> int:
+    """Bytes of the file that a model was loaded from, and of the data files that it refers to."""
+    files = {Path(tensor.path) for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor)}
+    return sum(file.stat().st_size for file in {model.graph.meta[_SOURCE], *files})
+
+
+def opset(model: ir.Model) -> int:
+    """The version of the ai.onnx operator set that the main graph uses."""
+    imports = model.graph.opset_imports
+    return imports[""] if "" in imports else imports["ai.onnx"]
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's bytes, in 64 hexadecimal digits; external data is not part of it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _parse(file: Path) -> onnx.ModelProto:
+    try:
+        status = file.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise InvalidModel(f"{file} is a folder, not a model file")
+        if not stat.S_ISREG(status.st_mode):
+            raise InvalidModel(f"{file} is not a regular file")
+        if status.st_size > PROTOBUF_LIMIT:
+            raise InvalidModel(
+                f"{file} is larger than 2 GiB, which no ONNX file can be: weights belong in external data"
+            )
+        content = file.read_bytes()
+    except FileNotFoundError:
+        raise InvalidModel(f"{file} does not exist") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise InvalidModel(f"{file} cannot be read: {getattr(error, 'strerror', error)}") from None
+    if not content:
+        raise InvalidModel(f"{file} is empty")
+    if content.startswith(b"version https://git-lfs"):
+        raise InvalidModel(f"{file} is a Git LFS pointer, not the model itself: fetch it with `git lfs pull`")
+    try:
+        return onnx.ModelProto.FromString(content)
+    except (DecodeError, RecursionError):
+        raise InvalidModel(f"{file} is not an ONNX file, or is truncated or nested too deeply") from None
+
+
+def _innermost(error: BaseException) -> str:
+    """The first line of the cause; onnx_ir repeats whole nodes in the messages around it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return "".join(character if character.isprintable() else "?" for character in line)
+
+
+def _attribute_tensors(attributes: Iterable[ir.Attr]) -> Iterator[ir.TensorProtocol]:
+    for attribute in attributes:
+        if attribute.is_ref() or attribute.value is None:
+            continue
+        # Not as_tensor: its check against a protocol takes longer than all the rest in a graph of many constants.
+        if attribute.type == ir.AttributeType.TENSOR:
+            yield attribute.value
+        elif attribute.type == ir.AttributeType.TENSORS:
+            yield from attribute.value
+
+
+def _reference(tensor: ir.ExternalTensor) -> Reference:
+    return (os.fspath(tensor.location), tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length)
+
+
+def _is_inline(tensor: ir.TensorProtocol) -> bool:
+    return not isinstance(tensor, ir.ExternalTensor | ir.StringTensor)
+
+
+def _refuse_input(model: ir.Model, every: Iterable[ir.TensorProtocol], outputs: Iterable[Path]) -> None:
+    inputs = {tensor.path for tensor in every if isinstance(tensor, ir.ExternalTensor)}
+    if (source := model.graph.meta.get(_SOURCE)) is not None:
+        inputs.add(str(source))
+    existing = [file for file in inputs if os.path.exists(file)]
+    for output in outputs:
+        if os.path.exists(output) and any(os.path.samefile(output, file) for file in existing):
+            raise CannotWrite(f"{output} is a file of the input model, which is never overwritten; name another output")
+
+
+def _require_folder(external: Iterable[ir.ExternalTensor], target: Path) -> None:
+    folder = os.path.realpath(target.parent)
+    for data_folder in {os.path.realpath(tensor.base_dir) for tensor in external}:
+        if data_folder != folder:
+            raise CannotWrite(
+                f"{target}: external data can only be kept where it is, in {data_folder}; "
+                "write the model there, or copy the data"
+            )
+
+
+def _move_external(
+    proto: onnx.ModelProto, external: Mapping[Reference, ir.ExternalTensor], file: BinaryIO, location: str
+) -> None:
+    """Copy external tensors to a data file; tensors that shared their bytes still do."""
+    placed: dict[Reference, tuple[int, int]] = {}
+    for tensor in tensor_protos(proto):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL or not external:
+            continue
+        reference = get_reference(tensor)
+        if reference not in placed:
+            placed[reference] = _append(external[reference], file)
+        set_reference(tensor, (location, *placed[reference]))
+
+
+def _move_inline(proto: onnx.ModelProto, file: BinaryIO, location: str) -> None:
+    for graph in graph_protos(proto):
+        for tensor in graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.data_type == onnx.TensorProto.STRING:
+                continue
+            if tensor_size(tensor) >= SPILL_SIZE:
+                set_reference(tensor, (location, *_append(ir.from_proto(tensor), file)))
+
+
+def _append(tensor: ir.TensorProtocol, file: BinaryIO) -> tuple[int, int]:
+    """Write a tensor at the next aligned offset; offset and length in bytes."""
+    offset = -(-file.tell() // ALIGNMENT) * ALIGNMENT
+    file.seek(offset)
+    try:
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.tofile(file)  # a few megabytes at a time
+        else:
+            file.write(tensor.tobytes())
+    except FileNotFoundError as error:
+        raise InvalidModel(f"external data {error.filename!r} has vanished since the model was loaded") from None
+    except ValueError as error:  # onnx_ir looks again whether the file is still inside of the folder
+        raise InvalidModel(f"external data of tensor {tensor.name!r}: {error}") from None
+    if file.tell() != offset + tensor.nbytes:
+        raise InvalidModel(f"external data of tensor {tensor.name!r} has become shorter since the model was loaded")
+    return offset, tensor.nbytes
+
+
+__all__ = ["ExternalData", "fingerprint", "load", "opset", "save", "sha256", "size_on_disk", "tensors"]

@@ -1,0 +1,23 @@
+"""Planning what each site gets, putting quantized ops in place, writing that down, and undoing it."""
+
+from onnx_attnq.rewriting.bodies import DOMAIN, DOMAIN_VERSION
+from onnx_attnq.rewriting.plan import Plan, SitePlan, load_plan, save_plan, uniform_plan
+from onnx_attnq.rewriting.record import Record, RewrittenSite, read_record, refuse_rewritten
+from onnx_attnq.rewriting.reverter import revert
+from onnx_attnq.rewriting.rewriter import rewrite
+
+__all__ = [
+    "DOMAIN",
+    "DOMAIN_VERSION",
+    "Plan",
+    "Record",
+    "RewrittenSite",
+    "SitePlan",
+    "load_plan",
+    "read_record",
+    "refuse_rewritten",
+    "revert",
+    "rewrite",
+    "save_plan",
+    "uniform_plan",
+]

@@ -1,0 +1,117 @@
+"""What a rewritten model says about itself, in its own metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import onnx_ir as ir
+
+from onnx_attnq.errors import AlreadyRewritten, InvalidModel
+from onnx_attnq.find import Form
+from onnx_attnq.graph import Undo
+from onnx_attnq.rewriting.bodies import DOMAIN
+from onnx_attnq.scheme import QuantScheme
+
+METADATA: Final = "onnx_attnq"
+"""Key of the model's metadata under which a `Record` is kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RewrittenSite:
+    """What became of one site.
+
+    Attributes:
+        id: The site's id.
+        op_type: Op that was there.
+        node: Name of that node.
+        scope: ``main``, or the path of the subgraph.
+        form: What was replaced.
+        scheme: What it was replaced by.
+        inputs: Names of the float32 values that enter the new op: scores, probabilities, or query, key, value, mask.
+        output: Name of the value that leaves it: quantized probabilities or, of an attention, the context.
+    """
+
+    id: str
+    op_type: str
+    node: str
+    scope: str
+    form: Form
+    scheme: QuantScheme
+    inputs: tuple[str, ...]
+    output: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {**dataclasses.asdict(self), "form": str(self.form), "scheme": self.scheme.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RewrittenSite:
+        """The inverse of `to_json`."""
+        scheme = QuantScheme.from_json(data["scheme"])
+        return cls(**{**data, "form": Form(data["form"]), "scheme": scheme, "inputs": tuple(data["inputs"])})
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a rewritten model says about itself.
+
+    Attributes:
+        version: Version of onnx-attnq that wrote it.
+        original: Fingerprint of the model before.
+        plan: `Plan.hash` of the plan that was carried out.
+        inlined: True when the ops were replaced by their bodies.
+        sites: The sites that were rewritten.
+        undo: How to get the original graph back, or None.
+        irreversible: Why there is none; else empty.
+    """
+
+    version: str
+    original: str
+    plan: str
+    inlined: bool
+    sites: tuple[RewrittenSite, ...]
+    undo: Undo | None = dataclasses.field(default=None, repr=False)
+    irreversible: str = ""
+
+
+def read_record(model: ir.Model) -> Record | None:
+    """What a rewritten model says about itself; None for a model that was not rewritten.
+
+    Raises:
+        InvalidModel: The model's metadata was damaged.
+    """
+    text = model.metadata_props.get(METADATA)
+    if text is None:
+        return None
+    try:
+        data = json.loads(text)
+        sites = tuple(RewrittenSite.from_json(site) for site in data["sites"])
+        undo = None if data["undo"] is None else Undo.from_json(data["undo"])
+        return Record(
+            data["version"], data["original"], data["plan"], data["inlined"], sites, undo, data["irreversible"]
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidModel(f"the metadata {METADATA!r} of the model cannot be read: {error}") from None
+
+
+def refuse_rewritten(model: ir.Model) -> None:
+    """Raise AlreadyRewritten for a model that carries quantized attention already."""
+    if METADATA in model.metadata_props or DOMAIN in model.graph.opset_imports:
+        raise AlreadyRewritten("the model is rewritten already; start from the original")
+
+
+def write_record(model: ir.Model, record: Record) -> None:
+    """Put the record into the model's metadata."""
+    data = {
+        "version": record.version,
+        "original": record.original,
+        "plan": record.plan,
+        "inlined": record.inlined,
+        "sites": [site.to_json() for site in record.sites],
+        "undo": None if record.undo is None else record.undo.to_json(),
+        "irreversible": record.irreversible,
+    }
+    model.metadata_props[METADATA] = json.dumps(data)

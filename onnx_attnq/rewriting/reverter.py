@@ -1,0 +1,48 @@
+"""Give back the original graph of a rewritten model."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from onnx_attnq.errors import CannotRevert
+from onnx_attnq.graph import apply
+from onnx_attnq.model import fingerprint
+from onnx_attnq.rewriting.record import METADATA, Record, read_record
+
+
+def revert(model: ir.Model) -> Record:
+    """Undo a rewrite, in place, and make sure that it is the original graph that came back.
+
+    The record in the model's metadata has what was removed. The result has the fingerprint of the original: nodes,
+    their names and their order, wiring, attributes, opsets and functions are what they were.
+    Weights were never touched.
+
+    Args:
+        model: A rewritten model. Undefined after an error.
+
+    Returns:
+        The record that the model carried.
+
+    Raises:
+        CannotRevert: The model was not rewritten, was changed afterwards, or its record says why it cannot be.
+    """
+    record = read_record(model)
+    if record is None:
+        raise CannotRevert("the model carries no record of a rewrite; there is nothing to revert")
+    if record.undo is None:
+        raise CannotRevert(f"the rewrite cannot be reverted: {record.irreversible}; take the original model")
+    try:
+        apply(record.undo, model)
+    except (LookupError, ValueError, StopIteration, DecodeError):
+        raise CannotRevert(_CHANGED) from None
+    del model.metadata_props[METADATA]
+    if fingerprint(model) != record.original:
+        raise CannotRevert(_CHANGED)
+    return record
+
+
+_CHANGED = "the model was changed after it was rewritten, so that what was removed does not fit any more"
+
+
+__all__ = ["revert"]

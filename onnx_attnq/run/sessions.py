@@ -1,0 +1,150 @@
+"""Run models in onnxruntime: the only module that imports it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from onnx_attnq.errors import AttnqError, InvalidData, InvalidModel, MissingLibrary
+from onnx_attnq.model import files
+from onnx_attnq.run.native import native_library
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+class Session:
+    """A model ready to run on the CPU.
+
+    Args:
+        model: A path, or a model in memory; its external data is read from where it was loaded.
+        threads: Number of threads inside an op; None leaves it to onnxruntime.
+        native: Register the native library, so that its kernels run in place of the ops' standard bodies.
+        optimize: False runs the graph as it is, without onnxruntime's graph optimization.
+
+    Raises:
+        InvalidModel: onnxruntime does not take the model; the line says what it said.
+        MissingLibrary: The native library was asked for, but is not there or does not load.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | ir.Model,
+        *,
+        threads: int | None = None,
+        native: bool = False,
+        optimize: bool = True,
+    ) -> None:
+        options = onnxruntime.SessionOptions()
+        if native:
+            _register_library(options)
+        options.log_severity_level = 4  # what goes wrong is raised
+        options.intra_op_num_threads = threads or 0
+        level = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+        name: str
+        source: str | bytes
+        if isinstance(model, ir.Model):
+            name, source = "the model", ir.to_proto(model).SerializeToString()
+            external = (tensor for tensor in files.tensors(model) if isinstance(tensor, ir.ExternalTensor))
+            if (tensor := next(external, None)) is not None:
+                options.add_session_config_entry(_FOLDER, str(tensor.base_dir))
+        else:
+            name = source = os.fspath(model)
+        try:
+            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except _ERRORS as error:
+            raise InvalidModel(f"{name}: onnxruntime does not load it: {_first_line(error)}") from None
+        self.inputs = tuple(value.name for value in self._session.get_inputs())
+        self.outputs = tuple(value.name for value in self._session.get_outputs())
+
+    def run(self, sample: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] | None = None) -> Arrays:
+        """One inference.
+
+        Args:
+            sample: An array for each input; those that the model does not have are left out.
+            outputs: Names of the outputs to return; None for all.
+
+        Raises:
+            InvalidData: onnxruntime does not take the sample.
+        """
+        names = self.outputs if outputs is None else tuple(outputs)
+        feeds = {name: array for name, array in sample.items() if name in self.inputs}
+        try:
+            return dict(zip(names, map(np.asarray, self._session.run(names, feeds)), strict=True))
+        except (*_ERRORS, ValueError) as error:
+            raise InvalidData(f"onnxruntime does not run the model on this sample: {_first_line(error)}") from None
+
+
+def session(path: str | os.PathLike[str], threads: int | None = None) -> onnxruntime.InferenceSession:
+    """An onnxruntime session on the CPU, with the native library registered where it was built.
+
+    Args:
+        path: A model file, rewritten or not.
+        threads: Threads inside an op; None leaves it to onnxruntime.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    if native_library() is not None:
+        _register_library(options)
+    return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+
+
+def optimize_transformer(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+    """What onnxruntime's transformer optimizer makes of a model: the best that it offers for the original.
+
+    Raises:
+        InvalidModel: The optimizer does not take the model, or finds no attention to fuse.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            optimizer = importlib.import_module("onnxruntime.transformers.optimizer")
+            logging.getLogger("onnxruntime.transformers").setLevel(logging.ERROR)
+            optimized = optimizer.optimize_model(os.fspath(source), model_type="bert", opt_level=0)
+            counts = optimized.get_fused_operator_statistics()
+            if not counts.get("Attention") and not counts.get("MultiHeadAttention"):
+                raise InvalidModel("onnxruntime's transformer optimizer finds no attention to fuse")
+            optimized.save_model_to_file(os.fspath(output))
+    except AttnqError:
+        raise
+    except Exception as error:  # whatever the optimizer stumbles over, it is not the user's fault
+        raise InvalidModel(f"onnxruntime's transformer optimizer fails: {_first_line(error)}") from error
+
+
+def _register_library(options: onnxruntime.SessionOptions) -> None:
+    library = native_library()
+    if library is None:
+        raise MissingLibrary(
+            "the native library was not built; `make native` builds it, or install with a C++ compiler"
+        )
+    try:
+        options.register_custom_ops_library(str(library))
+    except _ERRORS as error:
+        raise MissingLibrary(f"{library}: onnxruntime does not load it: {_first_line(error)}") from None
+
+
+_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,25 @@
+"""What a quantization scheme is, and what it does to attention probabilities (`numerics`, in numpy and float64)."""
+
+from onnx_attnq.scheme import numerics
+from onnx_attnq.scheme.numerics import FloatArray
+from onnx_attnq.scheme.quant_scheme import (
+    PRESETS,
+    Normalize,
+    QuantScheme,
+    Reference,
+    Rounding,
+    Spacing,
+    preset,
+)
+
+__all__ = [
+    "PRESETS",
+    "FloatArray",
+    "Normalize",
+    "QuantScheme",
+    "Reference",
+    "Rounding",
+    "Spacing",
+    "numerics",
+    "preset",
+]

@@ -1,0 +1,31 @@
+"""What `analyze` measures: how the attention of a model is distributed, and what schemes do to each head."""
+
+from onnx_attnq.study.analysis import DEFAULT_SCHEMES, analyze
+from onnx_attnq.study.conclusions import SAFE_ERROR, Finding, findings, summary
+from onnx_attnq.study.head_metrics import CONTEXT_ERROR, DIVERGENCE, METRICS, SCHEME_METRICS, Metric, SchemeMetric
+from onnx_attnq.study.model_study import Study, scheme_label
+from onnx_attnq.study.site_statistics import EDGES, MAJORITIES, FloatArray, SiteStats
+from onnx_attnq.study.token_labels import load_token_labels, separator_ids
+
+__all__ = [
+    "CONTEXT_ERROR",
+    "DEFAULT_SCHEMES",
+    "DIVERGENCE",
+    "EDGES",
+    "MAJORITIES",
+    "METRICS",
+    "SAFE_ERROR",
+    "SCHEME_METRICS",
+    "Finding",
+    "FloatArray",
+    "Metric",
+    "SchemeMetric",
+    "SiteStats",
+    "Study",
+    "analyze",
+    "findings",
+    "load_token_labels",
+    "scheme_label",
+    "separator_ids",
+    "summary",
+]

@@ -1,0 +1,120 @@
+"""The study of a model file in one call: load, find, observe."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import onnx_ir as ir
+
+from onnx_attnq.errors import AttnqError, InvalidPlan, NothingToRewrite
+from onnx_attnq.find import AttentionSite, expose, find_sites
+from onnx_attnq.inputs import Sample
+from onnx_attnq.model import load, sha256, tensors
+from onnx_attnq.rewriting import refuse_rewritten
+from onnx_attnq.scheme import QuantScheme, preset
+from onnx_attnq.study.model_study import Study
+from onnx_attnq.study.observation import MEMORY, Progress, Source, observe
+
+DEFAULT_SCHEMES: Final = (preset(), preset(bits=2), preset("ji2021"), preset("ji2021", bits=2))
+"""Ours and the paper's, at 3 and 2 bits."""
+
+
+LARGE_WEIGHTS: Final = 64 * 2**20
+"""Bytes of weights inside a model file from which they are moved to a temporary data file."""
+
+
+def analyze(
+    source: str | os.PathLike[str],
+    samples: Sequence[Sample],
+    data: str,
+    *,
+    schemes: Sequence[QuantScheme] = DEFAULT_SCHEMES,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    separator_ids: Collection[int] = (),
+    labels: Mapping[int, str] | None = None,
+    threads: int | None = None,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> Study:
+    """Ji et al. 2021's study of attention values, for any ONNX model.
+
+    Args:
+        source: The model; never changed.
+        samples: Inputs, as of `inputs.load_samples`.
+        data: What the inputs are, in a few words, for the record.
+        schemes: What to quantize with.
+        include: Shell patterns of the sites to observe; all if empty.
+        exclude: Shell patterns of sites to leave out.
+        separator_ids: Token ids of separators, for the attention to them.
+        labels: Tokens by id, for the example.
+        threads: Threads inside an op; None leaves it to onnxruntime.
+        memory: Bytes of activations that a run may return.
+        progress: Called after each run.
+
+    Raises:
+        AttnqError: See errors.py for its kinds.
+    """
+    path = Path(source)
+    with tempfile.TemporaryDirectory(prefix="onnx-attnq-") as folder:
+        model = _weights_on_disk(load(path), Path(folder))
+        try:
+            refuse_rewritten(model)
+        except AttnqError as error:
+            raise type(error)(f"{path}: {error}") from None
+        expose(model)
+        found = find_sites(model)
+        if not found.sites:
+            reasons = [f"; {r.op_type} {r.node!r}: {r.reason}" for r in found.rejections[:1]]
+            raise NothingToRewrite(f"{path}: no attention found{''.join(reasons)}")
+        return observe(
+            model,
+            _choose(found.sites, include, exclude),
+            samples,
+            schemes,
+            Source(path.name, sha256(path), data),
+            separator_ids=separator_ids,
+            labels=labels,
+            threads=threads,
+            memory=memory,
+            progress=progress,
+        )
+
+
+def _weights_on_disk(model: ir.Model, folder: Path) -> ir.Model:
+    """The model with large weights in a data file, from which onnxruntime maps them.
+
+    A session made from a model in memory needs several copies of the weights for a while.
+    """
+    in_memory = sum(t.nbytes for t in tensors(model) if not isinstance(t, ir.ExternalTensor | ir.StringTensor))
+    if in_memory < LARGE_WEIGHTS:
+        return model
+    ir.save(model, folder / "model.onnx", external_data="weights")
+    return load(folder / "model.onnx")
+
+
+def _choose(
+    sites: Sequence[AttentionSite], include: Sequence[str], exclude: Sequence[str]
+) -> tuple[AttentionSite, ...]:
+    ids = [site.id for site in sites]
+    for option, patterns in (("--include", include), ("--exclude", exclude)):
+        for pattern in patterns:
+            if not fnmatch.filter(ids, pattern):
+                raise InvalidPlan(f"{option} {pattern!r} matches no site; the sites are {', '.join(ids)}")
+
+    def chosen(name: str) -> bool:
+        wanted = not include or any(fnmatch.fnmatchcase(name, pattern) for pattern in include)
+        return wanted and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)
+
+    kept = tuple(site for site in sites if chosen(site.id))
+    if not kept:
+        raise NothingToRewrite("--include and --exclude leave no site")
+    return kept
+
+
+__all__ = ["DEFAULT_SCHEMES", "analyze"]

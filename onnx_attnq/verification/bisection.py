@@ -1,0 +1,277 @@
+"""Which sites of a rewritten model make it deviate, and which to leave so that it deviates less."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import onnx_ir as ir
+
+from onnx_attnq.errors import InvalidModel
+from onnx_attnq.find import AttentionSite, expose, find_sites
+from onnx_attnq.graph import Dataflow, probe
+from onnx_attnq.inputs import Sample
+from onnx_attnq.model import fingerprint, load, save, tensors
+from onnx_attnq.rewriting import Plan, SitePlan, read_record, rewrite
+from onnx_attnq.run import Arrays, Session
+from onnx_attnq.scheme import QuantScheme
+from onnx_attnq.verification.deviation import Deviation, compare
+from onnx_attnq.verification.rewritten_model import Progress, is_distribution
+from onnx_attnq.verification.two_models import Bounds, OutputComparison, compare_output
+
+Outputs: TypeAlias = Mapping[str, OutputComparison]
+"""Of one model, compared with the original's."""
+
+_LARGE: Final = 1024
+"""Bytes from which a weight is read from the file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteContribution:
+    """What one site has to do with the deviation of the outputs.
+
+    Attributes:
+        site: Its id.
+        without: Deviation of the model in which this site alone is left as it was.
+        contribution: By how much that is less than the deviation with all sites; negative where errors cancel out.
+        local_error: Relative error of the site's context when only this site is rewritten.
+    """
+
+    site: str
+    without: float
+    contribution: float
+    local_error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Bisection:
+    """Where the deviation of a rewritten model comes from.
+
+    A deviation is the largest over the outputs of ‖b − a‖ / ‖a‖, over all samples; infinite with new NaN.
+
+    Attributes:
+        deviation: With all sites.
+        sites: The sites, those that contribute most first.
+        exclude: Sites to leave; empty if none has to be or none would help.
+        remaining: Deviation without them.
+        samples: Number of samples.
+    """
+
+    deviation: float
+    sites: tuple[SiteContribution, ...]
+    exclude: tuple[str, ...]
+    remaining: float
+    samples: int
+
+    @property
+    def options(self) -> str:
+        """What to add to the command line.
+
+        >>> Bisection(0.1, (), ("layer.0/Softmax", "softmax[1]"), 0.01, 4).options
+        "--exclude 'layer.0/Softmax' --exclude 'softmax[[]1]'"
+        """
+        return " ".join(f"--exclude '{glob.escape(site)}'" for site in self.exclude)
+
+    @property
+    def plan_lines(self) -> tuple[dict[str, Any], ...]:
+        """The entries that these sites should have in a plan."""
+        return tuple({"id": site, "scheme": None, "reason": "harms most, says bisect"} for site in self.exclude)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form that the command line writes."""
+        return {
+            "deviation": self.deviation,
+            "sites": [dataclasses.asdict(site) for site in self.sites],
+            "exclude": list(self.exclude),
+            "plan": list(self.plan_lines),
+            "remaining": self.remaining,
+            "samples": self.samples,
+        }
+
+
+def bisect(
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
+    samples: Sequence[Sample],
+    *,
+    bounds: Bounds | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Bisection:
+    """Rank the sites of a rewritten model by what they contribute to its deviation, and say which to leave.
+
+    For each site, the model is rewritten again without it and run, and cut off behind it and run. There is one
+    session at a time, whose weights onnxruntime reads from a file, and no value inside of a model is kept.
+
+    With bounds, ``exclude`` are the worst sites, as few as bring the model within them; their number is found by
+    halving, and the result was run. Without, it is the worst site.
+
+    Args:
+        a: The original.
+        b: The rewritten model.
+        samples: Inputs.
+        bounds: What is asked of the outputs.
+        threads: Threads inside an op.
+        progress: Called after each step.
+
+    Raises:
+        InvalidModel: ``b`` has no record, or was made from another model than ``a``.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        original, rewritten = _load(Path(a), Path(folder), "a"), _load(Path(b), Path(folder), "b")
+        record = read_record(rewritten)
+        if record is None:
+            raise InvalidModel(f"{b} carries no record of a rewrite; `verify` and `diff` compare any two models")
+        if record.original != fingerprint(original):
+            raise InvalidModel(f"{b} was made from another model than {a}")
+        bounds = bounds or Bounds()
+        bounds.check(original)
+        steps, done = len(record.sites) + 2, 0
+
+        def advance(what: str) -> None:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(what, done, steps)
+
+        trials = _Trials(original, {site.id: site.scheme for site in record.sites}, samples, threads, bounds)
+        total = trials.compare(rewritten)
+        deviation = _deviation(total)
+        advance("both models")
+        sites = []
+        for site in record.sites:
+            without = _deviation(trials.leave([site.id]))
+            # Infinite without the site too: it is not the one.
+            contribution = 0.0 if math.isinf(without) else deviation - without
+            sites.append(SiteContribution(site.id, without, contribution, trials.local_error(site.id)))
+            advance(site.id)
+        sites.sort(key=lambda site: site.contribution, reverse=True)
+        exclude, remaining = _mend(trials, total, [site.site for site in sites], sites[0].contribution > 0.0)
+        advance("what to leave")
+        return Bisection(deviation, tuple(sites), exclude, _deviation(remaining), len(samples))
+
+
+def _mend(trials: _Trials, total: Outputs, ranked: Sequence[str], worst_helps: bool) -> tuple[tuple[str, ...], Outputs]:
+    """The sites to leave, and what the outputs are without them."""
+    if not trials.bounds:
+        return ((ranked[0],), trials.leave(ranked[:1])) if worst_helps else ((), total)
+    if trials.bounds.hold(total):
+        return (), total
+    # Of the worst sites, `low` are too few and `high` are enough: without any, the model is the original.
+    low, high, remaining = 0, len(ranked), trials.leave(ranked)
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = trials.leave(ranked[:middle])
+        if trials.bounds.hold(found):
+            high, remaining = middle, found
+        else:
+            low = middle
+    return tuple(ranked[:high]), remaining
+
+
+class _Trials:
+    """Rewrites of one model with some of the sites, compared with the model itself.
+
+    Args:
+        original: The model, its weights in a file.
+        schemes: What each site gets.
+        samples: Inputs.
+        threads: Threads inside an op.
+        bounds: What is asked of the outputs.
+    """
+
+    def __init__(
+        self,
+        original: ir.Model,
+        schemes: Mapping[str, QuantScheme],
+        samples: Sequence[Sample],
+        threads: int | None,
+        bounds: Bounds,
+    ) -> None:
+        self.bounds = bounds
+        self._original = original
+        self._schemes = schemes
+        self._samples = samples
+        self._threads = threads
+        self._expected = self._run(original)
+        self._distributions = {value.name for value in original.graph.outputs if is_distribution(value)}
+        self._exposed = original.clone()
+        expose(self._exposed)
+        flow = Dataflow(self._exposed)
+        self._contexts = {site.id: _context(site, flow) for site in find_sites(self._exposed).sites}
+
+    def leave(self, sites: Sequence[str]) -> Outputs:
+        """Compare the model in which all sites but these are rewritten."""
+        return self.compare(self._rewrite({site: s for site, s in self._schemes.items() if site not in sites}))
+
+    def compare(self, model: ir.Model) -> Outputs:
+        """Compare a model's outputs with the original's."""
+        actual = self._run(model)
+        return {
+            name: compare_output(
+                name,
+                [arrays[name] for arrays in self._expected],
+                [arrays[name] for arrays in actual],
+                name in self._distributions,
+                self.bounds.rtol,
+                self.bounds.atol,
+            )
+            for name in self._expected[0]
+        }
+
+    def local_error(self, site: str) -> float:
+        """Relative error of the context of a site that is the only one to be rewritten."""
+        name, scope = self._contexts[site]
+        expected = self._run(probe(self._exposed, [name], scope))
+        actual = self._run(probe(self._rewrite({site: self._schemes[site]}), [name], scope))
+        total = Deviation()
+        for before, after in zip(expected, actual, strict=True):
+            (x,), (y,) = before.values(), after.values()
+            total = total.merge(compare(x, y))
+        return total.relative_error
+
+    def _rewrite(self, schemes: Mapping[str, QuantScheme]) -> ir.Model:
+        model = self._original.clone()
+        expose(model)
+        sites = find_sites(model)
+        entries = [
+            SitePlan(site.id, schemes.get(site.id), "" if site.id in schemes else "left out on trial")
+            for site in sites.sites
+        ]
+        rewrite(model, sites, Plan(fingerprint(self._original), tuple(entries)))
+        return model
+
+    def _run(self, model: ir.Model) -> list[Arrays]:
+        session = Session(model, threads=self._threads)
+        return [session.run(sample) for sample in self._samples]
+
+
+def _context(site: AttentionSite, flow: Dataflow) -> tuple[str, str]:
+    """Name and scope of the product with V, or of what the whole attention gives."""
+    value = site.value_products[0].node.outputs[0] if site.attention is None else site.attention.context
+    assert isinstance(value.graph, ir.Graph)
+    return value.name or "", flow.scope(value.graph)
+
+
+def _deviation(outputs: Outputs) -> float:
+    return max((math.inf if o.kinds else o.deviation.relative_error for o in outputs.values()), default=0.0)
+
+
+def _load(path: Path, folder: Path, name: str) -> ir.Model:
+    """The model, its weights in a file from which each session can read them."""
+    model = load(path)
+    if any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors(model)):
+        return model
+    ir.external_data.unload_from_model(model, folder, f"{name}.weights", size_threshold_bytes=_LARGE)
+    save(model, folder / f"{name}.onnx", "keep")
+    # Loaded again, because one tensor of a protobuf message keeps all of it in memory.
+    return load(folder / f"{name}.onnx")
+
+
+__all__ = ["Bisection", "SiteContribution", "bisect"]

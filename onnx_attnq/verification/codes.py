@@ -1,0 +1,160 @@
+"""Is it implemented right? Compare the codes that an execution chose with those of numerics.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_attnq.scheme import FloatArray, Normalize, QuantScheme, Reference, numerics
+
+MAX_DISAGREEMENT_SHARE: Final = 1e-4
+"""Largest share of codes that may differ, all of them next to an edge.
+
+An edge is `numerics.EDGE_ULPS` wide on either side, 4e-6 of its value; with 255 edges and values spread
+evenly between them, one value in 5,000 lies there, and fewer than half of these flip.
+"""
+
+LEVEL_TOLERANCE: Final = 1e-5
+"""Relative error of a value against its level: a dozen float32 roundings, and those of a row's sum."""
+
+
+_TINY: Final = float(np.finfo(np.float32).tiny)
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeCheck:
+    """What came of comparing codes; sums, so that samples and sites merge.
+
+    Attributes:
+        codes: Number of values compared.
+        disagreements: Codes that differ by one, next to an edge: rounding.
+        errors: Codes that differ otherwise, or values that are no level: a bug.
+        pruned: Values above zero that became zero.
+        positive: Values above zero before; masked positions are not among them.
+    """
+
+    codes: int = 0
+    disagreements: int = 0
+    errors: int = 0
+    pruned: int = 0
+    positive: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """No errors, and no more disagreements than rounding explains."""
+        return self.errors == 0 and self.disagreements <= max(3.0, MAX_DISAGREEMENT_SHARE * self.codes)
+
+    def merge(self, other: CodeCheck) -> CodeCheck:
+        """Both together."""
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return CodeCheck(*(a + b for a, b in pairs))
+
+
+def check_rows(
+    source: npt.ArrayLike,
+    result: npt.ArrayLike,
+    scheme: QuantScheme,
+    *,
+    is_scores: bool,
+    counted: npt.NDArray[np.bool_] | None = None,
+    score_error: npt.ArrayLike = 0.0,
+) -> CodeCheck:
+    """Compare what entered and what left a quantized op, the keys on the last axis.
+
+    Args:
+        source: Scores, or probabilities.
+        result: Quantized probabilities of the same shape.
+        scheme: What the op was told to do.
+        is_scores: Whether ``source`` are scores.
+        counted: Rows (shape without the last axis) that count as real tokens for the share of pruned values.
+        score_error: How far the scores that the op saw may be from ``source``.
+
+    >>> from onnx_attnq.scheme import preset
+    >>> scores = np.array([[0.0, -1.0, -9.0]])
+    >>> check_rows(scores, numerics.quantize_scores(scores, preset()), preset(), is_scores=True)
+    CodeCheck(codes=3, disagreements=0, errors=0, pruned=1, positive=3)
+    """
+    source, result = np.asarray(source, np.float64), np.asarray(result, np.float64)
+    if source.shape[-1] == 0:
+        return CodeCheck()
+    p = numerics.softmax(source) if is_scores else source
+    if is_scores and scheme.reference is Reference.ROW_MAX:
+        x = numerics.relative_scores(source)
+    else:
+        x = numerics.relative(p, scheme)
+    expected = np.where(x < _TINY, np.int16(0), numerics.codes(x, scheme))  # nothing left, even by a threshold of 0
+    found, misses = _codes_of(result, p, x, expected, scheme)
+
+    both_nan = (expected == numerics.NAN_CODE) & np.isnan(result)
+    differ = (found != expected) & ~both_nan
+    excused = differ & numerics.near_edge(x, scheme, score_error) & (np.abs(found - expected) == 1)
+    errors = (differ & ~excused) | (misses & ~both_nan)
+
+    # float32 has no probability below this: the position was masked.
+    positive = p > _TINY
+    if counted is not None:
+        positive &= np.broadcast_to(counted[..., None], positive.shape)
+    return CodeCheck(
+        codes=int(expected.size),
+        disagreements=int(excused.sum()),
+        errors=int(errors.sum()),
+        pruned=int((positive & (result == 0.0)).sum()),
+        positive=int(positive.sum()),
+    )
+
+
+def _codes_of(
+    result: FloatArray, p: FloatArray, x: FloatArray, expected: numerics.CodeArray, scheme: QuantScheme
+) -> tuple[numerics.CodeArray, npt.NDArray[np.bool_]]:
+    """The code that each value stands for, and where a value stands for none."""
+    kept = result > 0.0
+    if scheme.normalize is Normalize.NONE:
+        peak = p.max(axis=-1, keepdims=True) if scheme.reference is Reference.ROW_MAX else np.ones(1)
+        return _read(result, peak, x, scheme)
+    target = np.where(kept | (scheme.normalize is Normalize.UNIT), p, 0.0).sum(axis=-1, keepdims=True)
+    if scheme.bits is None:
+        scale = target / np.maximum(np.where(kept, x, 0.0).sum(axis=-1, keepdims=True), _TINY)
+        return _read(result, scale, x, scheme)
+    # A row's levels were divided by their own sum. Which sum it was follows from the level of the row's
+    # largest value; where that lies next to an edge, the code that explains the row best is the right one.
+    table = numerics.levels(scheme)
+    top = np.argmax(result, axis=-1)[..., None]
+    largest, code = np.take_along_axis(result, top, -1), np.take_along_axis(expected, top, -1).astype(np.int64)
+    best: tuple[numerics.CodeArray, npt.NDArray[np.bool_]] | None = None
+    shifts: tuple[int, ...] = (0, -1, 1)
+    if scheme.reference is Reference.ROW_MAX:  # the row's maximum is x = 1, in the top bin
+        code, shifts = np.full_like(code, scheme.levels), (0,)
+    for shift in shifts:
+        scale = largest / table[np.clip(code + shift, 1, scheme.levels) - 1]
+        found, misses = _read(result, scale, x, scheme)
+        total = np.where(found > 0, table[np.maximum(found, 1) - 1], 0.0).sum(axis=-1, keepdims=True)
+        misses = misses | (np.abs(scale * total - target) > LEVEL_TOLERANCE * target) & (total > 0.0)
+        if best is None:
+            best = found, misses
+        else:
+            better = misses.sum(axis=-1, keepdims=True) < best[1].sum(axis=-1, keepdims=True)
+            best = np.where(better, found, best[0]), np.where(better, misses, best[1])
+    assert best is not None
+    return best
+
+
+def _read(
+    result: FloatArray, scale: FloatArray, x: FloatArray, scheme: QuantScheme
+) -> tuple[numerics.CodeArray, npt.NDArray[np.bool_]]:
+    """The nearest code of each value of rows that were multiplied by ``scale``, and whether it is far from it."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        level = result / scale
+        if scheme.bits is None:
+            found = np.where(level >= _TINY, 1, 0)
+            wanted = np.where(found == 0, 0.0, x)
+        else:
+            table = np.concatenate([[0.0], numerics.levels(scheme)])
+            between = np.sqrt(table[1:-1] * table[2:])  # a value is off by a factor
+            found = np.where(result == 0.0, 0, 1 + np.searchsorted(between, level))
+            wanted = table[found]
+        misses = np.abs(level - wanted) > LEVEL_TOLERANCE * wanted + _TINY
+    found = np.where(np.isnan(result), numerics.NAN_CODE, found)
+    return found.astype(np.int16), np.asarray(misses)
