@@ -27,9 +27,8 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from onnx_attnq.rewriting import bodies
-from onnx_attnq.run.native import native_library
-from onnx_attnq.scheme import numerics
-from onnx_attnq.scheme.quant_scheme import QuantScheme, preset
+from onnx_attnq.run import native_library
+from onnx_attnq.scheme import QuantScheme, numerics, preset
 
 HEADS = 12
 LENGTHS = [(128, 128), (384, 384), (512, 512), (1024, 1024), (2048, 2048), (4096, 4096), (1, 8192)]

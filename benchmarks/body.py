@@ -22,7 +22,7 @@ import onnxruntime
 from onnx import parser
 
 from onnx_attnq.rewriting import bodies
-from onnx_attnq.scheme.quant_scheme import PRESETS, QuantScheme, preset
+from onnx_attnq.scheme import PRESETS, QuantScheme, preset
 
 STEP, LEVELS = preset().step, preset().levels
 ALTERNATIVES = {

@@ -14,8 +14,7 @@ from pathlib import Path
 import onnx
 from bert import bert
 
-from onnx_attnq.job.compression import compress
-from onnx_attnq.job.timing import bench
+from onnx_attnq.job import bench, compress
 
 
 def main() -> None:

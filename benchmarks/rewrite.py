@@ -19,7 +19,7 @@ import onnx
 from bert import bert
 
 _OURS = """
-from onnx_attnq.job.compression import compress
+from onnx_attnq.job import compress
 compress(sys.argv[1], sys.argv[2], verification=False)
 """
 _THEIRS = """

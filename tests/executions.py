@@ -14,8 +14,7 @@ import onnxruntime
 import pytest
 
 from onnx_attnq.rewriting import bodies
-from onnx_attnq.scheme import numerics
-from onnx_attnq.scheme.quant_scheme import QuantScheme
+from onnx_attnq.scheme import QuantScheme, numerics
 
 Execution = Callable[[str, np.ndarray, QuantScheme], np.ndarray]
 

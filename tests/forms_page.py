@@ -10,9 +10,8 @@ from attention_forms import FORMS, Example
 from look_alikes import LOOK_ALIKES
 from small_graphs import parse
 
+from onnx_attnq.find import Sites, expose, find_sites
 from onnx_attnq.find.fused import FUSED_OPS, REFUSED_OPS
-from onnx_attnq.find.hidden import expose
-from onnx_attnq.find.sites import Sites, find_sites
 
 PAGE: Final = Path(__file__).parent.parent / "docs" / "forms.md"
 

@@ -13,8 +13,8 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from onnx_attnq.rewriting import bodies
-from onnx_attnq.run.native import native_library
-from onnx_attnq.scheme.quant_scheme import QuantScheme
+from onnx_attnq.run import native_library
+from onnx_attnq.scheme import QuantScheme
 
 KERNELS = ("scalar", "avx2", "avx512", "amx", "neon")
 

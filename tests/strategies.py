@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from onnx_attnq.scheme.quant_scheme import Normalize, QuantScheme, Reference, Rounding, Spacing
+from onnx_attnq.scheme import Normalize, QuantScheme, Reference, Rounding, Spacing
 
 
 @st.composite

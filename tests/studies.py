@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_attnq.scheme import numerics
-from onnx_attnq.scheme.quant_scheme import preset
-from onnx_attnq.study.model_study import Example, Study
+from onnx_attnq.scheme import numerics, preset
+from onnx_attnq.study import Study
+from onnx_attnq.study.model_study import Example
 from onnx_attnq.study.probability_statistics import measure
 
 SCHEMES = (preset(), preset("ji2021", bits=2), preset("prune-only"))

@@ -25,13 +25,19 @@ from onnx_attnq.cli import cli
 from onnx_attnq.errors import AttnqError, InvalidData
 from onnx_attnq.report.html_report import report_html
 from onnx_attnq.report.tables import study_csv, study_json
-from onnx_attnq.scheme.quant_scheme import preset
+from onnx_attnq.scheme import preset
+from onnx_attnq.study import (
+    METRICS,
+    SCHEME_METRICS,
+    Study,
+    analyze,
+    findings,
+    load_token_labels,
+    scheme_label,
+    separator_ids,
+    summary,
+)
 from onnx_attnq.study import analysis as analyze_module
-from onnx_attnq.study.analysis import analyze
-from onnx_attnq.study.conclusions import findings, summary
-from onnx_attnq.study.head_metrics import METRICS, SCHEME_METRICS
-from onnx_attnq.study.model_study import Study, scheme_label
-from onnx_attnq.study.token_labels import load_token_labels, separator_ids
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

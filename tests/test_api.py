@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 from small_transformers import bert_like
@@ -11,9 +15,35 @@ from onnx_attnq.errors import AttnqError
 
 
 def test_the_public_names_are_these() -> None:
-    assert len(set(onnx_attnq.__all__)) == len(onnx_attnq.__all__)
-    for name in onnx_attnq.__all__:
-        assert getattr(onnx_attnq, name).__doc__ or isinstance(getattr(onnx_attnq, name), str | tuple)
+    # Each name is what the package that defines it calls so: a lazy import cannot hand out anything else.
+    assert sorted(onnx_attnq.__all__, key=str) == sorted({*onnx_attnq._PACKAGE_OF, "AttnqError", "__version__"})
+    for name, package in onnx_attnq._PACKAGE_OF.items():
+        value = getattr(onnx_attnq, name)
+        assert value is getattr(importlib.import_module(f"onnx_attnq.{package}"), name)
+        assert getattr(value, "__module__", f"onnx_attnq.{package}").startswith(f"onnx_attnq.{package}")
+    assert all(callable(getattr(onnx_attnq, name)) for name in onnx_attnq.__all__ if name[0].islower())
+
+
+def test_type_checkers_see_the_names_that_the_interpreter_imports() -> None:
+    tree = ast.parse(Path(onnx_attnq.__file__).read_text(encoding="utf-8"))
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        a.name: (n.module or "").split(".")[1] for n in checked.body if isinstance(n, ast.ImportFrom) for a in n.names
+    }
+    assert seen == onnx_attnq._PACKAGE_OF
+
+
+def test_no_public_name_hides_a_module_of_its_name() -> None:
+    folder = Path(onnx_attnq.__file__).parent
+    modules = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert not modules & set(onnx_attnq.__all__)
+
+
+def test_importing_the_package_loads_neither_onnxruntime_nor_onnx() -> None:
+    code = "import sys, onnx_attnq; print(sorted({'onnxruntime', 'onnx', 'onnx_ir', 'numpy'} & set(sys.modules)))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_the_main_job_in_a_few_calls(tmp_path: Path) -> None:

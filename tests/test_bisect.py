@@ -10,15 +10,14 @@ import small_models
 
 from onnx_attnq.cli import main
 from onnx_attnq.errors import InvalidModel, InvalidScheme
-from onnx_attnq.inputs.made_up import generate_samples
-from onnx_attnq.job.compression import compress
-from onnx_attnq.model.files import fingerprint, load
-from onnx_attnq.rewriting.plan import Plan, SitePlan, save_plan
-from onnx_attnq.run.sessions import Session
-from onnx_attnq.scheme.quant_scheme import preset
-from onnx_attnq.verification.bisection import bisect
+from onnx_attnq.inputs import generate_samples
+from onnx_attnq.job import compress
+from onnx_attnq.model import fingerprint, load
+from onnx_attnq.rewriting import Plan, SitePlan, save_plan
+from onnx_attnq.run import Session
+from onnx_attnq.scheme import preset
+from onnx_attnq.verification import Bounds, Tolerance, bisect, compare_models
 from onnx_attnq.verification.deviation import compare
-from onnx_attnq.verification.two_models import Bounds, Tolerance, compare_models
 
 LAYERS = 4
 MILD = preset(bits=8, threshold=1e-6)

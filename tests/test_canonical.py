@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from onnx_attnq.cli.canonical import canonical
 from onnx_attnq.cli.fingerprint import fingerprint
-from onnx_attnq.diff.canonical import HEADER, canonicalize
+from onnx_attnq.diff import canonicalize
+from onnx_attnq.diff.canonical import HEADER
 from onnx_attnq.diff.onnx_text import tensor_text
 from onnx_attnq.errors import InvalidModel
 

@@ -23,7 +23,7 @@ from small_graphs import parse
 
 import onnx_attnq
 from onnx_attnq.cli import main
-from onnx_attnq.model.files import save
+from onnx_attnq.model import save
 
 TEXT = FORMS["scale and additive mask"].text
 

@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 
 from onnx_attnq.cli import main
 from onnx_attnq.errors import InvalidModel, InvalidScheme, VerificationFailed
-from onnx_attnq.inputs.made_up import edge_samples, generate_samples
-from onnx_attnq.job.compression import compress
-from onnx_attnq.model.files import load
+from onnx_attnq.inputs import generate_samples
+from onnx_attnq.inputs.made_up import edge_samples
+from onnx_attnq.job import compress
+from onnx_attnq.model import load
+from onnx_attnq.verification import Bounds, Tolerance, compare_models
 from onnx_attnq.verification.deviation import METRICS
-from onnx_attnq.verification.two_models import QUANTILES, Bounds, Tolerance, compare_models, compare_output
+from onnx_attnq.verification.two_models import QUANTILES, compare_output
 
 MODELS = Path(__file__).parent / "models"
 

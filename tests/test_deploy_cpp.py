@@ -13,10 +13,9 @@ import pytest
 from small_transformers import bert_like
 from test_native_abi import header_directory
 
-from onnx_attnq.job.compression import compress
-from onnx_attnq.model.files import save
-from onnx_attnq.run.native import native_library
-from onnx_attnq.run.sessions import Session
+from onnx_attnq.job import compress
+from onnx_attnq.model import save
+from onnx_attnq.run import Session, native_library
 
 SOURCES = Path(__file__).parent.parent / "examples" / "deploy" / "cpp"
 RUNTIMES = sorted((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))

@@ -16,9 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_attnq.cli.diff import diff
-from onnx_attnq.diff.as_text import format_diff
-from onnx_attnq.diff.comparison import diff_models
-from onnx_attnq.diff.result import Difference
+from onnx_attnq.diff import Difference, diff_models, format_diff
 from onnx_attnq.diff.tensor_content import value_difference
 
 BASE = """

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from onnx_attnq.cli import cli
-from onnx_attnq.scheme.quant_scheme import PRESETS
+from onnx_attnq.scheme import PRESETS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("custom_ops/*.md")])

@@ -19,8 +19,8 @@ from onnx_attnq.evaluate.bootstrap import relative_loss
 from onnx_attnq.evaluate.data import Pair
 from onnx_attnq.evaluate.records import mean_of
 from onnx_attnq.extras import first_problem
-from onnx_attnq.job.compression import compress
-from onnx_attnq.scheme.quant_scheme import preset
+from onnx_attnq.job import compress
+from onnx_attnq.scheme import preset
 
 ACCURACY = Metric("accuracy", mean_of(0))
 TEXTS = ("red green blue", "big small house", "tree car", "red red red", "blue house car big", "small tree")
@@ -183,7 +183,7 @@ def test_bad_usage_is_one_line(
 
 
 def test_a_past_of_length_zero_is_made_up(original: Path) -> None:
-    from onnx_attnq.inputs.signature import ModelInput
+    from onnx_attnq.inputs import ModelInput
 
     inputs = (
         ModelInput("input_ids", np.dtype(np.int64), ("batch", "sequence")),

@@ -19,12 +19,12 @@ from onnx_attnq.evaluate import (
     QuestionAnswering,
     Retrieval,
     SentenceSimilarity,
+    Task,
     TextClassification,
 )
 from onnx_attnq.evaluate.causal_lm import _windows
 from onnx_attnq.evaluate.data import LabelledText, Pair, Question
 from onnx_attnq.evaluate.question_answering import answer
-from onnx_attnq.evaluate.task import Task
 
 UNIFORM = np.zeros((len(WORDS), len(WORDS)), np.float32)
 

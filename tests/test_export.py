@@ -22,8 +22,8 @@ from onnx_attnq.cli import main
 from onnx_attnq.errors import CannotWrite, ExportFailed, InvalidModel
 from onnx_attnq.evaluate import TextModel, load_tokenizer
 from onnx_attnq.export import Attention, Exporter, export
-from onnx_attnq.job.compression import compress
-from onnx_attnq.run.sessions import Session
+from onnx_attnq.job import compress
+from onnx_attnq.run import Session
 
 pytestmark = [
     pytest.mark.pipeline,

@@ -22,9 +22,9 @@ from transformers import AutoTokenizer, pipeline
 
 from onnx_attnq.evaluate import TextModel
 from onnx_attnq.export import export
-from onnx_attnq.inputs.sample_files import Sample
-from onnx_attnq.job.compression import compress
-from onnx_attnq.run.sessions import Session
+from onnx_attnq.inputs import Sample
+from onnx_attnq.job import compress
+from onnx_attnq.run import Session
 
 pytestmark = [
     pytest.mark.pipeline,

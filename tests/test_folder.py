@@ -14,9 +14,9 @@ from small_transformers import bert_like, gpt2_like
 from test_cli import Run, one_line, run
 
 from onnx_attnq.cli import main
-from onnx_attnq.job.folder import compress_folder
-from onnx_attnq.model.files import load, save
-from onnx_attnq.rewriting.record import read_record
+from onnx_attnq.job import compress_folder
+from onnx_attnq.model import load, save
+from onnx_attnq.rewriting import read_record
 
 __all__ = ["run"]  # the fixture of test_cli
 

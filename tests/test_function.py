@@ -14,16 +14,7 @@ from hypothesis import strategies as st
 from strategies import schemes
 
 from onnx_attnq.rewriting import bodies
-from onnx_attnq.scheme import numerics
-from onnx_attnq.scheme.quant_scheme import (
-    PRESETS,
-    Normalize,
-    QuantScheme,
-    Reference,
-    Rounding,
-    Spacing,
-    preset,
-)
+from onnx_attnq.scheme import PRESETS, Normalize, QuantScheme, Reference, Rounding, Spacing, numerics, preset
 from onnx_attnq.verification.codes import check_rows
 
 KINDS = ("softmax", "probabilities")

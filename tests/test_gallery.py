@@ -14,11 +14,10 @@ from fused_case import CURRENT_KERNELS
 from gallery_models import GalleryModel, gallery
 
 from onnx_attnq.errors import NothingToRewrite
-from onnx_attnq.find.hidden import expose
-from onnx_attnq.find.sites import find_sites
-from onnx_attnq.job.compression import compress
-from onnx_attnq.model.files import load
-from onnx_attnq.scheme.quant_scheme import QuantScheme, preset
+from onnx_attnq.find import expose, find_sites
+from onnx_attnq.job import compress
+from onnx_attnq.model import load
+from onnx_attnq.scheme import QuantScheme, preset
 
 REFUSED_OPS = {"QAttention", "DecoderMaskedMultiHeadAttention"}
 """Fused ops that are left alone, because what they compute cannot be told from their inputs alone."""

@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_attnq.errors import InvalidData
-from onnx_attnq.inputs.made_up import PADDING, PAST_LENGTH, generate_samples
-from onnx_attnq.inputs.sample_files import check_sample
-from onnx_attnq.inputs.signature import Sample, model_inputs
+from onnx_attnq.inputs import Sample, check_sample, generate_samples, model_inputs
+from onnx_attnq.inputs.made_up import PADDING, PAST_LENGTH
 
 DECODER = """
 <ir_version: 8, opset_import: ["" : 17]>

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from packaging.version import Version
 
 from onnx_attnq.errors import InvalidModel
-from onnx_attnq.model.files import fingerprint, load, save
+from onnx_attnq.model import fingerprint, load, save
 
 Change = Callable[[onnx.ModelProto], None]
 

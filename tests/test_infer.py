@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 from small_graphs import parse
 
-from onnx_attnq.graph.types import dtype_of, rank_of
+from onnx_attnq.graph import dtype_of, rank_of
 
 FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 

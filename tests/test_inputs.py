@@ -15,8 +15,8 @@ import pytest
 import small_models
 
 from onnx_attnq.errors import InvalidData, InvalidModel
-from onnx_attnq.inputs.sample_files import attention_mask_of, check_sample, generate_samples, load_samples
-from onnx_attnq.inputs.signature import evaluate_dim, model_inputs
+from onnx_attnq.inputs import attention_mask_of, check_sample, generate_samples, load_samples, model_inputs
+from onnx_attnq.inputs.signature import evaluate_dim
 
 TWO_INPUTS = """
 <ir_version: 8, opset_import: ["" : 17]>

@@ -14,7 +14,7 @@ import pytest
 import small_models
 
 from onnx_attnq.errors import CannotWrite, InvalidModel
-from onnx_attnq.model.files import fingerprint, load, opset, save, sha256, tensors
+from onnx_attnq.model import fingerprint, load, opset, save, sha256, tensors
 
 X = np.linspace(-1, 1, 2 * 5 * 8, dtype=np.float32).reshape(2, 5, 8)
 

@@ -7,8 +7,7 @@ import random
 import pytest
 import variants
 
-from onnx_attnq.diff.as_text import format_diff
-from onnx_attnq.diff.comparison import diff_models
+from onnx_attnq.diff import diff_models, format_diff
 
 MUTATIONS = {
     "bert__dynamo18-functions": 250,

@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_models import attention_model, available_kernels, kernel_name, rows_model, run_attention, session, tensor
 
-from onnx_attnq.scheme import numerics
-from onnx_attnq.scheme.quant_scheme import Normalize, QuantScheme, Reference, Rounding, Spacing, preset
+from onnx_attnq.scheme import Normalize, QuantScheme, Reference, Rounding, Spacing, numerics, preset
 
 pytestmark = pytest.mark.skipif(not available_kernels(), reason="the native library was not built: make native")
 

@@ -18,9 +18,8 @@ import pytest
 from executions import one_op_model
 from native_models import attention_model, available_kernels, rows_model, run_attention, scheme_attributes, session
 
-from onnx_attnq.run.native import native_library
-from onnx_attnq.scheme import numerics
-from onnx_attnq.scheme.quant_scheme import preset
+from onnx_attnq.run import native_library
+from onnx_attnq.scheme import numerics, preset
 
 pytestmark = pytest.mark.skipif(native_library() is None, reason="the native library was not built: make native")
 

@@ -10,11 +10,11 @@ import pytest
 from attention_forms import FORMS
 from small_graphs import parse
 
-from onnx_attnq.inputs.made_up import generate_samples
-from onnx_attnq.job.compression import compress
-from onnx_attnq.model.files import load, save
-from onnx_attnq.run.native import native_library
-from onnx_attnq.scheme.quant_scheme import preset
+from onnx_attnq.inputs import generate_samples
+from onnx_attnq.job import compress
+from onnx_attnq.model import load, save
+from onnx_attnq.run import native_library
+from onnx_attnq.scheme import preset
 
 pytestmark = pytest.mark.skipif(native_library() is None, reason="the native library was not built: make native")
 

@@ -12,16 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from strategies import schemes
 
-from onnx_attnq.scheme import numerics
-from onnx_attnq.scheme.quant_scheme import (
-    PRESETS,
-    Normalize,
-    QuantScheme,
-    Reference,
-    Rounding,
-    Spacing,
-    preset,
-)
+from onnx_attnq.scheme import PRESETS, Normalize, QuantScheme, Reference, Rounding, Spacing, numerics, preset
 
 BITS = st.integers(1, 8)
 PROBABILITY = st.one_of(st.floats(0.0, 1.0), st.floats(-30.0, 0.0).map(math.exp))

@@ -28,8 +28,7 @@ from text_models import WORDS, tokenizer
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration, pipeline
 
 from onnx_attnq.cli import main
-from onnx_attnq.run.native import native_library
-from onnx_attnq.run.sessions import Session
+from onnx_attnq.run import Session, native_library
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.append(str(EXAMPLES / "ji2021"))

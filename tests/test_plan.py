@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from strategies import schemes
 
 from onnx_attnq.errors import InvalidPlan
-from onnx_attnq.rewriting.plan import Plan, SitePlan, load_plan, save_plan, uniform_plan
-from onnx_attnq.scheme.quant_scheme import QuantScheme, preset
+from onnx_attnq.rewriting import Plan, SitePlan, load_plan, save_plan, uniform_plan
+from onnx_attnq.scheme import QuantScheme, preset
 
 SITES = ["encoder/layer.0/Softmax", "encoder/layer.1/Softmax", "decoder/layer.0/Softmax"]
 

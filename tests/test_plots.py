@@ -15,10 +15,9 @@ from onnx_attnq.errors import CannotWrite
 from onnx_attnq.report import plots
 from onnx_attnq.report.html_report import pictures
 from onnx_attnq.report.picture_style import save_figure, to_bytes
-from onnx_attnq.scheme import numerics
-from onnx_attnq.scheme.quant_scheme import preset
+from onnx_attnq.scheme import numerics, preset
 from onnx_attnq.study import head_metrics as metrics
-from onnx_attnq.study.model_study import scheme_label
+from onnx_attnq.study import scheme_label
 from onnx_attnq.study.probability_statistics import measure
 
 STUDY = make_study(schemes=(preset(), preset(bits=2), preset("prune-only")))

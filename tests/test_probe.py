@@ -8,9 +8,9 @@ from attention_forms import FORMS
 from small_graphs import parse
 
 from onnx_attnq.errors import InvalidModel
-from onnx_attnq.graph.extra_outputs import probe
-from onnx_attnq.inputs.made_up import generate_samples
-from onnx_attnq.run.sessions import Session
+from onnx_attnq.graph import probe
+from onnx_attnq.inputs import generate_samples
+from onnx_attnq.run import Session
 from onnx_attnq.scheme import numerics
 
 

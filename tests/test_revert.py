@@ -13,16 +13,15 @@ import pytest
 import small_models
 
 from onnx_attnq.cli import main
-from onnx_attnq.diff.comparison import diff_models
+from onnx_attnq.diff import diff_models
 from onnx_attnq.errors import CannotRevert, NothingToRewrite
-from onnx_attnq.graph.undo import LIMIT, Snapshot
-from onnx_attnq.job.compression import compress
-from onnx_attnq.model.files import load, save
-from onnx_attnq.model.structure_hash import fingerprint
-from onnx_attnq.rewriting.plan import Plan, SitePlan
-from onnx_attnq.rewriting.record import METADATA, read_record, write_record
-from onnx_attnq.rewriting.reverter import revert
-from onnx_attnq.scheme.quant_scheme import preset
+from onnx_attnq.graph import Snapshot
+from onnx_attnq.graph.undo import LIMIT
+from onnx_attnq.job import compress
+from onnx_attnq.model import fingerprint, load, save
+from onnx_attnq.rewriting import Plan, SitePlan, read_record, revert
+from onnx_attnq.rewriting.record import METADATA, write_record
+from onnx_attnq.scheme import preset
 
 MODELS = sorted((Path(__file__).parent / "models").glob("*.onnx"))
 

@@ -17,18 +17,14 @@ from small_graphs import parse
 from small_transformers import bert_like, gpt2_like
 
 from onnx_attnq.errors import AlreadyRewritten, InvalidPlan
-from onnx_attnq.find.hidden import expose
-from onnx_attnq.find.sites import Form, find_sites
-from onnx_attnq.inputs.made_up import generate_samples
-from onnx_attnq.job.compression import compress
-from onnx_attnq.model.files import fingerprint, load, save
-from onnx_attnq.rewriting.plan import Plan, SitePlan, uniform_plan
-from onnx_attnq.rewriting.record import Record, read_record
-from onnx_attnq.rewriting.rewriter import rewrite
-from onnx_attnq.run.sessions import Session
-from onnx_attnq.scheme import numerics
-from onnx_attnq.scheme.quant_scheme import QuantScheme, preset
-from onnx_attnq.verification.rewritten_model import Limit, verify
+from onnx_attnq.find import Form, expose, find_sites
+from onnx_attnq.inputs import generate_samples
+from onnx_attnq.job import compress
+from onnx_attnq.model import fingerprint, load, save
+from onnx_attnq.rewriting import Plan, Record, SitePlan, read_record, rewrite, uniform_plan
+from onnx_attnq.run import Session
+from onnx_attnq.scheme import QuantScheme, numerics, preset
+from onnx_attnq.verification import Limit, verify
 
 OPSETS = (11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24)
 

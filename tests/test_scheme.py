@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from strategies import schemes
 
 from onnx_attnq.errors import InvalidScheme
-from onnx_attnq.scheme.quant_scheme import PRESETS, Normalize, QuantScheme, Reference, Rounding, Spacing, preset
+from onnx_attnq.scheme import PRESETS, Normalize, QuantScheme, Reference, Rounding, Spacing, preset
 
 TAKES_BITS = ("row-log", "ji2021", "ji2021-log", "ji2021-linear", "ji2021-linear-pruned", "fq-log2")
 TAKES_THRESHOLD = (

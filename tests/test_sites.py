@@ -14,15 +14,13 @@ from fused_case import CURRENT_KERNELS
 from look_alikes import LOOK_ALIKES
 from small_graphs import parse
 
-from onnx_attnq.find.hidden import expose
-from onnx_attnq.find.sites import Form, Sites, find_sites
+from onnx_attnq.find import Form, Sites, expose, find_sites
 from onnx_attnq.find.softmax import is_softmax
-from onnx_attnq.inputs.made_up import generate_samples
-from onnx_attnq.model.files import fingerprint, load, save
-from onnx_attnq.rewriting.plan import uniform_plan
-from onnx_attnq.rewriting.rewriter import rewrite
-from onnx_attnq.scheme.quant_scheme import preset
-from onnx_attnq.verification.rewritten_model import Limit, verify
+from onnx_attnq.inputs import generate_samples
+from onnx_attnq.model import fingerprint, load, save
+from onnx_attnq.rewriting import rewrite, uniform_plan
+from onnx_attnq.scheme import preset
+from onnx_attnq.verification import Limit, verify
 
 SHAPES = pytest.mark.parametrize("inferred", [False, True], ids=["no shapes", "shapes"])
 

@@ -11,19 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_attnq.scheme import numerics
-from onnx_attnq.scheme.quant_scheme import PRESETS, preset
+from onnx_attnq.scheme import PRESETS, numerics, preset
+from onnx_attnq.study import EDGES, MAJORITIES, SiteStats
 from onnx_attnq.study import probability_statistics as measure_module
 from onnx_attnq.study.probability_statistics import measure
-from onnx_attnq.study.site_statistics import (
-    BINS,
-    EDGES,
-    MAJORITIES,
-    MERGE_TOLERANCE,
-    THRESHOLDS,
-    SiteStats,
-    array_fields,
-)
+from onnx_attnq.study.site_statistics import BINS, MERGE_TOLERANCE, THRESHOLDS, array_fields
 
 SCHEMES = (*map(preset, PRESETS), preset("row-log", bits=2), preset("ji2021", bits=2))
 SUM_TOLERANCE = 1e-9  # relative; the loops below add in another order and normalize rows in another way

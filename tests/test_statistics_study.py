@@ -9,7 +9,7 @@ import pytest
 from studies import SCHEMES, make_study
 
 from onnx_attnq.errors import CannotWrite, InvalidData
-from onnx_attnq.study.model_study import Study
+from onnx_attnq.study import Study
 from onnx_attnq.study.site_statistics import array_fields
 
 

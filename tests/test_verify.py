@@ -14,17 +14,14 @@ from small_graphs import parse
 from strategies import schemes
 
 from onnx_attnq.errors import InvalidModel, InvalidScheme
-from onnx_attnq.find.hidden import expose
-from onnx_attnq.find.sites import find_sites
-from onnx_attnq.inputs.made_up import generate_samples
-from onnx_attnq.model.files import fingerprint
-from onnx_attnq.rewriting.plan import uniform_plan
-from onnx_attnq.rewriting.rewriter import rewrite
-from onnx_attnq.scheme import numerics
-from onnx_attnq.scheme.quant_scheme import PRESETS, QuantScheme, preset
+from onnx_attnq.find import expose, find_sites
+from onnx_attnq.inputs import generate_samples
+from onnx_attnq.model import fingerprint
+from onnx_attnq.rewriting import rewrite, uniform_plan
+from onnx_attnq.scheme import PRESETS, QuantScheme, numerics, preset
+from onnx_attnq.verification import Limit, Verification, verify
 from onnx_attnq.verification.codes import CodeCheck, check_rows
 from onnx_attnq.verification.deviation import compare
-from onnx_attnq.verification.rewritten_model import Limit, Verification, verify
 
 
 def rewritten(text: str, scheme: QuantScheme, *, inline: bool = False) -> tuple[ir.Model, ir.Model]:

@@ -21,8 +21,8 @@ from pathlib import Path
 from onnx_attnq.cli.output import progress_bar
 from onnx_attnq.evaluate import TASKS, Evaluation, Interval, Task, evaluate, load_task, load_tokenizer
 from onnx_attnq.export import export
-from onnx_attnq.job.compression import compress
-from onnx_attnq.scheme.quant_scheme import QuantScheme, preset
+from onnx_attnq.job import compress
+from onnx_attnq.scheme import QuantScheme, preset
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent

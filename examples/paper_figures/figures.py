@@ -18,12 +18,9 @@ import numpy as np
 
 from onnx_attnq.report import plots
 from onnx_attnq.report.picture_style import save_figure
-from onnx_attnq.scheme.quant_scheme import preset
+from onnx_attnq.scheme import preset
+from onnx_attnq.study import EDGES, MAJORITIES, Study, analyze, findings, scheme_label
 from onnx_attnq.study import head_metrics as metrics
-from onnx_attnq.study.analysis import analyze
-from onnx_attnq.study.conclusions import findings
-from onnx_attnq.study.model_study import Study, scheme_label
-from onnx_attnq.study.site_statistics import EDGES, MAJORITIES
 
 HERE = Path(__file__).parent
 

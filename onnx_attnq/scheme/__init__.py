@@ -2,15 +2,8 @@
 
 from onnx_attnq.scheme import numerics
 from onnx_attnq.scheme.numerics import FloatArray
-from onnx_attnq.scheme.quant_scheme import (
-    PRESETS,
-    Normalize,
-    QuantScheme,
-    Reference,
-    Rounding,
-    Spacing,
-    preset,
-)
+from onnx_attnq.scheme.presets import PRESETS, preset
+from onnx_attnq.scheme.quant_scheme import Normalize, QuantScheme, Reference, Rounding, Spacing
 
 __all__ = [
     "PRESETS",

@@ -32,7 +32,7 @@ def edges(scheme: QuantScheme) -> FloatArray:
     """The n ascending edges of a scheme with bits, on the scale of x; edges[0] is the prune threshold.
 
 
-    >>> from onnx_attnq.scheme.quant_scheme import preset
+    >>> from onnx_attnq.scheme import preset
     >>> edges(preset("row-log")).round(4).tolist()
     [0.01, 0.0203, 0.0412, 0.0838, 0.1701, 0.3455, 0.7017]
     """
@@ -44,7 +44,7 @@ def edges(scheme: QuantScheme) -> FloatArray:
 def levels(scheme: QuantScheme) -> FloatArray:
     """The n ascending non-zero levels of a scheme with bits; code c > 0 stands for levels[c - 1].
 
-    >>> from onnx_attnq.scheme.quant_scheme import preset
+    >>> from onnx_attnq.scheme import preset
     >>> levels(preset("ji2021")).round(5).tolist()
     [0.00164, 0.00439, 0.01179, 0.03162, 0.08483, 0.22758, 0.61054]
     """
@@ -56,7 +56,7 @@ def codes(x: npt.ArrayLike, scheme: QuantScheme) -> CodeArray:
 
     For a prune-only scheme the one edge is the threshold: 0 is pruned, 1 kept.
 
-    >>> from onnx_attnq.scheme.quant_scheme import preset
+    >>> from onnx_attnq.scheme import preset
     >>> codes([0.0, 0.0099, 0.01, 0.5, 1.0, float("nan")], preset("row-log")).tolist()
     [0, 0, 1, 6, 7, -1]
     """
@@ -69,7 +69,7 @@ def codes(x: npt.ArrayLike, scheme: QuantScheme) -> CodeArray:
 def values(x: npt.ArrayLike, scheme: QuantScheme) -> FloatArray:
     """Each x replaced by its level; 0 where pruned, x itself where a prune-only scheme keeps it.
 
-    >>> from onnx_attnq.scheme.quant_scheme import preset
+    >>> from onnx_attnq.scheme import preset
     >>> values([0.001, 0.3, 1.0], preset("row-log")).round(3).tolist()
     [0.0, 0.242, 1.0]
     """
@@ -89,7 +89,7 @@ def near_edge(x: npt.ArrayLike, scheme: QuantScheme, score_error: npt.ArrayLike 
         scheme: Any scheme.
         score_error: Absolute error that the scores behind x may have beside `EDGE_ULPS`; of x it is the relative error.
 
-    >>> from onnx_attnq.scheme.quant_scheme import preset
+    >>> from onnx_attnq.scheme import preset
     >>> near_edge([0.01, 0.010001], preset("row-log")).tolist()
     [True, False]
     """
@@ -131,7 +131,7 @@ def relative(probabilities: npt.ArrayLike, scheme: QuantScheme, axis: int = -1) 
 
     A row of zeros stays zero, and a row with a NaN is all NaN.
 
-    >>> from onnx_attnq.scheme.quant_scheme import preset
+    >>> from onnx_attnq.scheme import preset
     >>> relative([0.25, 0.5], preset("row-log")).tolist()
     [0.5, 1.0]
     """
@@ -156,7 +156,7 @@ def quantize_probabilities(probabilities: npt.ArrayLike, scheme: QuantScheme, ax
     Returns:
         float64 of the same shape. A row in which everything was pruned is all zero.
 
-    >>> from onnx_attnq.scheme.quant_scheme import preset
+    >>> from onnx_attnq.scheme import preset
     >>> quantize_probabilities([0.75, 0.2495, 0.0005], preset("ji2021")).round(3).tolist()
     [0.611, 0.228, 0.0]
     """
@@ -179,7 +179,7 @@ def quantize_scores(scores: npt.ArrayLike, scheme: QuantScheme, axis: int = -1) 
     The same as `quantize_probabilities` of `softmax`, up to the rounding of float64. A row of equal
     scores, however low, is a flat row; a row of -inf is NaN, as the original softmax gives.
 
-    >>> from onnx_attnq.scheme.quant_scheme import preset
+    >>> from onnx_attnq.scheme import preset
     >>> quantize_scores([0.0, -0.1, -2.0, -9.0], preset("row-log")).round(4).tolist()
     [0.4718, 0.4718, 0.0563, 0.0]
     """
@@ -207,7 +207,7 @@ def quantized_attention(
     Returns:
         The context, (..., L_q, D_v), float64.
 
-    >>> from onnx_attnq.scheme.quant_scheme import preset
+    >>> from onnx_attnq.scheme import preset
     >>> eye = np.eye(2)
     >>> quantized_attention(eye, eye, eye, preset("row-log"), scale=10.0).tolist()
     [[1.0, 0.0], [0.0, 1.0]]

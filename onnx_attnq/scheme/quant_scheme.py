@@ -79,6 +79,7 @@ class QuantScheme:
     Raises:
         InvalidScheme: A field is out of range, or spacing and rounding do not go with bits.
 
+    >>> from onnx_attnq.scheme import preset
     >>> scheme = preset("row-log")
     >>> scheme.levels, scheme.threshold, round(scheme.step, 4), scheme.offset
     (7, 0.01, 0.7085, 6.5)
@@ -185,90 +186,4 @@ def _member(field: str, kind: type[_E], value: object) -> _E:
         raise InvalidScheme(f"{field} must be one of {', '.join(kind)}, not {value!r}") from None
 
 
-PRESETS: Final = (
-    "row-log",
-    "ji2021",
-    "ji2021-log",
-    "ji2021-linear",
-    "ji2021-linear-pruned",
-    "boolean",
-    "fq-log2",
-    "prune-only",
-    "prune-only-row-max",
-    "identity",
-)
-"""The names that `preset` knows, the default first."""
-
-
-def preset(name: str = "row-log", *, bits: int | None = None, threshold: float | None = None) -> QuantScheme:
-    """A scheme of the literature, or this project's own.
-
-    ====================  =====  =========  ==========================================================
-    name                  bits   threshold  what it is
-    ====================  =====  =========  ==========================================================
-    row-log               3      1e-2       ours: row-max, log, nearest, unit
-    ji2021                3      1e-3       Ji et al. 2021: pruned log; absolute, log, floor, none
-    ji2021-log            3      1e-10      the paper's unpruned log: 2**bits bins over [threshold, 1]
-    ji2021-linear         3      --         the paper's linear: 2**bits bins over [0, 1]
-    ji2021-linear-pruned  3      1e-3       the paper's pruned linear: 2**bits bins over [threshold, 1]
-    boolean               1      1e-3       kept values share the row evenly
-    fq-log2               3      --         FQ-ViT (arXiv 2111.13824): round(-log2 p), power-of-two levels
-    prune-only            none   1e-3       p < threshold becomes 0
-    prune-only-row-max    none   1e-2       p < threshold * row maximum becomes 0
-    identity              none   --         changes nothing; for tests
-    ====================  =====  =========  ==========================================================
-
-    Where the paper splits a range into 2**bits bins and sends the lowest to zero, the threshold of
-    the returned scheme is that bin's upper end, which describes the same edges and levels.
-
-    Raises:
-        InvalidScheme: Unknown name, or an argument that the preset does not take.
-
-    >>> preset("ji2021-linear", bits=2).threshold
-    0.25
-    """
-    if name not in PRESETS:
-        raise InvalidScheme(f"unknown scheme {name!r}; known: {', '.join(PRESETS)}")
-    if name in ("ji2021-linear", "fq-log2", "identity") and threshold is not None:
-        raise InvalidScheme(f"scheme {name!r} takes no threshold")
-    if name in ("prune-only", "prune-only-row-max", "identity") and bits is not None:
-        raise InvalidScheme(f"scheme {name!r} takes no bits")
-    if name == "boolean" and bits not in (None, 1):
-        raise InvalidScheme("scheme 'boolean' has 1 bit")
-    if bits is not None and not 1 <= bits <= 8:
-        raise InvalidScheme(f"bits must be a whole number from 1 to 8, not {bits!r}")
-    if threshold is not None and not 0.0 <= threshold < 1.0:
-        raise InvalidScheme(f"threshold must be in (0, 1), not {threshold!r}")
-
-    width = 3 if bits is None else bits
-    lowest_bin = 2.0**-width  # the share of the paper's range that its zero bin takes
-    row_max, absolute = Reference.ROW_MAX, Reference.ABSOLUTE
-
-    def given(default: float) -> float:
-        return default if threshold is None else threshold
-
-    def paper(t: float, spacing: Spacing) -> QuantScheme:
-        return QuantScheme(absolute, Normalize.NONE, t, width, spacing, Rounding.FLOOR, name)
-
-    match name:
-        case "row-log":
-            return QuantScheme(row_max, Normalize.UNIT, given(1e-2), width, Spacing.LOG, Rounding.NEAREST, name)
-        case "ji2021":
-            return paper(given(1e-3), Spacing.LOG)
-        case "ji2021-log":
-            return paper(given(1e-10) ** (1.0 - lowest_bin), Spacing.LOG)
-        case "ji2021-linear":
-            return paper(lowest_bin, Spacing.LINEAR)
-        case "ji2021-linear-pruned":
-            return paper(given(1e-3) + (1.0 - given(1e-3)) * lowest_bin, Spacing.LINEAR)
-        case "boolean":
-            return QuantScheme(absolute, Normalize.UNIT, given(1e-3), 1, Spacing.LOG, Rounding.FLOOR, name)
-        case "fq-log2":
-            lowest = 2.0 ** -(2**width - 1.5)  # halfway, in log2, between the last level and the next
-            return QuantScheme(absolute, Normalize.NONE, lowest, width, Spacing.LOG, Rounding.NEAREST, name)
-        case "prune-only":
-            return QuantScheme(absolute, Normalize.NONE, given(1e-3), name=name)
-        case "prune-only-row-max":
-            return QuantScheme(row_max, Normalize.NONE, given(1e-2), name=name)
-        case _:
-            return QuantScheme(absolute, Normalize.NONE, 0.0, name=name)
+__all__ = ["Normalize", "QuantScheme", "Reference", "Rounding", "Spacing"]
