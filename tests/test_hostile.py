@@ -553,7 +553,7 @@ def check(content: bytes, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_mutation_ends_in_an_error_or_a_model(seed: str, data: st.DataObject, tmp_path: Path) -> None:
     check(data.draw(mutations(SEEDS[seed].SerializeToString())), tmp_path)
@@ -561,7 +561,7 @@ def test_any_mutation_ends_in_an_error_or_a_model(seed: str, data: st.DataObject
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
-@settings(max_examples=4_000, deadline=2000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4_000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_very_many_mutations(seed: str, data: st.DataObject, tmp_path: Path) -> None:
     check(data.draw(mutations(SEEDS[seed].SerializeToString())), tmp_path)

@@ -16,9 +16,9 @@ from onnx_attnq.errors import InvalidData, NothingToRewrite
 from onnx_attnq.find import find_sites
 from onnx_attnq.scheme import preset
 from onnx_attnq.study import EDGES, SiteStats
+from onnx_attnq.study.mergeable_arrays import array_fields
 from onnx_attnq.study.observation import EXAMPLE_TOKENS, Source, observe
 from onnx_attnq.study.probability_statistics import measure
-from onnx_attnq.study.site_statistics import array_fields
 
 SCHEMES = (preset(), preset("ji2021"), preset(bits=2))
 SOURCE = Source("model.onnx", "00" * 32, "random tokens")

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from onnx_attnq.scheme import PRESETS, numerics, preset
 from onnx_attnq.study import EDGES, MAJORITIES, SiteStats
 from onnx_attnq.study import probability_statistics as measure_module
+from onnx_attnq.study.mergeable_arrays import MERGE_TOLERANCE, array_fields
 from onnx_attnq.study.probability_statistics import measure
-from onnx_attnq.study.site_statistics import BINS, MERGE_TOLERANCE, THRESHOLDS, array_fields
+from onnx_attnq.study.site_statistics import BINS, THRESHOLDS
 
 SCHEMES = (*map(preset, PRESETS), preset("row-log", bits=2), preset("ji2021", bits=2))
 SUM_TOLERANCE = 1e-9  # relative; the loops below add in another order and normalize rows in another way

@@ -10,7 +10,7 @@ from studies import SCHEMES, make_study
 
 from onnx_attnq.errors import CannotWrite, InvalidData
 from onnx_attnq.study import Study
-from onnx_attnq.study.site_statistics import array_fields
+from onnx_attnq.study.mergeable_arrays import array_fields
 
 
 def assert_equal(a: Study, b: Study):

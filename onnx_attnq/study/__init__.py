@@ -3,8 +3,9 @@
 from onnx_attnq.study.analysis import DEFAULT_SCHEMES, analyze
 from onnx_attnq.study.conclusions import SAFE_ERROR, Finding, findings, summary
 from onnx_attnq.study.head_metrics import CONTEXT_ERROR, DIVERGENCE, METRICS, SCHEME_METRICS, Metric, SchemeMetric
+from onnx_attnq.study.mergeable_arrays import FloatArray
 from onnx_attnq.study.model_study import Study, scheme_label
-from onnx_attnq.study.site_statistics import EDGES, MAJORITIES, FloatArray, SiteStats
+from onnx_attnq.study.site_statistics import EDGES, MAJORITIES, SiteStats
 from onnx_attnq.study.token_labels import load_token_labels, separator_ids
 
 __all__ = [

@@ -9,8 +9,8 @@ import numpy as np
 
 from onnx_attnq.scheme import QuantScheme
 from onnx_attnq.study.html_table import html_table
+from onnx_attnq.study.mergeable_arrays import FloatArray, ratio
 from onnx_attnq.study.model_study import Study
-from onnx_attnq.study.site_statistics import FloatArray, ratio
 
 SAFE_ERROR: Final = 0.25
 """The criterion for a safe head: its mean relative error of the context, |QV - PV| / |PV|, is at most this.

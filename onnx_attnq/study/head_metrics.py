@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Final
 
-from onnx_attnq.study.site_statistics import EDGES, MAJORITIES, FloatArray, SchemeStats, SiteStats
+from onnx_attnq.study.mergeable_arrays import FloatArray
+from onnx_attnq.study.scheme_statistics import SchemeStats
+from onnx_attnq.study.site_statistics import EDGES, MAJORITIES, SiteStats
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,9 @@ from onnx_attnq.atomic import replacing
 from onnx_attnq.errors import InvalidData
 from onnx_attnq.scheme import QuantScheme
 from onnx_attnq.study.html_table import html_table
-from onnx_attnq.study.site_statistics import FloatArray, SchemeStats, SiteStats, array_fields
+from onnx_attnq.study.mergeable_arrays import FloatArray, array_fields
+from onnx_attnq.study.scheme_statistics import SchemeStats
+from onnx_attnq.study.site_statistics import SiteStats
 
 FORMAT: Final = 1
 """The version of the file format."""

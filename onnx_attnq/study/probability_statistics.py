@@ -13,16 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_attnq.scheme import QuantScheme, numerics
-from onnx_attnq.study.site_statistics import (
-    BINS,
-    EDGES,
-    MAJORITIES,
-    FloatArray,
-    IntArray,
-    SchemeStats,
-    SiteStats,
-    entropy_bits,
-)
+from onnx_attnq.study.mergeable_arrays import FloatArray, IntArray, entropy_bits
+from onnx_attnq.study.scheme_statistics import SchemeStats
+from onnx_attnq.study.site_statistics import BINS, EDGES, MAJORITIES, SiteStats
 
 BoolArray = npt.NDArray[np.bool_]
 

@@ -8,16 +8,14 @@ of two sets of inputs merge into those of their union. `measure` computes them.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from onnx_attnq.scheme import QuantScheme
 from onnx_attnq.study.html_table import html_table
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
+from onnx_attnq.study.mergeable_arrays import FloatArray, IntArray, added, entropy_bits, ratio
+from onnx_attnq.study.scheme_statistics import SchemeStats
 
 EDGES: Final[FloatArray] = 10.0 ** (np.arange(-100, 1) / 10.0)
 """Edges of the histogram bins: ten per decade from 1e-10, the floor of the paper, to 1.
@@ -34,75 +32,6 @@ THRESHOLDS: Final[FloatArray] = EDGES[THRESHOLD_EDGES]
 
 MAJORITIES: Final = (0.50, 0.90, 0.95, 0.99)
 """The shares of a row's mass for which "tokens to majority" is counted."""
-
-MERGE_TOLERANCE: Final = 1e-12
-"""How far, relatively, a float sum of merged parts may be from that of the whole: rounding of sums in another order."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SchemeStats:
-    """What one scheme does to the probabilities of one site. Every array is (H,), one entry per head.
-
-    Attributes:
-        scheme: The scheme.
-        values: Number of valid probabilities, int64.
-        pruned: How many of them become 0, int64.
-        rows: Number of rows, int64.
-        emptied: Rows of which nothing is left, int64.
-        divergence: Sum over rows of the Jensen-Shannon divergence between the row before and after, both
-            normalized to 1, in bits (0 to 1). An emptied row counts 1.
-        context_rows: Rows whose context (probabilities times V) was observed and is not 0, int64.
-        context_error: Sum over those of the relative error of the context, |QV - PV| / |PV|, Euclidean norms.
-        error_energy: Sum over rows of |QV - PV| squared.
-        context_energy: Sum over rows of |PV| squared.
-    """
-
-    scheme: QuantScheme
-    values: IntArray
-    pruned: IntArray
-    rows: IntArray
-    emptied: IntArray
-    divergence: FloatArray
-    context_rows: IntArray
-    context_error: FloatArray
-    error_energy: FloatArray
-    context_energy: FloatArray
-
-    @property
-    def pruned_share(self) -> FloatArray:
-        """Share of the valid values that become 0, (H,), 0 to 1."""
-        return ratio(self.pruned, self.values)
-
-    @property
-    def mean_divergence(self) -> FloatArray:
-        """Mean Jensen-Shannon divergence of a row, (H,), bits, 0 to 1."""
-        return ratio(self.divergence, self.rows)
-
-    @property
-    def mean_context_error(self) -> FloatArray:
-        """Mean over rows of |QV - PV| / |PV|, (H,); NaN where no context was observed."""
-        return ratio(self.context_error, self.context_rows)
-
-    @property
-    def total_context_error(self) -> FloatArray:
-        """|QV - PV| / |PV| over all rows together (Frobenius norms), (H,); rows with a long context weigh more."""
-        return np.sqrt(ratio(self.error_energy, self.context_energy))
-
-    def merge(self, other: SchemeStats) -> SchemeStats:
-        """The statistics of both sets of rows.
-
-        Raises:
-            ValueError: Another scheme, or another number of heads.
-        """
-        if self.scheme != other.scheme:
-            raise ValueError(f"scheme {self.scheme} is not {other.scheme}")
-        return SchemeStats(self.scheme, **_added(self, other))
-
-    @classmethod
-    def empty(cls, scheme: QuantScheme, heads: int) -> SchemeStats:
-        """The statistics of no row at all, which merge into any other without effect."""
-        count, total = np.zeros(heads, np.int64), np.zeros(heads)
-        return cls(scheme, count, count, count, count, total, count, total, total, total)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -294,7 +223,7 @@ class SiteStats:
             raise ValueError(
                 f"site {self.site!r} was measured with {len(self.schemes)} and {len(other.schemes)} schemes"
             )
-        arrays = _added(self, other)
+        arrays = added(self, other)
         arrays["minimum"] = np.minimum(self.minimum, other.minimum)
         arrays["maximum"] = np.maximum(self.maximum, other.maximum)
         schemes = tuple(a.merge(b) for a, b in zip(self.schemes, other.schemes, strict=True))
@@ -356,50 +285,4 @@ class SiteStats:
         )
 
 
-def array_fields(stats: SiteStats | SchemeStats) -> dict[str, npt.NDArray[np.generic]]:
-    """The arrays of a record by field name, in the order of their definition."""
-    fields = {field.name: getattr(stats, field.name) for field in dataclasses.fields(stats)}
-    return {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
-
-
-def entropy_bits(p: npt.ArrayLike) -> FloatArray:
-    """The entropy over the last axis in bits; 0 log 0 is 0.
-
-    >>> entropy_bits([0.5, 0.25, 0.25, 0.0]).tolist()
-    1.5
-    """
-    p = np.asarray(p, dtype=np.float64)
-    return np.asarray(-(p * np.log2(np.where(p > 0.0, p, 1.0))).sum(axis=-1))
-
-
-def ratio(part: npt.ArrayLike, whole: npt.ArrayLike) -> FloatArray:
-    """The quotient part / whole in float64, NaN where the whole is 0.
-
-    >>> ratio([1, 1], [2, 0]).tolist()
-    [0.5, nan]
-    """
-    part, whole = np.broadcast_arrays(np.asarray(part, np.float64), np.asarray(whole, np.float64))
-    return np.asarray(np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole != 0.0))
-
-
-def _added(a: SiteStats | SchemeStats, b: SiteStats | SchemeStats) -> dict[str, Any]:
-    ours, theirs = array_fields(a), array_fields(b)
-    for name, value in ours.items():
-        if value.shape != theirs[name].shape:
-            raise ValueError(f"{name} has {value.shape} and {theirs[name].shape} entries: not the same heads")
-    return {name: np.asarray(np.add(value, theirs[name])) for name, value in ours.items()}
-
-
-__all__ = [
-    "BINS",
-    "EDGES",
-    "MAJORITIES",
-    "MERGE_TOLERANCE",
-    "THRESHOLDS",
-    "THRESHOLD_EDGES",
-    "SchemeStats",
-    "SiteStats",
-    "array_fields",
-    "entropy_bits",
-    "ratio",
-]
+__all__ = ["BINS", "EDGES", "MAJORITIES", "THRESHOLDS", "THRESHOLD_EDGES", "SiteStats"]
