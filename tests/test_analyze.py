@@ -37,7 +37,6 @@ from onnx_attnq.study import (
     separator_ids,
     summary,
 )
-from onnx_attnq.study import analysis as analyze_module
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -191,7 +190,7 @@ def test_a_model_without_attention_says_what_was_found_instead(tmp_path):
 def test_weights_on_disk_change_nothing(model, data, monkeypatch):
     samples = [tokens([5, 9])]
     before = analyze(model, samples, "x", threads=1)
-    monkeypatch.setattr(analyze_module, "LARGE_WEIGHTS", 1)
+    monkeypatch.setattr("onnx_attnq.model.mapped.LARGE_WEIGHTS", 1)
     after = analyze(model, samples, "x", threads=1)
     assert study_csv(before) == study_csv(after)
 

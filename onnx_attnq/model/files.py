@@ -10,7 +10,6 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Final, Literal, TypeAlias
 
@@ -18,7 +17,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
-from onnx_attnq.atomic import replacing
+from onnx_attnq.atomic import check_replaceable, staged, write_errors
 from onnx_attnq.errors import CannotWrite, InvalidModel
 from onnx_attnq.model.external_data import Reference, get_reference, resolve_references, set_reference
 from onnx_attnq.model.structure_hash import fingerprint
@@ -88,11 +87,9 @@ def save(model: ir.Model, path: str | os.PathLike[str], external_data: ExternalD
         InvalidModel: The model cannot be serialized.
     """
     target = Path(path)
-    if not target.name:
-        raise CannotWrite(f"{str(path)!r} is not the name of a file")
-    data = target.with_name(target.name + ".data")
+    check_output(model, target)
+    data = data_path(target)
     every = tuple(tensors(model))
-    _refuse_input(model, every, (target, data))
     external = {_reference(tensor): tensor for tensor in every if isinstance(tensor, ir.ExternalTensor)}
     inline_size = sum(tensor.nbytes for tensor in every if _is_inline(tensor))
     if external_data == "keep":
@@ -102,17 +99,46 @@ def save(model: ir.Model, path: str | os.PathLike[str], external_data: ExternalD
         proto = ir.to_proto(model)
     except ir.serde.SerdeError as error:
         raise InvalidModel(f"onnx_ir cannot serialize the model: {_innermost(error)}") from error
-    # The data file gets its name first, so that no model file ever refers to one that is not there.
-    with replacing(target) as model_file, ExitStack() as data_files:
+    with staged(target) as folder:
         if external or inline_size > INLINE_LIMIT:
-            data_file = data_files.enter_context(replacing(data))
-            _move_external(proto, external, data_file, data.name)
-            if inline_size > INLINE_LIMIT:
-                _move_inline(proto, data_file, data.name)
+            with write_errors(data), open(folder / data.name, "xb") as data_file:
+                _move_external(proto, external, data_file, data.name)
+                if inline_size > INLINE_LIMIT:
+                    _move_inline(proto, data_file, data.name)
         try:
-            model_file.write(proto.SerializeToString(deterministic=True))
+            content = proto.SerializeToString(deterministic=True)
         except (EncodeError, ValueError) as error:
             raise InvalidModel(f"{target}: the model is too large for one protobuf file: {error}") from None
+        with write_errors(target):
+            (folder / target.name).write_bytes(content)
+
+
+def check_output(model: ir.Model, path: str | os.PathLike[str]) -> None:
+    """Make sure that `save` may write there, before any work is done for it.
+
+    Raises:
+        CannotWrite: ``path``, or the data file beside it, is a file of the input or something that is no file.
+    """
+    target = Path(path)
+    if not target.name:
+        raise CannotWrite(f"{str(path)!r} is not the name of a file")
+    existing = [file for file in input_files(model) if file.exists()]
+    for output in (target, data_path(target)):
+        check_replaceable(output)
+        if output.exists() and any(output.samefile(file) for file in existing):
+            raise CannotWrite(f"{output} is a file of the input model, which is never overwritten; name another output")
+
+
+def data_path(path: Path) -> Path:
+    """Where `save` puts external data that it copies."""
+    return path.with_name(path.name + ".data")
+
+
+def input_files(model: ir.Model) -> set[Path]:
+    """The file that a model was loaded from, and the data files that it refers to."""
+    files = {Path(tensor.path) for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor)}
+    source = model.graph.meta.get(_SOURCE)
+    return files if source is None else {source, *files}
 
 
 def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
@@ -128,8 +154,7 @@ def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 
 def size_on_disk(model: ir.Model) -> int:
     """Bytes of the file that a model was loaded from, and of the data files that it refers to."""
-    files = {Path(tensor.path) for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor)}
-    return sum(file.stat().st_size for file in {model.graph.meta[_SOURCE], *files})
+    return sum(file.stat().st_size for file in input_files(model))
 
 
 def opset(model: ir.Model) -> int:
@@ -197,16 +222,6 @@ def _is_inline(tensor: ir.TensorProtocol) -> bool:
     return not isinstance(tensor, ir.ExternalTensor | ir.StringTensor)
 
 
-def _refuse_input(model: ir.Model, every: Iterable[ir.TensorProtocol], outputs: Iterable[Path]) -> None:
-    inputs = {tensor.path for tensor in every if isinstance(tensor, ir.ExternalTensor)}
-    if (source := model.graph.meta.get(_SOURCE)) is not None:
-        inputs.add(str(source))
-    existing = [file for file in inputs if os.path.exists(file)]
-    for output in outputs:
-        if os.path.exists(output) and any(os.path.samefile(output, file) for file in existing):
-            raise CannotWrite(f"{output} is a file of the input model, which is never overwritten; name another output")
-
-
 def _require_folder(external: Iterable[ir.ExternalTensor], target: Path) -> None:
     folder = os.path.realpath(target.parent)
     for data_folder in {os.path.realpath(tensor.base_dir) for tensor in external}:
@@ -258,4 +273,16 @@ def _append(tensor: ir.TensorProtocol, file: BinaryIO) -> tuple[int, int]:
     return offset, tensor.nbytes
 
 
-__all__ = ["ExternalData", "fingerprint", "load", "opset", "save", "sha256", "size_on_disk", "tensors"]
+__all__ = [
+    "ExternalData",
+    "check_output",
+    "data_path",
+    "fingerprint",
+    "input_files",
+    "load",
+    "opset",
+    "save",
+    "sha256",
+    "size_on_disk",
+    "tensors",
+]

@@ -9,12 +9,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-import onnx_ir as ir
-
 from onnx_attnq.errors import AttnqError, InvalidPlan, NothingToRewrite
 from onnx_attnq.find import AttentionSite, expose, find_sites
 from onnx_attnq.inputs import Sample
-from onnx_attnq.model import load, sha256, tensors
+from onnx_attnq.model import load_mapped, sha256
 from onnx_attnq.rewriting import refuse_rewritten
 from onnx_attnq.scheme import QuantScheme, preset
 from onnx_attnq.study.model_study import Study
@@ -22,10 +20,6 @@ from onnx_attnq.study.observation import MEMORY, Progress, Source, observe
 
 DEFAULT_SCHEMES: Final = (preset(), preset(bits=2), preset("ji2021"), preset("ji2021", bits=2))
 """Ours and the paper's, at 3 and 2 bits."""
-
-
-LARGE_WEIGHTS: Final = 64 * 2**20
-"""Bytes of weights inside a model file from which they are moved to a temporary data file."""
 
 
 def analyze(
@@ -62,7 +56,7 @@ def analyze(
     """
     path = Path(source)
     with tempfile.TemporaryDirectory(prefix="onnx-attnq-") as folder:
-        model = _weights_on_disk(load(path), Path(folder))
+        model = load_mapped(path, Path(folder))
         try:
             refuse_rewritten(model)
         except AttnqError as error:
@@ -84,18 +78,6 @@ def analyze(
             memory=memory,
             progress=progress,
         )
-
-
-def _weights_on_disk(model: ir.Model, folder: Path) -> ir.Model:
-    """The model with large weights in a data file, from which onnxruntime maps them.
-
-    A session made from a model in memory needs several copies of the weights for a while.
-    """
-    in_memory = sum(t.nbytes for t in tensors(model) if not isinstance(t, ir.ExternalTensor | ir.StringTensor))
-    if in_memory < LARGE_WEIGHTS:
-        return model
-    ir.save(model, folder / "model.onnx", external_data="weights")
-    return load(folder / "model.onnx")
 
 
 def _choose(

@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import onnx_ir as ir
 
@@ -17,7 +17,7 @@ from onnx_attnq.errors import InvalidModel
 from onnx_attnq.find import AttentionSite, expose, find_sites
 from onnx_attnq.graph import Dataflow, probe
 from onnx_attnq.inputs import Sample
-from onnx_attnq.model import fingerprint, load, save, tensors
+from onnx_attnq.model import fingerprint, load_mapped
 from onnx_attnq.rewriting import Plan, SitePlan, read_record, rewrite
 from onnx_attnq.run import Arrays, Session
 from onnx_attnq.scheme import QuantScheme
@@ -27,9 +27,6 @@ from onnx_attnq.verification.two_models import Bounds, OutputComparison, compare
 
 Outputs: TypeAlias = Mapping[str, OutputComparison]
 """Of one model, compared with the original's."""
-
-_LARGE: Final = 1024
-"""Bytes from which a weight is read from the file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +121,7 @@ def bisect(
         InvalidModel: ``b`` has no record, or was made from another model than ``a``.
     """
     with tempfile.TemporaryDirectory() as folder:
-        original, rewritten = _load(Path(a), Path(folder), "a"), _load(Path(b), Path(folder), "b")
+        original, rewritten = load_mapped(a, Path(folder), "a"), load_mapped(b, Path(folder), "b")
         record = read_record(rewritten)
         if record is None:
             raise InvalidModel(f"{b} carries no record of a rewrite; `verify` and `diff` compare any two models")
@@ -261,17 +258,6 @@ def _context(site: AttentionSite, flow: Dataflow) -> tuple[str, str]:
 
 def _deviation(outputs: Outputs) -> float:
     return max((math.inf if o.kinds else o.deviation.relative_error for o in outputs.values()), default=0.0)
-
-
-def _load(path: Path, folder: Path, name: str) -> ir.Model:
-    """The model, its weights in a file from which each session can read them."""
-    model = load(path)
-    if any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors(model)):
-        return model
-    ir.external_data.unload_from_model(model, folder, f"{name}.weights", size_threshold_bytes=_LARGE)
-    save(model, folder / f"{name}.onnx", "keep")
-    # Loaded again, because one tensor of a protobuf message keeps all of it in memory.
-    return load(folder / f"{name}.onnx")
 
 
 __all__ = ["Bisection", "SiteContribution", "bisect"]
