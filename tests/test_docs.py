@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 import forms_page
 import pytest
 from click.testing import CliRunner
 
-from onnx_attnq.cli import cli
+from onnx_attnq.cli.group import COMMANDS, cli
 from onnx_attnq.scheme import PRESETS
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +23,7 @@ def test_page_of_forms_is_fresh() -> None:
 
 def test_every_command_has_a_page_and_every_page_a_command() -> None:
     pages = {path.stem for path in (ROOT / "docs" / "commands").glob("*.md")}
-    assert pages - {"index"} == set(cli.commands)
+    assert pages - {"index"} == set(COMMANDS)
 
 
 def test_tables_of_schemes_name_every_preset() -> None:
@@ -35,7 +36,8 @@ def test_options_that_a_page_names_exist(page: Path) -> None:
     """In commands: lines of code that call onnx-attnq with a subcommand or a model."""
     for line in re.findall(r"^[ $]*onnx-attnq (.*)$", page.read_text(encoding="utf-8").replace("\\\n", " "), re.M):
         words = line.split(" #")[0].split()
-        command = cli.commands.get(words[0], cli.commands["compress"])
+        command = cli.get_command(click.Context(cli), words[0] if words[0] in COMMANDS else "compress")
+        assert command is not None
         known = {option for parameter in command.params for option in parameter.opts} | {"--help", "--version"}
         assert {word for word in words if re.fullmatch(r"--?[a-z][a-z-]*", word)} <= known, line
 
@@ -60,6 +62,6 @@ def test_readme_python_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert (tmp_path / "model.attnq.onnx").exists()
 
 
-@pytest.mark.parametrize("name", sorted(cli.commands))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_takes_json_as_the_readme_says(name: str) -> None:
     assert "--json" in CliRunner().invoke(cli, [name, "--help"]).output

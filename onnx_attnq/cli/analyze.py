@@ -5,75 +5,91 @@ from __future__ import annotations
 import functools
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from onnx_attnq.atomic import replacing
-from onnx_attnq.cli.options import data_option, json_option, samples_for, samples_option, seed_option, threads_option
+from onnx_attnq.cli.command import command
+from onnx_attnq.cli.options import (
+    SchemeType,
+    data_option,
+    json_option,
+    path_type,
+    samples_for,
+    samples_option,
+    scheme_of,
+    seed_option,
+    threads_option,
+)
 from onnx_attnq.cli.output import console, progress_bar, show_refused, write_json
-from onnx_attnq.errors import CannotWrite, InvalidScheme, MissingExtra
-from onnx_attnq.model import load
-from onnx_attnq.report.tables import study_csv, study_json
-from onnx_attnq.scheme import QuantScheme, preset
-from onnx_attnq.study import DEFAULT_SCHEMES, SAFE_ERROR, Study, load_token_labels, separator_ids, summary
-from onnx_attnq.study import analyze as run
+from onnx_attnq.errors import CannotWrite, MissingExtra
+
+if TYPE_CHECKING:
+    from onnx_attnq.study import Study
 
 
-def _scheme(text: str) -> QuantScheme:
-    """NAME, or NAME:bits=N,threshold=T."""
-    name, _, rest = text.partition(":")
-    options: dict[str, Any] = {}
-    for item in rest.split(",") if rest else ():
-        key, _, number = item.partition("=")
-        try:
-            options[key] = {"bits": int, "threshold": float}[key](number)
-        except (KeyError, ValueError):
-            raise InvalidScheme(f"--scheme {text!r}: write NAME, or NAME:bits=N,threshold=T") from None
-    return preset(name, **options)
-
-
-@click.command()
-@click.argument("model", type=click.Path(path_type=Path), required=False)
+@command()
+@click.argument("model", type=path_type, required=False)
 @data_option
-@click.option("--data-name", help="What the samples are, for the record.  [default: the name of --data]")
+@click.option("--data-name", metavar="TEXT", help="Name of the data in the report.  [default: the name of --data]")
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
-    help="Folder to write to.  [default: MODEL.analysis beside MODEL]",
+    type=path_type,
+    help="Folder to write.  [default: MODEL.analysis beside MODEL]",
 )
 @click.option(
     "--scheme",
     "schemes",
-    type=_scheme,
+    type=SchemeType(),
     multiple=True,
-    metavar="NAME[:bits=N,threshold=T]",
-    help="A scheme to measure; may be repeated.  [default: row-log and ji2021 at 3 and 2 bits]",
+    help="Scheme to measure; may be repeated.  [default: row-log and ji2021 at 3 and 2 bits]",
 )
-@click.option("--include", multiple=True, metavar="GLOB", help="Observe only sites whose id matches; may be repeated.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave sites out whose id matches; may be repeated.")
+@click.option(
+    "--include",
+    multiple=True,
+    metavar="GLOB",
+    help="Observe only sites whose id matches; may be repeated.  [default: all]",
+)
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="GLOB",
+    help="Leave out sites whose id matches; may be repeated.  [default: none]",
+)
 @click.option(
     "--tokenizer",
-    type=click.Path(path_type=Path),
-    help="tokenizer.json, vocab.json, vocab.txt or a folder with one: labels tokens, and tells which are separators.",
+    type=path_type,
+    help="File tokenizer.json, vocab.json or vocab.txt, or a folder with one: labels the tokens of the pictures, and "
+    "says which tokens are separators.",
 )
-@click.option("--separator-id", multiple=True, type=int, help="Token id of a separator; may be repeated.")
+@click.option(
+    "--separator-id",
+    multiple=True,
+    type=int,
+    metavar="ID",
+    help="Token id of a separator; may be repeated.  [default: those of --tokenizer]",
+)
 @click.option(
     "--safe-error",
     type=click.FloatRange(0.0, min_open=True),
-    default=SAFE_ERROR,
+    default=0.25,
     show_default=True,
-    help="A head is safe when the mean relative error of its context is at most this.",
+    help="Largest mean relative error of its context at which a head is called safe.",
 )
-@click.option("--figures", type=click.Choice(["svg", "png"]), help="Write each picture as a file, too.")
-@click.option("--no-report", is_flag=True, help="Numbers only; needs neither matplotlib nor jinja2.")
+@click.option(
+    "--figures",
+    type=click.Choice(["svg", "png"]),
+    help="Format to write each picture in, as a file of its own.  [default: none]",
+)
+@click.option("--no-report", is_flag=True, help="Write the numbers only, which needs neither matplotlib nor jinja2.")
 @click.option(
     "--combine",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=path_type,
     metavar="STUDY",
-    help="Merge saved studies (study.npz) of parts of the data in place of observing MODEL; may be repeated.",
+    help="Merge saved studies (study.npz) of parts of the data, in place of observing MODEL; may be repeated.",
 )
 @samples_option
 @seed_option
@@ -84,7 +100,7 @@ def analyze(
     data: Path | None,
     data_name: str | None,
     output: Path | None,
-    schemes: tuple[QuantScheme, ...],
+    schemes: tuple[str, ...],
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     tokenizer: Path | None,
@@ -98,10 +114,15 @@ def analyze(
     threads: int | None,
     json_path: str | None,
 ) -> int:
-    """Study the attention values of MODEL: distribution, sparsity, and what quantizing them does.
+    """Measure the attention values of MODEL, and the cost of schemes.
 
     Writes report.html, numbers.json, heads.csv and study.npz.
     """
+    from onnx_attnq.model import load
+    from onnx_attnq.report.tables import study_json
+    from onnx_attnq.study import DEFAULT_SCHEMES, Study, load_token_labels, separator_ids
+    from onnx_attnq.study import analyze as run
+
     if (model is None) != bool(combine):
         raise click.UsageError("give either a MODEL or --combine STUDY")
     if not no_report:
@@ -124,7 +145,7 @@ def analyze(
                 model,
                 given.samples,
                 data_name or (f"made-up inputs (seed {seed})" if data is None else data.name),
-                schemes=tuple(dict.fromkeys(schemes)) or DEFAULT_SCHEMES,
+                schemes=tuple(dict.fromkeys(scheme_of(text, None, None) for text in schemes)) or DEFAULT_SCHEMES,
                 include=include,
                 exclude=exclude,
                 separator_ids=separator_id or separator_ids(labels or {}),
@@ -149,6 +170,8 @@ def _require_extra() -> None:
 
 
 def _write(study: Study, folder: Path, limit: float, figures: str | None, *, report: bool) -> None:
+    from onnx_attnq.report.tables import study_csv, study_json
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -174,6 +197,8 @@ def _write(study: Study, folder: Path, limit: float, figures: str | None, *, rep
 
 
 def _show(study: Study, limit: float, folder: Path, *, made_up: bool) -> None:
+    from onnx_attnq.study import summary
+
     out = console()
     out.print(summary(study, limit))
     if made_up:

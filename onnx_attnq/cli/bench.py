@@ -3,42 +3,70 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from onnx_attnq.cli.options import json_option
+from onnx_attnq.cli.command import command
+from onnx_attnq.cli.options import json_option, path_type, threads_option
 from onnx_attnq.cli.output import console, plain_table, progress_bar, write_json
-from onnx_attnq.inputs import load_samples
-from onnx_attnq.job import CONTROL, Timing
-from onnx_attnq.job import bench as run
-from onnx_attnq.model import load
+
+if TYPE_CHECKING:
+    from onnx_attnq.job import Timing
 
 
-@click.command()
-@click.argument("original", type=click.Path(path_type=Path))
-@click.argument("rewritten", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--tokens", multiple=True, type=click.IntRange(1), default=(128, 512), show_default=True)
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Rows of made-up inputs.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads inside an op.")
-@click.option("--repeats", type=click.IntRange(1), default=15, show_default=True, help="Counted runs of each.")
-@click.option("--data", type=click.Path(path_type=Path), help="Samples in place of made-up inputs.")
-@click.option("--no-memory", is_flag=True, help="Do not measure peak memory.")
+@command()
+@click.argument("original", type=path_type)
+@click.argument("rewritten", nargs=-1, type=path_type)
+@click.option(
+    "--tokens",
+    multiple=True,
+    type=click.IntRange(1),
+    default=(128, 512),
+    show_default=True,
+    metavar="COUNT",
+    help="Length of the made-up inputs, in tokens; may be repeated.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="COUNT",
+    help="Number of rows of the made-up inputs.",
+)
+@threads_option
+@click.option(
+    "--repeats",
+    type=click.IntRange(1),
+    default=15,
+    show_default=True,
+    metavar="COUNT",
+    help="Number of timed runs of each variant at each length, after one that is not timed.",
+)
+@click.option("--data", type=path_type, help="Samples to time, in place of made-up inputs; see `compress`.")
+@click.option("--no-memory", is_flag=True, help="Do not measure peak memory, which needs one more run of each variant.")
 @json_option
 def bench(
     original: Path,
     rewritten: tuple[Path, ...],
     tokens: tuple[int, ...],
     batch: int,
-    threads: int,
+    threads: int | None,
     repeats: int,
     data: Path | None,
     no_memory: bool,
     json_path: str | None,
 ) -> None:
-    """Time ORIGINAL against the models REWRITTEN from it, run by run in turn.
+    """Time ORIGINAL and the models REWRITTEN from it, in turn.
 
-    The ratio is the original's median CPU time divided by the variant's: above 1 is faster.
+    Each round runs each variant once, so that all meet the same load of the machine. The ratio is the original's
+    median CPU time divided by the variant's: above 1 is faster.
     """
+    from onnx_attnq.inputs import load_samples
+    from onnx_attnq.job import bench as run
+    from onnx_attnq.model import load
+
     samples = () if data is None else load_samples(data, load(original))
     with progress_bar("Timing") as progress:
         timings, missing = run(
@@ -72,6 +100,8 @@ def bench(
 
 def _split(timings: list[Timing]) -> list[str]:
     """For each length, what fusing gives and what pruning gives on top."""
+    from onnx_attnq.job import CONTROL
+
     lines = []
     for control in (t for t in timings if t.variant == CONTROL):
         for t in timings:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from onnx_attnq.cli.command import command
 from onnx_attnq.cli.options import (
     atol_option,
     data_option,
     json_option,
+    path_type,
     rtol_option,
     samples_for,
     samples_option,
@@ -18,14 +21,14 @@ from onnx_attnq.cli.options import (
     threads_option,
 )
 from onnx_attnq.cli.output import console, plain_table, progress_bar, show_refused, write_json
-from onnx_attnq.model import load
-from onnx_attnq.verification import Bisection, Bounds, Tolerance
-from onnx_attnq.verification import bisect as run
+
+if TYPE_CHECKING:
+    from onnx_attnq.verification import Bisection
 
 
-@click.command()
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@command()
+@click.argument("a", type=path_type)
+@click.argument("b", type=path_type)
 @data_option
 @samples_option
 @seed_option
@@ -36,7 +39,7 @@ from onnx_attnq.verification import bisect as run
     "metrics",
     multiple=True,
     metavar="[OUTPUT:]METRIC>=VALUE",
-    help="Bound on a figure, as for `verify`; may be repeated.",
+    help="Bound on a figure of one output or of all, as for `verify`; may be repeated.",
 )
 @threads_option
 @json_option
@@ -52,10 +55,15 @@ def bisect(
     threads: int | None,
     json_path: str | None,
 ) -> None:
-    """Rank the sites of B, which was rewritten from A, by what they contribute to its deviation.
+    """Rank the sites of B by what they add to its deviation from A.
 
-    Says which sites to leave: as few as bring B within the tolerances, or, without any, the worst one.
+    B is a model that was rewritten from A. Says which sites to leave: as few as bring B within the tolerances, or,
+    without any, the worst one.
     """
+    from onnx_attnq.model import load
+    from onnx_attnq.verification import Bounds, Tolerance
+    from onnx_attnq.verification import bisect as run
+
     original = load(a)
     given = samples_for(original, data, samples, seed, threads=threads)
     del original  # its weights are read again, from a file

@@ -5,19 +5,26 @@ from __future__ import annotations
 import click
 
 from onnx_attnq.atomic import replacing
+from onnx_attnq.cli.command import command
 from onnx_attnq.cli.options import json_option
 from onnx_attnq.cli.output import write_json
-from onnx_attnq.diff import canonicalize
-from onnx_attnq.model import load
 
 
-@click.command()
-@click.argument("model")
-@click.option("-o", "--output", metavar="PATH", help="Write to a file, a golden file for instance.")
-@click.option("--metadata", is_flag=True, help="Keep the IR version and metadata_props too.")
+@command()
+@click.argument("model", type=click.Path())
+@click.option(
+    "-o", "--output", type=click.Path(), help="File to write, such as a golden file.  [default: standard output]"
+)
+@click.option("--metadata", is_flag=True, help="Include the IR version and metadata_props.")
 @json_option
 def canonical(model: str, output: str | None, metadata: bool, json_path: str | None) -> None:
-    """Print MODEL as a text that is the same for all models that `diff` calls equal; weights are hashes."""
+    """Print MODEL as text that is equal for equal models.
+
+    Equal is what `diff` finds no difference in. There is a line for each node; weights are hashes.
+    """
+    from onnx_attnq.diff import canonicalize
+    from onnx_attnq.model import load
+
     form = canonicalize(load(model), metadata=metadata)
     if output is not None:
         with replacing(output) as file:

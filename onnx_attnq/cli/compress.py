@@ -4,39 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import onnx_ir as ir
-from rich.console import Console
 
-from onnx_attnq.cli.options import data_option, json_option, samples_option, seed_option, threads_option
+from onnx_attnq.cli.command import command
+from onnx_attnq.cli.options import (
+    bits_option,
+    data_option,
+    json_option,
+    path_type,
+    samples_option,
+    scheme_of,
+    scheme_option,
+    seed_option,
+    threads_option,
+    threshold_option,
+)
 from onnx_attnq.cli.output import console, in_megabytes, plain_table, progress_bar, show_refused, write_json
-from onnx_attnq.inputs import load_samples
-from onnx_attnq.job import Compression, compress_folder, compression_json, folder_json
-from onnx_attnq.job import compress as run
-from onnx_attnq.model import load, size_on_disk
-from onnx_attnq.rewriting import load_plan, save_plan
-from onnx_attnq.run import native_library
-from onnx_attnq.scheme import PRESETS, preset
-from onnx_attnq.verification import Limit, Verification
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from rich.console import Console
+
+    from onnx_attnq.job import Compression
+    from onnx_attnq.verification import Verification
 
 
-@click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@command()
+@click.argument("model", type=path_type)
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
-    help="Where to write.  [default: MODEL.attnq.onnx or FOLDER.attnq]",
+    type=path_type,
+    help="File to write, or folder if MODEL is one.  [default: MODEL.attnq.onnx or FOLDER.attnq]",
 )
-@click.option("--scheme", type=click.Choice(PRESETS), help=f"What a site gets.  [default: {PRESETS[0]}]")
-@click.option("--bits", type=int, help="Bits for each probability, 1 to 8.  [default: the scheme's, 3]")
-@click.option("--threshold", type=float, help="Below this, values are pruned.  [default: the scheme's]")
-@click.option("--include", multiple=True, metavar="GLOB", help="Rewrite only sites whose id matches; may be repeated.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave sites whose id matches; may be repeated.")
-@click.option("--plan", "plan_path", type=click.Path(path_type=Path), help="A scheme for each site, from a file.")
-@click.option("--write-plan", type=click.Path(path_type=Path), help="Save the plan that was used.")
+@scheme_option
+@bits_option
+@threshold_option
+@click.option(
+    "--include",
+    multiple=True,
+    metavar="GLOB",
+    help="Rewrite only sites whose id matches; may be repeated.  [default: all]",
+)
+@click.option(
+    "--exclude", multiple=True, metavar="GLOB", help="Leave sites whose id matches; may be repeated.  [default: none]"
+)
+@click.option(
+    "--plan", "plan_path", type=path_type, help="Plan file with a scheme for each site, as --write-plan writes it."
+)
+@click.option("--write-plan", type=path_type, help="File to write the plan to.")
 @data_option
 @samples_option
 @seed_option
@@ -47,14 +65,14 @@ from onnx_attnq.verification import Limit, Verification
     help="Fail when an output deviates more: max_abs, mean_abs, kl, or less: cosine, top1_agreement.",
 )
 @threads_option
-@click.option("--inline", is_flag=True, help="Plain ops, for runtimes without model-local functions (OpenVINO).")
-@click.option("--quantize-outputs", is_flag=True, help="Also quantize probabilities that are outputs of the model.")
+@click.option("--inline", is_flag=True, help="Write plain ops, for runtimes without model-local functions (OpenVINO).")
+@click.option("--quantize-outputs", is_flag=True, help="Quantize probabilities that are outputs of the model, too.")
 @click.option(
     "--qk",
     type=click.Choice(["float32", "int16"]),
     default="float32",
     show_default=True,
-    help="How the native library multiplies query and key.",
+    help="Type in which the native library multiplies query and key.",
 )
 @click.option("--keep-fused", is_flag=True, help="Leave fused attention ops as they are.")
 @click.option(
@@ -62,10 +80,10 @@ from onnx_attnq.verification import Limit, Verification
     type=click.Choice(["copy", "keep"]),
     default="copy",
     show_default=True,
-    help="Copy external data to OUTPUT.data, or refer to the input's files, in their folder.",
+    help="External weights: copy them to OUTPUT.data, or refer to MODEL's files, in their folder.",
 )
-@click.option("--dry-run", is_flag=True, help="Find and plan, but write no model.")
-@click.option("--no-verify", is_flag=True, help="Do not run the models.")
+@click.option("--dry-run", is_flag=True, help="Find the attention and plan, but write no model.")
+@click.option("--no-verify", is_flag=True, help="Write the model without running it.")
 @json_option
 def compress(
     model: Path,
@@ -96,13 +114,20 @@ def compress(
     MODEL is an ONNX file, or a folder with several, such as the parts of an encoder-decoder: then all of them are
     rewritten into a new folder, FOLDER.attnq, together with a copy of all that lies beside them.
     """
+    from onnx_attnq.inputs import load_samples
+    from onnx_attnq.job import compress as run
+    from onnx_attnq.job import compression_json
+    from onnx_attnq.model import load
+    from onnx_attnq.rewriting import load_plan, save_plan
+    from onnx_attnq.verification import Limit
+
     chosen = {"--scheme": scheme, "--bits": bits, "--threshold": threshold, "--include": include, "--exclude": exclude}
     _refuse_beside("--plan says what every site gets", plan_path, chosen)
     unused = {"--data": data, "--max-deviation": max_deviation}
     _refuse_beside("--no-verify runs no model", no_verify, unused)
     _refuse_beside("--dry-run runs no model", dry_run, unused)
     options: dict[str, Any] = {
-        "scheme": preset(scheme or PRESETS[0], bits=bits, threshold=threshold),
+        "scheme": scheme_of(scheme, bits, threshold),
         "include": include,
         "exclude": exclude,
         "limits": [Limit.parse(text) for text in max_deviation],
@@ -142,6 +167,9 @@ def compress(
 
 
 def _compress_folder(folder: Path, output: Path | None, options: dict[str, Any], json_path: str | None) -> int:
+    from onnx_attnq.job import compress_folder, folder_json
+    from onnx_attnq.model import load
+
     with progress_bar("Verifying") as progress:
         result = compress_folder(folder, output, progress=progress, **options)
     if json_path is not None:
@@ -171,6 +199,9 @@ def _refuse_beside(reason: str, given: object, others: Mapping[str, object]) -> 
 
 
 def _show(result: Compression, original: ir.Model, out: Console, *, real_data: bool) -> None:
+    from onnx_attnq.model import load, size_on_disk
+    from onnx_attnq.run import native_library
+
     rewritten = [entry for entry in result.plan.sites if entry.scheme is not None]
     schemes = sorted({_describe(entry.scheme) for entry in rewritten})
     out.print(f"{result.source}: {len(rewritten)} of {len(result.sites.sites)} sites, {', '.join(schemes)}")

@@ -4,51 +4,73 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import click
-from rich.console import Console
 
-from onnx_attnq.cli.options import json_option, threads_option
+from onnx_attnq.cli.command import command
+from onnx_attnq.cli.options import (
+    bits_option,
+    json_option,
+    path_type,
+    scheme_of,
+    scheme_option,
+    threads_option,
+    threshold_option,
+)
 from onnx_attnq.cli.output import console, plain_table, progress_bar, write_json
 from onnx_attnq.errors import InvalidData
-from onnx_attnq.evaluate import (
-    MAX_LENGTH,
-    RESAMPLES,
-    SEED,
-    TASKS,
-    Evaluation,
-    Interval,
-    load_task,
-    load_tokenizer,
-    task_from_hub,
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from onnx_attnq.evaluate import Evaluation, Interval
+
+TASKS: Final = (
+    "question-answering",
+    "text-classification",
+    "fill-mask",
+    "text-generation",
+    "sentence-similarity",
+    "retrieval",
 )
-from onnx_attnq.evaluate import evaluate as run
-from onnx_attnq.job import compress
-from onnx_attnq.scheme import PRESETS, preset
+"""The names of `onnx_attnq.evaluate.TASKS`, without its imports."""
 
 
-@click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@command()
+@click.argument("model", type=path_type)
 @click.option(
     "--compressed",
-    type=click.Path(path_type=Path),
+    type=path_type,
     multiple=True,
-    help="A model made of MODEL; may be repeated.  [default: MODEL is compressed, and the result thrown away]",
+    help="A model that was made from MODEL; may be repeated.  [default: MODEL is compressed into a temporary file]",
 )
-@click.option("--task", "task_name", type=click.Choice(tuple(TASKS)), required=True, help="What is measured.")
-@click.option("--data", type=click.Path(path_type=Path), help="A file in the task's format; .xz and .gz too.")
-@click.option("--dataset", help="Instead of --data: a data set of the hub, NAME or NAME:CONFIGURATION, or a folder.")
-@click.option("--split", default="validation", show_default=True, help="Of --dataset.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="Folder.  [default: MODEL's folder]")
+@click.option("--task", "task_name", type=click.Choice(TASKS), required=True, help="Task to measure, see above.")
+@click.option("--data", type=path_type, help="File in the format of the task, plain, .xz or .gz; or give --dataset.")
+@click.option("--dataset", help="Data set of the hub, NAME or NAME:CONFIGURATION, or a folder; or give --data.")
+@click.option("--split", default="validation", show_default=True, help="Split of --dataset to use.")
+@click.option("--tokenizer", type=path_type, help="Folder with the tokenizer.  [default: MODEL's folder]")
+@scheme_option
+@bits_option
+@threshold_option
 @click.option(
-    "--scheme", type=click.Choice(PRESETS), default=PRESETS[0], show_default=True, help="Without --compressed."
+    "--max-length",
+    type=click.IntRange(8),
+    default=320,
+    show_default=True,
+    metavar="TOKENS",
+    help="Longest input of the model, in tokens; longer texts are cut into windows that overlap.",
 )
-@click.option("--bits", type=int, help="Without --compressed: bits for each probability, 1 to 8.")
-@click.option("--threshold", type=float, help="Without --compressed: below this, values are pruned.")
-@click.option("--max-length", type=click.IntRange(8), default=MAX_LENGTH, show_default=True, help="Tokens of a window.")
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many examples.")
-@click.option("--resamples", type=click.IntRange(1), default=RESAMPLES, show_default=True, help="Of the bootstrap.")
-@click.option("--seed", type=int, default=SEED, show_default=True, help="Of the bootstrap.")
+@click.option("--limit", type=click.IntRange(1), metavar="COUNT", help="Use only the first examples.  [default: all]")
+@click.option(
+    "--resamples",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    metavar="COUNT",
+    help="Number of bootstrap samples that the intervals are computed from.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed for the bootstrap.")
 @threads_option
 @json_option
 def evaluate(
@@ -59,7 +81,7 @@ def evaluate(
     dataset: str | None,
     split: str,
     tokenizer: Path | None,
-    scheme: str,
+    scheme: str | None,
     bits: int | None,
     threshold: float | None,
     max_length: int,
@@ -69,9 +91,9 @@ def evaluate(
     threads: int | None,
     json_path: str | None,
 ) -> None:
-    """Measure MODEL and its compressed form on a task, side by side, with 95 % bootstrap intervals.
+    """Measure MODEL and its compressed form on a task.
 
-    The data is read from a file:
+    Prints the metrics of both side by side, with 95 % bootstrap intervals. Tasks, with the format of --data:
 
     \b
     question-answering   SQuAD v1.1 JSON                       EM, F1
@@ -81,6 +103,10 @@ def evaluate(
     sentence-similarity  STS-B: CSV sentence, sentence, score  Spearman
     retrieval            SQuAD v1.1 JSON, such as XQuAD        accuracy@1, MRR
     """  # noqa: D301 - click takes the character itself, and leaves the table as it is
+    from onnx_attnq.evaluate import evaluate as run
+    from onnx_attnq.evaluate import load_task, load_tokenizer, task_from_hub
+    from onnx_attnq.job import compress
+
     if (data is None) == (dataset is None):
         raise InvalidData("give the examples by --data FILE or by --dataset NAME, one of the two")
     words = load_tokenizer(model.parent if tokenizer is None else tokenizer)
@@ -90,7 +116,7 @@ def evaluate(
         task = task_from_hub(task_name, str(dataset), split, max_length=max_length, limit=limit)
     with tempfile.TemporaryDirectory() as folder:
         if not compressed:
-            chosen = preset(scheme, bits=bits, threshold=threshold)
+            chosen = scheme_of(scheme, bits, threshold)
             made = Path(folder) / f"{model.stem}.{_label(chosen.name, bits, threshold)}.onnx"
             compress(model, made, scheme=chosen, verification=False)
             compressed = (made,)

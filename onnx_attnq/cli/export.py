@@ -4,28 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from onnx_attnq.cli.options import json_option
+from onnx_attnq.cli.command import command
+from onnx_attnq.cli.options import (
+    bits_option,
+    json_option,
+    path_type,
+    scheme_of,
+    scheme_option,
+    threshold_option,
+)
 from onnx_attnq.cli.output import console, write_json
-from onnx_attnq.export import Attention, Exported
-from onnx_attnq.export import export as run
-from onnx_attnq.job import Compression, compress, compress_folder
-from onnx_attnq.scheme import PRESETS, QuantScheme, preset
+
+if TYPE_CHECKING:
+    from onnx_attnq.export import Exported
+    from onnx_attnq.job import Compression
+    from onnx_attnq.scheme import QuantScheme
 
 
-@click.command()
-@click.argument("model")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A new folder.")
-@click.option("--task", help="Such as fill-mask or text-generation-with-past.  [default: inferred]")
-@click.option("--opset", type=int, help="[default: the exporter's]")
-@click.option("--attn", type=click.Choice([str(kind) for kind in Attention]), help="[default: the architecture's]")
-@click.option("--offline", is_flag=True, help="Never ask the hub.")
-@click.option("--compress", "compressing", is_flag=True, help="Compress it too; one with parts to OUTPUT.attnq.")
-@click.option("--scheme", type=click.Choice(PRESETS), default=PRESETS[0], show_default=True, help="For --compress.")
-@click.option("--bits", type=int, help="For --compress: bits for each probability, 1 to 8.")
-@click.option("--threshold", type=float, help="For --compress: below this, values are pruned.")
+@command()
+@click.argument("model", type=click.Path())
+@click.option("-o", "--output", type=path_type, required=True, help="Folder to write, which is new or empty.")
+@click.option(
+    "--task",
+    help="Task of optimum, such as fill-mask or text-generation-with-past.  [default: the one that MODEL is for]",
+)
+@click.option("--opset", type=int, metavar="VERSION", help="Opset to export to.  [default: the exporter's]")
+@click.option(
+    "--attn",
+    type=click.Choice(["eager", "sdpa"]),
+    help="Implementation of attention in PyTorch that is traced.  [default: the architecture's]",
+)
+@click.option("--offline", is_flag=True, help="Do not connect to the hub: use MODEL from its cache.")
+@click.option(
+    "--compress",
+    "compressing",
+    is_flag=True,
+    help="Compress the export, too: to OUTPUT/model.attnq.onnx, or a model with several parts to OUTPUT.attnq.",
+)
+@scheme_option
+@bits_option
+@threshold_option
 @json_option
 def export(
     model: str,
@@ -35,17 +57,21 @@ def export(
     attn: str | None,
     offline: bool,
     compressing: bool,
-    scheme: str,
+    scheme: str | None,
     bits: int | None,
     threshold: float | None,
     json_path: str | None,
 ) -> int:
-    """Export MODEL, a folder or the name of a model on the hub, and check the result against PyTorch.
+    """Export MODEL from transformers to ONNX, checked against PyTorch.
 
-    optimum exports the architectures that it knows, torch.onnx the others. The tokenizer or processor is saved beside
-    the ONNX files, so that the folder is all that `evaluate` and deployment need.
+    MODEL is the name of a model on the hub, or a folder with config.json and weights. optimum exports the
+    architectures that it knows, torch.onnx the others. The tokenizer or processor is saved beside the ONNX files,
+    so that the folder is all that `evaluate` and deployment need.
     """
-    chosen = preset(scheme, bits=bits, threshold=threshold)
+    from onnx_attnq.export import Attention
+    from onnx_attnq.export import export as run
+
+    chosen = scheme_of(scheme, bits, threshold)
     attention = None if attn is None else Attention(attn)
     made = run(model, output, task=task, opset=opset, attention=attention, local_only=offline)
     results = _compress(made, chosen) if compressing else []
@@ -65,6 +91,8 @@ def export(
 
 def _compress(made: Exported, scheme: QuantScheme) -> Sequence[Compression]:
     """A model beside the export; a model with parts in a folder of its own, in which they find one another."""
+    from onnx_attnq.job import compress, compress_folder
+
     if len(made.files) == 1:
         return [compress(made.folder / made.files[0], scheme=scheme)]
     return compress_folder(made.folder, scheme=scheme).models

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from onnx_attnq.cli.options import json_option
+from onnx_attnq.cli.command import command
+from onnx_attnq.cli.options import json_option, path_type
 from onnx_attnq.cli.output import console, plain_table, write_json
 from onnx_attnq.errors import InvalidModel
-from onnx_attnq.find import AttentionSite, Form, expose, find_sites
-from onnx_attnq.job import inspection_json
-from onnx_attnq.model import load
-from onnx_attnq.rewriting import read_record
+
+if TYPE_CHECKING:
+    from onnx_attnq.find import AttentionSite
 
 
-@click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("--explain", metavar="NODE", help="Tell how one softmax was judged: a site, or the name of a node.")
+@command()
+@click.argument("model", type=path_type)
+@click.option(
+    "--explain", metavar="NODE", help="Show how one softmax was judged, given by its site id or the name of its node."
+)
 @json_option
 def inspect(model: Path, explain: str | None, json_path: str | None) -> None:
-    """List the attention sites of MODEL, and every softmax that is none, with the reason."""
+    """List the attention of MODEL, and why other softmaxes are none.
+
+    The site ids are what --include and --exclude match. Of a rewritten model, show what was done to it.
+    """
+    from onnx_attnq.find import expose, find_sites
+    from onnx_attnq.job import inspection_json
+    from onnx_attnq.model import load
+    from onnx_attnq.rewriting import read_record
+
     loaded = load(model)
     record = read_record(loaded)
     expose(loaded)
@@ -67,6 +78,8 @@ def inspect(model: Path, explain: str | None, json_path: str | None) -> None:
 
 
 def _outcome(site: AttentionSite) -> str:
+    from onnx_attnq.find import Form
+
     match site.form:
         case Form.ATTENTION:
             return "one op replaces the products and the softmax"

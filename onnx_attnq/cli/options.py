@@ -3,24 +3,112 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
-import onnx_ir as ir
+from click.shell_completion import CompletionItem
 
-from onnx_attnq.inputs import MadeUp, load_samples, made_up_samples
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from onnx_attnq.inputs import MadeUp
+    from onnx_attnq.scheme import QuantScheme
+
+path_type = click.Path(path_type=Path)
+"""A file or a folder, which shells complete."""
+
+
+class SchemeType(click.ParamType["QuantScheme | str"]):
+    """NAME, or NAME:bits=N,threshold=T; checked here, and read by `scheme_of`."""
+
+    name = "scheme"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """As help shows it."""
+        return "NAME[:bits=N,threshold=T]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text, once it has been found to be a scheme."""
+        from onnx_attnq.errors import InvalidScheme
+        from onnx_attnq.scheme import parse_scheme
+
+        try:
+            parse_scheme(value)
+        except InvalidScheme as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The names that begin so."""
+        from onnx_attnq.scheme import PRESETS
+
+        return [CompletionItem(name) for name in PRESETS if name.startswith(incomplete)]
+
+
+def scheme_of(text: str | None, bits: int | None, threshold: float | None) -> QuantScheme:
+    """The scheme that --scheme, --bits and --threshold ask for together."""
+    from onnx_attnq.scheme import PRESETS, parse_scheme
+
+    return parse_scheme(text or PRESETS[0], bits=bits, threshold=threshold)
+
 
 data_option = click.option(
-    "--data", type=click.Path(path_type=Path), help="Samples: .npz, .npy, a folder of them, or test_data_set_*."
+    "--data",
+    type=path_type,
+    help="Samples to run the models on: an .npz or .npy file, a folder of them, or a folder with test_data_set_* "
+    "folders.  [default: made-up samples]",
 )
 samples_option = click.option(
-    "--samples", type=click.IntRange(1), default=4, show_default=True, help="Samples to make up without --data."
+    "--samples",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    metavar="COUNT",
+    help="Number of samples to make up where --data is not given.",
 )
-seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Of the made-up samples.")
-atol_option = click.option("--atol", type=click.FloatRange(0.0), help="Absolute tolerance of each element.")
-rtol_option = click.option("--rtol", type=click.FloatRange(0.0), help="Tolerance of each element, relative to A.")
-threads_option = click.option("--threads", type=click.IntRange(1), help="Threads inside an op.  [default: all cores]")
+seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Random seed for made-up samples.")
+atol_option = click.option(
+    "--atol",
+    type=click.FloatRange(0.0),
+    help="Largest absolute difference that an element of an output may have.  [default: 1e-5 where no other bound is "
+    "given]",
+)
+rtol_option = click.option(
+    "--rtol",
+    type=click.FloatRange(0.0),
+    help="Largest difference that an element of an output may have, relative to that of A.  [default: 1e-4 where no "
+    "other bound is given]",
+)
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    metavar="COUNT",
+    help="Number of threads that onnxruntime uses inside an op.  [default: one for each core]",
+)
 json_option = click.option(
-    "--json", "json_path", metavar="PATH|-", help="Write the result as JSON; - for standard output."
+    "--json",
+    "json_path",
+    type=click.Path(allow_dash=True),
+    metavar="PATH",
+    help="Write the result as JSON to a file; - writes it to standard output, in place of the text.",
+)
+scheme_option = click.option(
+    "--scheme",
+    type=SchemeType(),
+    help="How attention probabilities are quantized: a preset, and its bits and threshold where they are not the "
+    "preset's own.  [default: row-log]",
+)
+bits_option = click.option(
+    "--bits",
+    type=int,
+    metavar="COUNT",
+    help="Bits for each probability, 1 to 8; the same as --scheme NAME:bits=N.  [default: the scheme's]",
+)
+threshold_option = click.option(
+    "--threshold",
+    type=float,
+    help="Probabilities below this become 0, from 0 to 1, or relative to the row's maximum where the scheme is; the "
+    "same as --scheme NAME:threshold=T.  [default: the scheme's]",
 )
 
 
@@ -28,6 +116,8 @@ def samples_for(
     model: ir.Model, data: Path | None, count: int, seed: int, *, edges: bool = False, threads: int | None = None
 ) -> MadeUp:
     """What --data, --samples and --seed ask for: samples from files, or made up."""
+    from onnx_attnq.inputs import MadeUp, load_samples, made_up_samples
+
     if data is not None:
         return MadeUp(load_samples(data, model))
     return made_up_samples(model, count, seed, edges=edges, threads=threads)

@@ -7,24 +7,31 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from onnx_attnq.atomic import replacing
-from onnx_attnq.inputs import MadeUp
-from onnx_attnq.verification import Progress as Callback
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from onnx_attnq.inputs import MadeUp
+    from onnx_attnq.verification import Progress as Callback
+
+_UNLIMITED: Final = 100_000
+"""Columns of a pipe or a file: a row stays one line, which `grep` finds."""
 
 
 def console() -> Console:
-    """For people, on standard output; wide enough for a table where there is no terminal.
+    """For people, on standard output: as wide as the terminal or COLUMNS says; lines are not wrapped in a pipe.
 
     Text is shown as it is: names of files and nodes may look like markup.
     """
-    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _UNLIMITED)
 
 
 @contextlib.contextmanager
@@ -33,6 +40,9 @@ def progress_bar(title: str) -> Iterator[Callback | None]:
     if not sys.stderr.isatty():
         yield None
         return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (
         TextColumn(title),
         BarColumn(),
@@ -57,6 +67,8 @@ def write_json(data: Mapping[str, Any], path: str) -> None:
 
 def plain_table(*headers: str) -> Table:
     """A table without a frame, the first column on the left and the rest on the right."""
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, header in enumerate(headers):
         table.add_column(header, justify="left" if index == 0 else "right", overflow="fold")

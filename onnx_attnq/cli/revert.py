@@ -7,23 +7,32 @@ from typing import Any
 
 import click
 
-from onnx_attnq.cli.options import json_option
+from onnx_attnq.cli.command import command
+from onnx_attnq.cli.options import json_option, path_type
 from onnx_attnq.cli.output import console, write_json
 from onnx_attnq.errors import CannotRevert
-from onnx_attnq.job import file_json
-from onnx_attnq.model import load, save
-from onnx_attnq.rewriting import revert as run
 
 
-@click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where to write.")
+@command()
+@click.argument("model", type=path_type)
+@click.option("-o", "--output", required=True, type=path_type, help="File to write the original graph to.")
 @click.option(
-    "--external-data", type=click.Choice(["copy", "keep"]), default="copy", show_default=True, help="Weights."
+    "--external-data",
+    type=click.Choice(["copy", "keep"]),
+    default="copy",
+    show_default=True,
+    help="External weights: copy them to OUTPUT.data, or refer to MODEL's files, in their folder.",
 )
 @json_option
 def revert(model: Path, output: Path, external_data: Any, json_path: str | None) -> None:
-    """Give back the original graph of a rewritten MODEL, with its names and the order of its nodes."""
+    """Give back the original graph of a rewritten MODEL.
+
+    Names and the order of nodes are the original's; the fingerprint is checked.
+    """
+    from onnx_attnq.job import file_json
+    from onnx_attnq.model import load, save
+    from onnx_attnq.rewriting import revert as run
+
     loaded = load(model)
     try:
         record = run(loaded)

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from onnx_attnq.cli.command import command
 from onnx_attnq.cli.options import (
     atol_option,
     data_option,
     json_option,
+    path_type,
     rtol_option,
     samples_for,
     seed_option,
     threads_option,
 )
 from onnx_attnq.cli.output import console, plain_table, progress_bar, show_refused, write_json
-from onnx_attnq.model import load
-from onnx_attnq.verification import Bounds, Comparison, Tolerance, compare_models
+
+if TYPE_CHECKING:
+    from onnx_attnq.verification import Comparison
 
 
-@click.command()
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@command()
+@click.argument("a", type=path_type)
+@click.argument("b", type=path_type)
 @data_option
 @click.option(
     "--samples",
     type=click.IntRange(1),
     default=4,
     show_default=True,
-    help="Samples to make up without --data, and one with a fully masked row and one with a NaN to them.",
+    metavar="COUNT",
+    help="Number of samples to make up where --data is not given; one with a fully masked row and one with a NaN are "
+    "added.",
 )
 @seed_option
 @atol_option
@@ -56,12 +62,17 @@ def verify(
     threads: int | None,
     json_path: str | None,
 ) -> int:
-    """Compare what models A and B compute; exit with 1 when they differ by more than they may.
+    """Compare what models A and B compute.
+
+    Exits with 1 when they differ by more than they may.
 
     Without a tolerance, the elements must agree within rtol 1e-4 and atol 1e-5. When B was rewritten by this tool, its
     codes are checked too, on standard ops and in the native library, and it may deviate unless a tolerance says
     how far.
     """
+    from onnx_attnq.model import load
+    from onnx_attnq.verification import Bounds, Tolerance, compare_models
+
     model_a, model_b = load(a), load(b)
     given = samples_for(model_a, data, samples, seed, edges=True, threads=threads)
     bounds = Bounds(tuple(Tolerance.parse(text) for text in metrics), rtol, atol)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import logging
 from typing import Final
 
 import onnx_ir as ir
@@ -27,6 +28,8 @@ ORIGIN: Final = "onnx_attnq.origin"
 
 DECLINED: Final = "onnx_attnq.declined"
 """Key in the ``meta`` of a fused op that was not decomposed: the reason."""
+
+_LOG: Final = logging.getLogger(__name__)
 
 _NO_SOFTMAX: Final = {
     **dict.fromkeys(
@@ -174,6 +177,9 @@ def find_sites(model: ir.Model) -> Sites:
                 rejections.append(Rejection(name, node.op_type, scope, found.reason, found.story, found.lost_in))
                 continue
             sites.append(_site(node, root, found, scope, taken))
+    _LOG.info("found %d attention sites; declined %d", len(sites), len(rejections))
+    for rejection in rejections:
+        _LOG.debug("declined %s %r: %s", rejection.op_type, rejection.node, rejection.reason)
     return Sites(tuple(sites), tuple(rejections))
 
 

@@ -114,7 +114,7 @@ def bench(
     *,
     tokens: Sequence[int] = (128, 512),
     batch: int = 1,
-    threads: int = 1,
+    threads: int | None = None,
     repeats: int = 15,
     samples: Sequence[Sample] = (),
     memory: bool = True,
@@ -127,7 +127,7 @@ def bench(
         rewritten: Models that were made from it.
         tokens: Sequence lengths of made-up inputs.
         batch: Rows of made-up inputs.
-        threads: Threads inside an op.
+        threads: Threads inside an op; None leaves it to onnxruntime.
         repeats: Counted runs of each variant for each length, after one that is not counted.
         samples: Inputs in place of made-up ones.
         memory: Measure peak memory, each variant in a process of its own.
@@ -190,7 +190,7 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _peak_memory(variant: Variant, original: Path, batch: int, tokens: int, threads: int) -> float | None:
+def _peak_memory(variant: Variant, original: Path, batch: int, tokens: int, threads: int | None) -> float | None:
     """Peak resident memory of a fresh process that runs the variant once, megabytes."""
     code = (
         "import sys\n"
@@ -203,7 +203,7 @@ def _peak_memory(variant: Variant, original: Path, batch: int, tokens: int, thre
         "Session(path, threads=int(threads), native=native == 'True').run(sample)\n"
         "print(peak_memory())\n"
     )
-    arguments = (original, variant.path, variant.native, batch, tokens, threads)
+    arguments = (original, variant.path, variant.native, batch, tokens, threads or 0)
     try:
         done = subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=True

@@ -7,6 +7,7 @@ milliseconds. A loaded model refers to the files that it came from; nothing here
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,6 +39,8 @@ SPILL_SIZE: Final = 1024
 ALIGNMENT: Final = 64
 """Of tensors in a data file: a cache line, more than any element needs when the file is mapped."""
 
+_LOG: Final = logging.getLogger(__name__)
+
 _SOURCE: Final = "onnx_attnq.source"
 
 
@@ -68,6 +71,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         if isinstance(tensor, ir.ExternalTensor):
             tensor.base_dir = str(folder)
     model.graph.meta[_SOURCE] = file.resolve()  # a clone keeps what is on the graph, and drops what is on the model
+    _LOG.info("read %s: opset %d, %d nodes", file, opset(model), len(model.graph))
     return model
 
 
@@ -111,6 +115,7 @@ def save(model: ir.Model, path: str | os.PathLike[str], external_data: ExternalD
             raise InvalidModel(f"{target}: the model is too large for one protobuf file: {error}") from None
         with write_errors(target):
             (folder / target.name).write_bytes(content)
+    _LOG.info("wrote %s, %d bytes%s", target, len(content), f", and {data.name}" if external else "")
 
 
 def check_output(model: ir.Model, path: str | os.PathLike[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -29,6 +30,8 @@ from onnx_attnq.rewriting.plan import Plan
 from onnx_attnq.rewriting.record import Record, RewrittenSite, refuse_rewritten, write_record
 from onnx_attnq.scheme import QuantScheme
 from onnx_attnq.version import __version__
+
+_LOG: Final = logging.getLogger(__name__)
 
 _BODIES: Final = {
     Form.SOFTMAX: bodies.softmax_function,
@@ -91,6 +94,9 @@ def rewrite(
         if family not in families or scheme.threshold < families[family].threshold:
             families[family] = scheme
     done = [_rewritten_site(*entry) for entry in reversed(inserted)]
+    for site in done:
+        _LOG.debug("rewrote %s: %s, %s", site.id, site.form, site.scheme.name)
+    _LOG.info("rewrote %d of %d sites", len(done), len(sites.sites))
     record = Record(__version__, original, plan.hash, inline, tuple(done))
     if not done:
         return record

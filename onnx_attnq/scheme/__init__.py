@@ -4,8 +4,10 @@ from onnx_attnq.scheme import numerics
 from onnx_attnq.scheme.numerics import FloatArray
 from onnx_attnq.scheme.presets import PRESETS, preset
 from onnx_attnq.scheme.quant_scheme import Normalize, QuantScheme, Reference, Rounding, Spacing
+from onnx_attnq.scheme.spelling import GRAMMAR, parse_scheme
 
 __all__ = [
+    "GRAMMAR",
     "PRESETS",
     "FloatArray",
     "Normalize",
@@ -14,5 +16,6 @@ __all__ = [
     "Rounding",
     "Spacing",
     "numerics",
+    "parse_scheme",
     "preset",
 ]

@@ -1,0 +1,386 @@
+"""What all commands have in common: quick help, suggestions, settings from a file, logging, widths, interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import pytest
+from attention_forms import FORMS
+from click.shell_completion import ShellComplete
+from small_graphs import parse
+
+from onnx_attnq import errors, evaluate, study
+from onnx_attnq.cli import command as command_module
+from onnx_attnq.cli import main
+from onnx_attnq.cli.group import COMMANDS, cli
+from onnx_attnq.diff import CONTEXT, LIMIT
+from onnx_attnq.model import save
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    save(parse(FORMS["scale and additive mask"].text), path)
+    return path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit_:
+            main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return int(exit_.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def quiet_again() -> Iterator[None]:
+    logger = logging.getLogger("onnx_attnq")
+    yield
+    logger.setLevel(logging.NOTSET)
+    logger.handlers.clear()
+
+
+def get(name: str) -> click.Command:
+    found = cli.get_command(click.Context(cli), name)
+    assert found is not None
+    return found
+
+
+# --- help
+
+
+HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "rich", "sympy", "matplotlib", "torch")
+
+
+def loaded_by(code: str) -> set[str]:
+    check = f"; import sys; print(*({HEAVY!r} & sys.modules.keys()))".replace(repr(HEAVY), repr(set(HEAVY)))
+    done = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_of_every_command_imports_nothing_heavy() -> None:
+    code = (
+        "from click.testing import CliRunner\nfrom onnx_attnq.cli.group import COMMANDS, cli\n"
+        "for name in COMMANDS: assert CliRunner().invoke(cli, [name, '--help']).exit_code == 0\n"
+        "assert CliRunner().invoke(cli, ['--help']).exit_code == 0\npass"
+    )
+    assert loaded_by(code) == set()
+    assert loaded_by("import onnx_attnq.diff") >= {"numpy", "onnx_ir"}  # the check would see them
+
+
+def test_a_fingerprint_needs_no_runtime() -> None:
+    code = "import onnx_attnq.cli.fingerprint, onnx_attnq.diff, onnx_attnq.model"
+    assert not loaded_by(code) & {"onnxruntime", "rich", "matplotlib", "torch"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_summary_is_the_first_line_of_the_help(name: str) -> None:
+    first = inspect.cleandoc(get(name).help or "").splitlines()[0]
+    assert first.rstrip(".") == COMMANDS[name]
+
+
+def test_summaries_are_whole_at_80_columns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run("--help")[1].splitlines()
+    for name, summary in COMMANDS.items():
+        assert f"  {name:<12} {summary}" in lines
+    assert "…" not in "".join(lines)
+
+
+def test_help_is_as_wide_as_columns_says(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = []
+    for columns in ("60", "110"):
+        monkeypatch.setenv("COLUMNS", columns)
+        widths.append(max(map(len, run("compress", "--help")[1].splitlines())))
+        assert widths[-1] <= int(columns)
+    assert widths[1] > 80
+
+
+OPTIONS = [(name, option) for name in COMMANDS for option in get(name).params if isinstance(option, click.Option)]
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS, ids=lambda v: v if isinstance(v, str) else v.name)
+def test_every_option_says_what_it_is_and_what_its_default_is(name: str, option: click.Option) -> None:
+    text = option.help or ""
+    assert text[:1].isupper()
+    assert text.split("  [default")[0].endswith((".", ","))
+    says_default = "[default: " in text or bool(option.show_default)
+    needs_none = option.is_flag or option.count or option.required or option.name in NO_DEFAULT
+    assert says_default or needs_none
+
+
+NO_DEFAULT = {
+    "data",
+    "tokenizer",
+    "config",
+    "json_path",
+    "metrics",
+    "max_deviation",
+    "plan_path",
+    "write_plan",
+    "explain",
+    "combine",
+    "dataset",
+}
+"""Options without which nothing is done, or that are one of two."""
+
+
+def test_the_same_option_has_the_same_default_everywhere() -> None:
+    for flag in ("--threads", "--samples", "--seed", "--scheme", "--bits", "--threshold"):
+        defaults = {
+            (option.help or "").partition("[default")[2] if flag == "--threads" else str(option.default)
+            for _, option in OPTIONS
+            if flag in option.opts and not option.multiple
+        }
+        assert len(defaults) == 1, (flag, defaults)
+
+
+def test_defaults_that_are_written_twice_are_equal() -> None:
+    def default(name: str, flag: str) -> object:
+        return next(option.default for option in get(name).params if flag in option.opts)
+
+    assert default("diff", "--context") == CONTEXT
+    assert default("diff", "--limit") == LIMIT
+    assert default("analyze", "--safe-error") == study.SAFE_ERROR
+    assert default("evaluate", "--max-length") == evaluate.MAX_LENGTH
+    assert default("evaluate", "--resamples") == evaluate.RESAMPLES
+    assert default("evaluate", "--seed") == evaluate.SEED
+    (task,) = (option for option in get("evaluate").params if "--task" in option.opts)
+    assert isinstance(task.type, click.Choice)
+    assert tuple(task.type.choices) == tuple(evaluate.TASKS)
+
+
+# --- mistyped commands
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("inspct", "inspect"), ("analyse", "analyze"), ("fingerprnt", "fingerprint")]
+)
+def test_a_mistyped_command_suggests_the_right_one(typed: str, meant: str, run: Run) -> None:
+    code, out, err = run(typed, "model.onnx")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == (
+        f"Error: {typed!r} is neither a command nor a file; did you mean `onnx-attnq {meant}`?"
+    )
+
+
+def test_a_file_that_is_named_almost_like_a_command_is_a_model(
+    model: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model.parent)
+    model.rename("inspct")
+    assert run("inspct", "-o", "out.onnx")[0] == 0
+
+
+# --- schemes
+
+
+def test_a_scheme_is_spelled_alike_everywhere(model: Path, run: Run) -> None:
+    a, b = model.with_name("a.onnx"), model.with_name("b.onnx")
+    assert run(model, "--scheme", "ji2021:bits=2,threshold=0.01", "-o", a)[0] == 0
+    assert run(model, "--scheme", "ji2021", "--bits", 2, "--threshold", 0.01, "-o", b)[0] == 0
+    assert a.read_bytes() == b.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["compress", "evaluate", "export", "analyze"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rowlog", "unknown scheme 'rowlog'"),
+        ("row-log:", "'' is not of the form NAME[:bits=B,threshold=T]"),
+        ("row-log:bit=2", "'bit=2' is not of the form"),
+        ("row-log:bits=x", "bits must be a number, not 'x'"),
+        ("row-log:bits=2,bits=3", "bits is given twice"),
+        ("identity:bits=2", "takes no bits"),
+    ],
+)
+def test_a_scheme_that_is_none_is_one_line(name: str, text: str, message: str, run: Run) -> None:
+    code, out, err = run(
+        name, "m.onnx", "-o" if name == "export" else "--scheme", *(["x", "--scheme"] * (name == "export")), text
+    )
+    assert (code, out) == (2, "")
+    assert message in err.splitlines()[-1]
+    assert "--scheme" in err.splitlines()[-1]
+
+
+def test_bits_beside_a_scheme_with_bits_are_refused(model: Path, run: Run) -> None:
+    code, _, err = run(model, "--scheme", "row-log:bits=2", "--bits", "3")
+    assert code == 2
+    assert "bits is given twice" in err
+
+
+# --- settings from a file
+
+
+def test_every_option_may_come_from_a_file(model: Path, run: Run) -> None:
+    config = model.with_name("attnq.toml")
+    config.write_text(
+        '[compress]\nscheme = "ji2021"\nbits = 2\ninclude = ["*"]\nmax-deviation = ["max_abs=100"]\nthreads = 1\n'
+        'json = "-"\n[bench]\ntokens = [16]\n'
+    )
+    code, out, _ = run(model, "--config", config)
+    assert code == 0
+    assert '"bits": 2' in out
+    assert '"bits": 4' in run(model, "--config", config, "--bits", 4)[1]  # the command line comes first
+
+
+def test_a_flag_and_a_required_option_may_come_from_a_file(model: Path, run: Run) -> None:
+    config = model.with_name("attnq.toml")
+    run(model)
+    config.write_text(f'[compress]\ndry-run = true\n[revert]\noutput = "{model.with_name("back.onnx").as_posix()}"\n')
+    assert "Nothing was written" in run(model, "--config", config)[1]
+    assert run("revert", model.with_name("model.attnq.onnx"), "--config", config)[0] == 0
+    assert model.with_name("back.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "No such file or directory"),
+        ("bits = ", "not a TOML file"),
+        ("bits = 3", "'bits' is not a table of a command, such as [compress]"),
+        ("[compres]\nbits = 3", "'compres' is not a table of a command"),
+        ("[compress]\nbit = 3", "[compress] bit: there is no option --bit"),
+        ("[compress]\nbits = 3.5", "[compress] bits: '3.5' is not a valid integer"),
+        ("[compress]\nbits = true", "[compress] bits: True is not a string or a number"),
+        ("[compress]\nbits = [2, 3]", "[compress] bits: takes one value"),
+        ("[compress]\nthreads = 0", "[compress] threads: 0 is not in the range"),
+        ('[compress]\ninline = "yes"', "[compress] inline: 'yes' is not true or false"),
+        ("[compress]\ninline = []", "[compress] inline: takes one value"),
+        ('[compress]\nscheme = "row"', "[compress] scheme: unknown scheme 'row'"),
+        ("[compress]\nscheme = {name = 1}", "[compress] scheme: {'name': 1} is not a string or a number"),
+        ('[compress]\nconfig = "other.toml"', "[compress] config: there is no option --config"),
+    ],
+)
+def test_a_bad_file_of_settings_is_one_line_that_names_it(
+    text: str | None, message: str, model: Path, run: Run
+) -> None:
+    config = model.with_name("attnq.toml")
+    if text is not None:
+        config.write_text(text)
+    code, out, err = run(model, "--config", config)
+    assert (code, out) == (2, "")
+    assert message in err.splitlines()[-1]
+    assert str(config) in err.splitlines()[-1]
+    assert not model.with_name("model.attnq.onnx").exists()
+
+
+# --- logging
+
+
+def test_nothing_is_logged_unless_asked_for(model: Path, run: Run) -> None:
+    assert run(model)[2] == ""
+    quiet = run(model, "-v")[2]
+    assert f"{model}" in quiet
+    assert "onnx_attnq" in quiet
+    assert len(run(model, "-vv")[2].splitlines()) >= len(quiet.splitlines())
+    assert run(model, "--log-level", "error")[2] == ""
+
+
+# --- width
+
+
+def test_rows_are_not_wrapped_in_a_pipe(model: Path) -> None:
+    long = parse(FORMS["plain"].text)
+    name = "encoder/" + "very_long_name_of_a_node/" * 12 + "Softmax"
+    next(node for node in long.graph if node.op_type == "Softmax").name = name
+    save(long, model)
+    environment = {**os.environ, "COLUMNS": "40"}
+    for arguments in (("inspect", str(model)), (str(model),)):
+        done = subprocess.run(
+            [sys.executable, "-m", "onnx_attnq", *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
+        )
+        assert any(line.startswith(name) for line in done.stdout.splitlines())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no pseudo-terminals")
+@pytest.mark.parametrize("columns", [50, 150])
+def test_a_terminal_is_filled_and_not_exceeded(columns: int, model: Path) -> None:
+    import pty
+
+    host, terminal = pty.openpty()
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm"}
+    command = [sys.executable, "-m", "onnx_attnq", "inspect", str(model)]
+    with subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environment) as process:
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # how Linux says that the other end was closed
+            while chunk := os.read(host, 4096):
+                shown += chunk
+    os.close(host)
+    assert process.returncode == 0
+    widths = [len(click.unstyle(line)) for line in shown.decode().splitlines()]
+    assert max(widths) <= columns
+    assert columns == 50 or max(widths) > 80
+
+
+# --- interruption
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process")
+@pytest.mark.parametrize("after", [0.05, 0.15, 0.3, 0.6, 1.0])
+def test_an_interruption_is_one_line_at_any_moment(after: float, model: Path) -> None:
+    # From when Python runs the program's own code: what comes before is the interpreter's.
+    code = "import sys; print(flush=True); from onnx_attnq.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", f"from onnx_attnq.cli import main; {code}", str(model), "--samples", "3000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(after)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert err.strip() == "onnx-attnq: interrupted"
+    assert process.returncode == 130
+    assert [path.name for path in model.parent.iterdir() if path.suffix == ".tmp"] == []
+
+
+# --- shell completion
+
+
+def complete(*words: str, incomplete: str) -> list[tuple[str, str]]:
+    found = ShellComplete(cli, {}, "onnx-attnq", "_ONNX_ATTNQ_COMPLETE").get_completions(list(words), incomplete)
+    return [(item.type, item.value) for item in found]
+
+
+def test_commands_options_schemes_and_files_are_completed() -> None:
+    assert complete(incomplete="in") == [("plain", "inspect")]
+    assert complete(incomplete="mod") == [("file", "mod")]
+    assert complete("inspect", incomplete="mod") == [("file", "mod")]
+    assert complete("verify", "a.onnx", incomplete="") == [("file", "")]
+    assert ("plain", "--max-deviation") in complete("model.onnx", incomplete="--max")
+    assert ("plain", "ji2021-log") in complete("model.onnx", "--scheme", incomplete="ji")
+    assert complete("diff", "a.onnx", incomplete="b") == [("file", "b")]
+    assert complete("compress", "m.onnx", "--config", incomplete="at") == [("file", "at")]
+
+
+def test_every_error_class_has_an_exit_code_that_the_help_names(run: Run) -> None:
+    text = run("--help")[1]
+    for value in vars(errors).values():
+        if isinstance(value, type) and issubclass(value, errors.AttnqError):
+            assert f"{value.exit_code} " in text
+
+
+def test_settings_are_read_for_their_own_command_only(model: Path) -> None:
+    config = model.with_name("attnq.toml")
+    config.write_text("[bench]\ntokens = [16]\n[compress]\nbits = 2\n")
+    ctx = click.Context(get("bench"))
+    assert command_module.settings(config, ctx) == {"tokens": ["16"]}
