@@ -101,6 +101,14 @@ def change_opset(version: int) -> Change:
     return change
 
 
+def negative_ir_version(proto: onnx.ModelProto) -> None:
+    proto.ir_version = -1
+
+
+def unknown_ir_version(proto: onnx.ModelProto) -> None:
+    proto.ir_version = 2**62
+
+
 def no_opset(proto: onnx.ModelProto) -> None:
     proto.opset_import[0].domain = "com.microsoft"
 
@@ -230,6 +238,8 @@ def huge_constant(proto: onnx.ModelProto) -> None:
 DAMAGES = {
     change_opset(10): "opset 10 is not supported: 11 to",
     change_opset(10_000): "opset 10000 is not supported: 11 to",
+    negative_ir_version: "IR version -1 is not supported",
+    unknown_ir_version: "IR version 4611686018427387904 is not supported",
     no_opset: "imports no ai.onnx operator set",
     no_nodes: "has no nodes",
     no_outputs: "has no outputs",

@@ -112,7 +112,7 @@ GOOD = uniform_plan("m", ["a"], preset()).to_json()
         (json.dumps(GOOD | {"sites": [{"id": "a"}]}), "a"),
         (json.dumps(GOOD | {"sites": [{"id": "a", "scheme": None}]}), "needs a scheme, or null and a reason"),
         (json.dumps(GOOD | {"schemes": {"x": {"reference": "row-max"}}}), "missing"),
-        (json.dumps(GOOD)[:-1] + ', "model": "n"}', "'model' stands twice"),
+        (json.dumps(GOOD)[:-1] + ', "model": "n"}', "'model' is listed twice"),
     ],
 )
 def test_each_mistake_in_a_file_has_its_line(text: str, message: str, tmp_path: Path) -> None:

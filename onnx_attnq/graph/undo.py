@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
 from onnx_attnq.graph.dataflow import Dataflow, subgraphs
+from onnx_attnq.reading import check_fields
 
 LIMIT: Final = 2**20
 """Bytes of removed nodes and functions that are kept; beyond it, weights are among them."""
@@ -49,15 +52,22 @@ class GraphUndo:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GraphUndo:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: Something is missing, unknown or of the wrong type.
+        """
+        kinds = {"graph": int, "nodes": str}
+        lists = dict.fromkeys(("inserted", "removed", "inputs", "outputs", "initializers"), list)
+        check_fields(data, "a graph of the undo", kinds | lists)
         return cls(
-            graph=int(data["graph"]),
-            inserted=tuple(map(int, data["inserted"])),
-            removed=tuple(map(int, data["removed"])),
+            graph=data["graph"],
+            inserted=_tuple(data["inserted"], int),
+            removed=_tuple(data["removed"], int),
             nodes=base64.b64decode(data["nodes"], validate=True),
-            inputs=tuple((int(node), int(place), str(name)) for node, place, name in data["inputs"]),
-            outputs=tuple(map(str, data["outputs"])),
-            initializers=tuple(map(str, data["initializers"])),
+            inputs=tuple(_row(row, int, int, str) for row in data["inputs"]),
+            outputs=_tuple(data["outputs"], str),
+            initializers=_tuple(data["initializers"], str),
         )
 
 
@@ -91,13 +101,19 @@ class Undo:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Undo:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: Something is missing, unknown or of the wrong type.
+        """
+        lists = dict.fromkeys(("graphs", "added_functions", "functions"), list)
+        check_fields(data, "the undo", {"ir_version": int, "opsets": dict} | lists)
         return cls(
-            ir_version=int(data["ir_version"]),
-            opsets={str(domain): int(version) for domain, version in data["opsets"].items()},
+            ir_version=data["ir_version"],
+            opsets=dict(zip(data["opsets"], _tuple(data["opsets"].values(), int), strict=True)),
             graphs=tuple(map(GraphUndo.from_json, data["graphs"])),
-            added_functions=tuple((str(d), str(n), str(o)) for d, n, o in data["added_functions"]),
-            functions=tuple(base64.b64decode(function, validate=True) for function in data["functions"]),
+            added_functions=tuple(_row(row, str, str, str) for row in data["added_functions"]),
+            functions=tuple(base64.b64decode(text, validate=True) for text in _tuple(data["functions"], str)),
         )
 
 
@@ -146,6 +162,8 @@ class Snapshot:
                 graphs.append(undo)
         now = {name: _serialize(ir.to_proto(function)) for name, function in model.functions.items()}
         functions = tuple(proto for name, proto in self._functions.items() if now.get(name) != proto)
+        if any(_has_external_data(proto) for proto in map(onnx.FunctionProto.FromString, functions)):
+            return "a function, which was removed, has external data"
         if sum(map(len, functions)) + sum(len(graph.nodes) for graph in graphs) > LIMIT:
             return "what was removed is too large to be kept"
         added = tuple(name for name in now if name not in self._functions)
@@ -155,10 +173,13 @@ class Snapshot:
 def apply(undo: Undo, model: ir.Model) -> None:
     """Make a model what it was before the change, in place.
 
+    The undo may come from anywhere, and the model is as good as it is: check it afterwards.
+
     Raises:
-        ValueError, LookupError: The model is not the one that the undo was made for.
+        ValueError, LookupError: The model is not the one that the undo was made for, or no `Snapshot` made the undo.
     """
     flow = Dataflow(model)
+    _check(undo, flow)
     changes = {change.graph: change for change in undo.graphs}
     values: dict[ir.Graph, dict[str, ir.Value]] = {}
     orders: list[tuple[ir.Graph, list[ir.Node]]] = []
@@ -194,6 +215,32 @@ def apply(undo: Undo, model: ir.Model) -> None:
     model.graph.opset_imports.clear()
     model.graph.opset_imports.update(undo.opsets)
     model.ir_version = undo.ir_version
+
+
+def _check(undo: Undo, flow: Dataflow) -> None:
+    """What holds for every undo that a `Snapshot` makes."""
+    places = [change.graph for change in undo.graphs]
+    if len(set(places)) < len(places) or not all(0 <= place < len(flow.graphs) for place in places):
+        raise ValueError("the undo names a graph that is not there, or one twice")
+    for change in undo.graphs:
+        now = len(list(flow.graphs[change.graph]))
+        then = now - len(change.inserted) + len(change.removed)
+        for indices, count in ((change.inserted, now), (change.removed, then)):
+            if len(set(indices)) < len(indices) or not all(0 <= index < count for index in indices):
+                raise ValueError("the undo names a node that is not there, or one twice")
+        if _has_external_data(onnx.GraphProto.FromString(change.nodes)):
+            raise ValueError("the undo has external data")
+    if any(_has_external_data(onnx.FunctionProto.FromString(proto)) for proto in undo.functions):
+        raise ValueError("the undo has external data")
+
+
+def _has_external_data(message: Message) -> bool:
+    """Whether a tensor anywhere in the message lies in another file: an undo keeps everything in itself."""
+    if isinstance(message, onnx.TensorProto):
+        return message.data_location == onnx.TensorProto.EXTERNAL or bool(message.external_data)
+    fields = (content for field, content in message.ListFields() if field.type == FieldDescriptor.TYPE_MESSAGE)
+    items = (item for content in fields for item in ((content,) if isinstance(content, Message) else content))
+    return any(map(_has_external_data, items))
 
 
 def _graph_undo(index: int, graph: ir.Graph, before: _GraphBefore) -> GraphUndo | str | None:
@@ -265,6 +312,23 @@ def _rewire(nodes: Sequence[ir.Node], change: GraphUndo, values: Mapping[str, ir
 
 def _names(values: Sequence[ir.Value | None]) -> tuple[str, ...]:
     return tuple("" if value is None else value.name or "" for value in values)
+
+
+def _tuple(values: Iterable[Any], kind: type[_T]) -> tuple[_T, ...]:
+    result = tuple(values)
+    if not all(type(value) is kind for value in result):
+        raise ValueError(f"the undo has something else where {kind.__name__} belongs")
+    return result
+
+
+def _row(values: Any, *kinds: type) -> Any:
+    """A row of a table, in JSON a list; one value of each kind."""
+    if not isinstance(values, list) or [type(value) for value in values] != list(kinds):
+        raise ValueError("the undo has a row that is none")
+    return tuple(values)
+
+
+_T = TypeVar("_T")
 
 
 def _serialize(proto: onnx.GraphProto | onnx.FunctionProto) -> bytes:

@@ -6,6 +6,7 @@ from onnx_attnq.model.files import (
     input_files,
     load,
     opset,
+    recheck,
     save,
     sha256,
     size_on_disk,
@@ -18,6 +19,7 @@ from onnx_attnq.model.wellformed import MAX_RANK, check_tensor
 __all__ = [
     "MAX_RANK",
     "ExternalData",
+    "check",
     "check_output",
     "check_tensor",
     "fingerprint",
@@ -25,6 +27,7 @@ __all__ = [
     "load",
     "load_mapped",
     "opset",
+    "recheck",
     "save",
     "sha256",
     "size_on_disk",

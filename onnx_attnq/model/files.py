@@ -75,6 +75,28 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     return model
 
 
+def recheck(model: ir.Model) -> None:
+    """Make sure that a model which was changed in memory could be saved and loaded again, with the same data files.
+
+    Raises:
+        InvalidModel: As by `load`, without the file's name; or the nodes are not in topological order.
+    """
+    proto = _to_proto(model)
+    check_model(proto)
+    folders = {os.fspath(tensor.base_dir) for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor)}
+    if len(folders) > 1:
+        raise InvalidModel("its external data is not in the folder of the model")
+    for folder in folders:
+        resolve_references(proto, Path(folder) / "model")
+    try:
+        again = ir.from_proto(proto)
+        again.graph.sort()
+    except Exception as error:
+        raise InvalidModel(f"onnx_ir cannot read it: {_innermost(error)}") from error
+    if [_outputs(node) for node in again.graph] != [_outputs(node) for node in model.graph]:
+        raise InvalidModel("its nodes are not in topological order")
+
+
 def save(model: ir.Model, path: str | os.PathLike[str], external_data: ExternalData = "copy") -> None:
     """Write a model; the model in memory, and the files that it was loaded from, stay as they are.
 
@@ -99,10 +121,7 @@ def save(model: ir.Model, path: str | os.PathLike[str], external_data: ExternalD
     if external_data == "keep":
         _require_folder(external.values(), target)
         external = {}
-    try:
-        proto = ir.to_proto(model)
-    except ir.serde.SerdeError as error:
-        raise InvalidModel(f"onnx_ir cannot serialize the model: {_innermost(error)}") from error
+    proto = _to_proto(model)
     with staged(target) as folder:
         if external or inline_size > INLINE_LIMIT:
             with write_errors(data), open(folder / data.name, "xb") as data_file:
@@ -200,6 +219,17 @@ def _parse(file: Path) -> onnx.ModelProto:
         raise InvalidModel(f"{file} is not an ONNX file, or is truncated or nested too deeply") from None
 
 
+def _outputs(node: ir.Node) -> list[str | None]:
+    return [value.name or None for value in node.outputs]
+
+
+def _to_proto(model: ir.Model) -> onnx.ModelProto:
+    try:
+        return ir.to_proto(model)
+    except ir.serde.SerdeError as error:
+        raise InvalidModel(f"onnx_ir cannot serialize the model: {_innermost(error)}") from error
+
+
 def _innermost(error: BaseException) -> str:
     """The first line of the cause; onnx_ir repeats whole nodes in the messages around it."""
     while error.__cause__ is not None:
@@ -286,6 +316,7 @@ __all__ = [
     "input_files",
     "load",
     "opset",
+    "recheck",
     "save",
     "sha256",
     "size_on_disk",

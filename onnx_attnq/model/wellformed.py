@@ -46,6 +46,8 @@ def check_model(proto: onnx.ModelProto) -> None:
     """
     if not proto.ir_version or not proto.HasField("graph"):
         raise InvalidModel("not an ONNX model: it has no ir_version or no graph")
+    if not 0 < proto.ir_version <= onnx.IR_VERSION:
+        raise InvalidModel(f"IR version {proto.ir_version} is not supported: 1 to {onnx.IR_VERSION} are")
     _check_text(proto)
     if not proto.graph.node:
         raise InvalidModel("the graph is empty: it has no nodes")

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from onnx_attnq.atomic import replacing
 from onnx_attnq.errors import AttnqError, InvalidPlan
+from onnx_attnq.reading import check_fields, parse_json, read_regular
 from onnx_attnq.scheme import QuantScheme
 
 FORMAT: Final = 1
@@ -128,11 +129,14 @@ class Plan:
                 raise InvalidPlan(f"scheme {name!r} of the plan: {error}") from None
         entries = []
         for index, item in enumerate(data["sites"]):
-            _expect(item, f"site {index} of the plan", {"id": str}, optional=("scheme", "reason"))
-            name = item.get("scheme")
+            what = f"site {index} of the plan"
+            _expect(item, what, {"id": str}, optional=("scheme", "reason"))
+            name, reason = item.get("scheme"), item.get("reason", "")
+            if not isinstance(reason, str):
+                raise InvalidPlan(f"'reason' of {what} must be of type str")
             if name is not None and (not isinstance(name, str) or name not in schemes):
                 raise InvalidPlan(f"site {item['id']!r} refers to the scheme {name!r}, which the plan does not define")
-            entries.append(SitePlan(item["id"], None if name is None else schemes[name], str(item.get("reason", ""))))
+            entries.append(SitePlan(item["id"], None if name is None else schemes[name], reason))
         return cls(data["model"], tuple(entries))
 
 
@@ -183,10 +187,10 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
         InvalidPlan: The file cannot be read or is not a plan; the message names it.
     """
     try:
-        return Plan.from_json(json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates))
-    except (OSError, ValueError) as error:
-        raise InvalidPlan(f"{path}: {error}") from None
-    except InvalidPlan as error:
+        return Plan.from_json(parse_json(read_regular(path)))
+    except OSError as error:
+        raise InvalidPlan(f"{path}: {error.strerror or error}") from None
+    except (ValueError, InvalidPlan) as error:
         raise InvalidPlan(f"{path}: {error}") from None
 
 
@@ -196,21 +200,8 @@ def save_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
         file.write((json.dumps(plan.to_json(), indent=2) + "\n").encode())
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise InvalidPlan(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice")
-    return result
-
-
 def _expect(data: object, what: str, fields: Mapping[str, type], optional: Sequence[str] = ()) -> None:
-    if not isinstance(data, Mapping):
-        raise InvalidPlan(f"{what} must be a JSON object")
-    for name, kind in fields.items():
-        if name not in data:
-            raise InvalidPlan(f"{what} lacks {name!r}")
-        if not isinstance(data[name], kind):
-            raise InvalidPlan(f"{name!r} of {what} must be of type {kind.__name__}")
-    if unknown := sorted(set(data) - set(fields) - set(optional)):
-        raise InvalidPlan(f"{what} has an unknown key {unknown[0]!r}")
+    try:
+        check_fields(data, what, fields, optional)
+    except ValueError as error:
+        raise InvalidPlan(str(error)) from None

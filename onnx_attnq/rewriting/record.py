@@ -9,9 +9,10 @@ from typing import Any, Final
 
 import onnx_ir as ir
 
-from onnx_attnq.errors import AlreadyRewritten, InvalidModel
+from onnx_attnq.errors import AlreadyRewritten, InvalidModel, InvalidScheme
 from onnx_attnq.find import Form
 from onnx_attnq.graph import Undo
+from onnx_attnq.reading import check_fields, parse_json
 from onnx_attnq.rewriting.bodies import DOMAIN
 from onnx_attnq.scheme import QuantScheme
 
@@ -49,7 +50,16 @@ class RewrittenSite:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RewrittenSite:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: A field is missing, unknown or of the wrong type.
+            InvalidScheme: The scheme is none.
+        """
+        text = dict.fromkeys(("id", "op_type", "node", "scope", "form", "output"), str)
+        check_fields(data, "a site of the record", {**text, "scheme": dict, "inputs": list})
+        if not all(isinstance(name, str) for name in data["inputs"]):
+            raise ValueError("'inputs' of a site of the record must be names")
         scheme = QuantScheme.from_json(data["scheme"])
         return cls(**{**data, "form": Form(data["form"]), "scheme": scheme, "inputs": tuple(data["inputs"])})
 
@@ -87,14 +97,26 @@ def read_record(model: ir.Model) -> Record | None:
     if text is None:
         return None
     try:
-        data = json.loads(text)
+        data = parse_json(text)
+        check_fields(data, "the record", _FIELDS)
         sites = tuple(RewrittenSite.from_json(site) for site in data["sites"])
         undo = None if data["undo"] is None else Undo.from_json(data["undo"])
         return Record(
             data["version"], data["original"], data["plan"], data["inlined"], sites, undo, data["irreversible"]
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, InvalidScheme) as error:
         raise InvalidModel(f"the metadata {METADATA!r} of the model cannot be read: {error}") from None
+
+
+_FIELDS: Final = {
+    "version": str,
+    "original": str,
+    "plan": str,
+    "inlined": bool,
+    "sites": list,
+    "undo": object,
+    "irreversible": str,
+}
 
 
 def refuse_rewritten(model: ir.Model) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 
-from onnx_attnq.errors import CannotRevert
+from onnx_attnq.errors import CannotRevert, InvalidModel
 from onnx_attnq.graph import apply
-from onnx_attnq.model import fingerprint
+from onnx_attnq.model import fingerprint, recheck
 from onnx_attnq.rewriting.record import METADATA, Record, read_record
 
 
@@ -16,7 +15,8 @@ def revert(model: ir.Model) -> Record:
 
     The record in the model's metadata has what was removed. The result has the fingerprint of the original: nodes,
     their names and their order, wiring, attributes, opsets and functions are what they were.
-    Weights were never touched.
+    Weights were never touched. As the record may come from anywhere, the result is checked as a file is when it is
+    loaded.
 
     Args:
         model: A rewritten model. Undefined after an error.
@@ -34,9 +34,13 @@ def revert(model: ir.Model) -> Record:
         raise CannotRevert(f"the rewrite cannot be reverted: {record.irreversible}; take the original model")
     try:
         apply(record.undo, model)
-    except (LookupError, ValueError, StopIteration, DecodeError):
-        raise CannotRevert(_CHANGED) from None
+    except Exception as error:  # whatever a damaged or forged record makes onnx_ir raise
+        raise CannotRevert(_CHANGED) from error
     del model.metadata_props[METADATA]
+    try:
+        recheck(model)
+    except InvalidModel as error:
+        raise CannotRevert(f"{_CHANGED} ({error})") from None
     if fingerprint(model) != record.original:
         raise CannotRevert(_CHANGED)
     return record
