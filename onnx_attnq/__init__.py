@@ -15,11 +15,11 @@ from onnx_attnq.errors import AttnqError
 from onnx_attnq.version import __version__
 
 if TYPE_CHECKING:
-    from onnx_attnq.diff import Difference, ModelDiff, canonicalize, diff_models
-    from onnx_attnq.find import AttentionSite, Rejection, Sites, expose, find_sites
+    from onnx_attnq.diff import Difference, ModelDiff, canonicalize, diff_models, fingerprint
+    from onnx_attnq.find import AttentionSite, Exposed, Rejection, Sites, expose, find_sites
     from onnx_attnq.inputs import generate_samples, load_samples
     from onnx_attnq.job import Compression, compress
-    from onnx_attnq.model import fingerprint, load, save
+    from onnx_attnq.model import load, save, structure_hash
     from onnx_attnq.rewriting import (
         Plan,
         Record,
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from onnx_attnq.verification import Limit, Verification, verify
 
 _NAMES = {
-    "diff": ("Difference", "ModelDiff", "canonicalize", "diff_models"),
-    "find": ("AttentionSite", "Rejection", "Sites", "expose", "find_sites"),
+    "diff": ("Difference", "ModelDiff", "canonicalize", "diff_models", "fingerprint"),
+    "find": ("AttentionSite", "Exposed", "Rejection", "Sites", "expose", "find_sites"),
     "inputs": ("generate_samples", "load_samples"),
     "job": ("Compression", "compress"),
-    "model": ("fingerprint", "load", "save"),
+    "model": ("load", "save", "structure_hash"),
     "rewriting": (
         *("Plan", "Record", "SitePlan", "load_plan", "read_record"),
         *("revert", "rewrite", "save_plan", "uniform_plan"),
@@ -59,6 +59,7 @@ __all__ = [
     "AttnqError",
     "Compression",
     "Difference",
+    "Exposed",
     "Limit",
     "ModelDiff",
     "Plan",
@@ -87,6 +88,7 @@ __all__ = [
     "save",
     "save_plan",
     "session",
+    "structure_hash",
     "uniform_plan",
     "verify",
 ]

@@ -71,8 +71,7 @@ def page() -> str:
 
 def _find(example: Example) -> Sites:
     model = parse(example.text, opset=example.opset, functions=example.functions)
-    expose(model)
-    return find_sites(model)
+    return find_sites(expose(model))
 
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -58,10 +58,11 @@ def test_the_main_job_step_by_step(tmp_path: Path) -> None:
     onnx_attnq.save(bert_like(17), tmp_path / "model.onnx")
     original = onnx_attnq.load(tmp_path / "model.onnx")
     model = original.clone()
-    onnx_attnq.expose(model)
-    found = onnx_attnq.find_sites(model)
+    found = onnx_attnq.find_sites(onnx_attnq.expose(model))
     ids = [site.id for site in found.sites]
-    plan = onnx_attnq.uniform_plan(onnx_attnq.fingerprint(original), ids, onnx_attnq.preset("ji2021"), exclude=["*p0"])
+    plan = onnx_attnq.uniform_plan(
+        onnx_attnq.structure_hash(original), ids, onnx_attnq.preset("ji2021"), exclude=["*p0"]
+    )
     onnx_attnq.save_plan(plan, tmp_path / "plan.json")
     record = onnx_attnq.rewrite(model, found, onnx_attnq.load_plan(tmp_path / "plan.json"))
     onnx_attnq.save(model, tmp_path / "out.onnx")

@@ -12,7 +12,7 @@ from onnx_attnq.cli import main
 from onnx_attnq.errors import InvalidModel, InvalidScheme
 from onnx_attnq.inputs import generate_samples
 from onnx_attnq.job import compress
-from onnx_attnq.model import fingerprint, load
+from onnx_attnq.model import load, structure_hash
 from onnx_attnq.rewriting import Plan, SitePlan, save_plan
 from onnx_attnq.run import Session
 from onnx_attnq.scheme import preset
@@ -54,7 +54,7 @@ def original(tmp_path_factory):
 def rewrite(original, target, harsh=()):
     ids = [site.id for site in compress(original, dry_run=True).sites.sites]
     entries = tuple(SitePlan(site, HARSH if i in harsh else MILD) for i, site in enumerate(ids))
-    compress(original, target, plan=Plan(fingerprint(load(original)), entries), verification=False)
+    compress(original, target, plan=Plan(structure_hash(load(original)), entries), verification=False)
     return ids
 
 
@@ -75,7 +75,7 @@ def test_figures_are_what_a_run_gives(original, tmp_path):
     samples = generate_samples(load(original))
     found = bisect(original, tmp_path / "b.onnx", samples)
     entries = tuple(SitePlan(site, MILD) if i != 1 else SitePlan(site, None, "by hand") for i, site in enumerate(ids))
-    plan = Plan(fingerprint(load(original)), entries)
+    plan = Plan(structure_hash(load(original)), entries)
     compress(original, tmp_path / "c.onnx", plan=plan, verification=False)
     a, c = Session(original), Session(tmp_path / "c.onnx")
     x = np.concatenate([a.run(sample)["y"].ravel() for sample in samples])

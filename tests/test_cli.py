@@ -441,7 +441,7 @@ def test_a_folder_that_is_not_writable_is_one_line(model: Path, run: Run, tmp_pa
     ("change", "message"),
     [
         ({"format": 99}, "format"),
-        ({"model": "c0ffee"}, "was made for the model"),
+        ({"structure_hash": "c0ffee"}, "was made for the model"),
         ({"sites": []}, "no entry for the site 'Softmax_p'"),
         ({"extra": 1}, "unknown key 'extra'"),
     ],

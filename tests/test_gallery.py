@@ -62,8 +62,7 @@ def assert_close(found: list[np.ndarray], expected: list[np.ndarray], atol: floa
 @pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
 def test_counts_are_those_of_the_manifest(model: GalleryModel) -> None:
     loaded = load(model.path)
-    expose(loaded)
-    found = find_sites(loaded)
+    found = find_sites(expose(loaded))
     assert len(found.sites) == (0 if refused(model) else model.sites)
     assert len(found.rejections) == model.others + (model.fused if refused(model) else 0)
     assert all(rejection.reason for rejection in found.rejections)

@@ -14,7 +14,7 @@ import pytest
 import small_models
 
 from onnx_attnq.errors import CannotWrite, InvalidModel
-from onnx_attnq.model import fingerprint, load, load_mapped, opset, save, sha256, tensors
+from onnx_attnq.model import load, load_mapped, opset, save, sha256, structure_hash, tensors
 
 X = np.linspace(-1, 1, 2 * 5 * 8, dtype=np.float32).reshape(2, 5, 8)
 
@@ -251,19 +251,19 @@ def test_opset(inline: Path) -> None:
 
 class TestFingerprint:
     def test_it_survives_other_writers_and_other_weights(self, inline: Path, external: Path, tmp_path: Path) -> None:
-        expected = fingerprint(load(inline))
-        assert fingerprint(load(external)) == expected
+        expected = structure_hash(load(inline))
+        assert structure_hash(load(external)) == expected
         ir.save(ir.load(inline), tmp_path / "ir.onnx")
         onnx.save(onnx.load(inline), tmp_path / "onnx.onnx")
         onnx.save(onnx.shape_inference.infer_shapes(onnx.load(inline)), tmp_path / "inferred.onnx")
         proto = small_models.parse(small_models.ATTENTION, bias=np.ones(8, dtype=np.float32))
         small_models.write(proto, tmp_path / "tuned.onnx")
         for name in ("ir", "onnx", "inferred", "tuned"):
-            assert fingerprint(load(tmp_path / f"{name}.onnx")) == expected, name
+            assert structure_hash(load(tmp_path / f"{name}.onnx")) == expected, name
 
     def test_it_is_the_same_in_every_process(self, inline: Path) -> None:
         # Pinned, because plans on disk refer to it: when this changes, every plan becomes invalid.
-        assert fingerprint(load(inline)) == "90e1f3e4236f2ea48ad31a6facbaaa4c873041d642ecd65bb3154b31f0568d59"
+        assert structure_hash(load(inline)) == "90e1f3e4236f2ea48ad31a6facbaaa4c873041d642ecd65bb3154b31f0568d59"
 
     @pytest.mark.parametrize(
         ("old", "new"),
@@ -281,15 +281,15 @@ class TestFingerprint:
         text = small_models.ATTENTION.replace(old, new)
         assert text != small_models.ATTENTION
         other = small_models.write(small_models.parse(text), tmp_path / "other.onnx")
-        assert fingerprint(load(other)) != fingerprint(load(inline))
+        assert structure_hash(load(other)) != structure_hash(load(inline))
 
     def test_metadata_and_doc_strings_do_not(self, inline: Path) -> None:
         model = load(inline)
-        expected = fingerprint(model)
+        expected = structure_hash(model)
         model.metadata_props["note"] = "x"
         model.graph.doc_string = "x"
         model.graph.node(0).doc_string = "x"
-        assert fingerprint(model) == expected
+        assert structure_hash(model) == expected
 
 
 @pytest.mark.parametrize("fixture", ["inline", "external"])
@@ -299,7 +299,7 @@ def test_weights_go_to_a_file_once_they_are_many(
     path = request.getfixturevalue(fixture)
     folder = tmp_path / "temporary"
     folder.mkdir()
-    assert fingerprint(load_mapped(path, folder)) == fingerprint(load(path))
+    assert structure_hash(load_mapped(path, folder)) == structure_hash(load(path))
     assert not list(folder.iterdir())
     monkeypatch.setattr("onnx_attnq.model.mapped.LARGE_WEIGHTS", 100)
     monkeypatch.setattr("onnx_attnq.model.mapped.LARGE_TENSOR", 100)

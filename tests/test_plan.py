@@ -87,7 +87,7 @@ def test_a_plan_belongs_to_its_model_and_covers_its_sites() -> None:
 
 
 def test_a_site_stands_once() -> None:
-    with pytest.raises(InvalidPlan, match="'a' stands twice"):
+    with pytest.raises(InvalidPlan, match="'a' is listed twice"):
         Plan("m", (SitePlan("a", preset()), SitePlan("a", preset())))
 
 
@@ -106,13 +106,13 @@ GOOD = uniform_plan("m", ["a"], preset()).to_json()
         ("", "Expecting value"),
         ("[]", "must be a JSON object"),
         ("{}", "lacks 'format'"),
-        (json.dumps(GOOD | {"format": 2}), "format"),
+        (json.dumps(GOOD | {"format": 3}), "format"),
         (json.dumps(GOOD | {"sites": {}}), "'sites' of .* must be of type list"),
         (json.dumps(GOOD | {"sites": [{"id": "a", "scheme": "nowhere"}]}), "'nowhere', which the plan does not define"),
         (json.dumps(GOOD | {"sites": [{"id": "a"}]}), "a"),
         (json.dumps(GOOD | {"sites": [{"id": "a", "scheme": None}]}), "needs a scheme, or null and a reason"),
         (json.dumps(GOOD | {"schemes": {"x": {"reference": "row-max"}}}), "missing"),
-        (json.dumps(GOOD)[:-1] + ', "model": "n"}', "'model' is listed twice"),
+        (json.dumps(GOOD)[:-1] + ', "structure_hash": "n"}', "'structure_hash' is listed twice"),
     ],
 )
 def test_each_mistake_in_a_file_has_its_line(text: str, message: str, tmp_path: Path) -> None:
@@ -128,3 +128,20 @@ def test_a_file_that_is_not_text_has_its_line(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InvalidPlan, match=r"plan\.json: "):
         load_plan(tmp_path / "plan.json")
+
+
+def test_a_plan_of_the_first_version_is_read() -> None:
+    old = GOOD | {"format": 1, "model": "m"}
+    del old["structure_hash"]
+    assert Plan.from_json(old) == Plan.from_json(GOOD)
+
+
+def test_two_sites_of_one_id_are_refused() -> None:
+    with pytest.raises(InvalidPlan, match="the same id"):
+        uniform_plan("m", ["a"], preset()).check("m", ["a", "a"])
+
+
+@pytest.mark.parametrize("name", ["layers[0]/softmax", "a*", "is it?", "[", "x]"])
+def test_an_id_stands_for_itself_whatever_characters_it_has(name: str) -> None:
+    plan = uniform_plan("m", [name, "layers0/softmax", "ab"], preset(), include=[name])
+    assert [entry.site for entry in plan.sites if entry.scheme is not None] == [name]

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import small_models
+import small_transformers
 
 from onnx_attnq.cli import main
 from onnx_attnq.diff import diff_models
@@ -18,7 +19,7 @@ from onnx_attnq.errors import CannotRevert, NothingToRewrite
 from onnx_attnq.graph import Snapshot
 from onnx_attnq.graph.undo import LIMIT
 from onnx_attnq.job import compress
-from onnx_attnq.model import fingerprint, load, save
+from onnx_attnq.model import load, save, structure_hash
 from onnx_attnq.rewriting import Plan, SitePlan, read_record, revert
 from onnx_attnq.rewriting.record import METADATA, write_record
 from onnx_attnq.scheme import preset
@@ -47,7 +48,7 @@ def test_gives_back_the_original(path, options, tmp_path):
     original, back = load(path), load(tmp_path / "c.onnx")
     assert diff_models(original, back, metadata=True).equal
     # Names and order too, of which diff knows nothing.
-    assert fingerprint(original) == fingerprint(back)
+    assert structure_hash(original) == structure_hash(back)
     assert [node.name for node in original.graph] == [node.name for node in back.graph]
 
 
@@ -64,7 +65,7 @@ def test_some_sites_only(tmp_path):
     ids = [site.id for site in compress(path, dry_run=True).sites.sites]
     for chosen in itertools.chain.from_iterable(itertools.combinations(ids, n) for n in range(1, len(ids))):
         entries = [SitePlan(i, preset()) if i in chosen else SitePlan(i, None, "left") for i in ids]
-        plan = Plan(fingerprint(load(path)), tuple(entries))
+        plan = Plan(structure_hash(load(path)), tuple(entries))
         result = compress(path, tmp_path / "b.onnx", plan=plan, verification=False)
         assert result.record.plan == plan.hash
         model = load(tmp_path / "b.onnx")
@@ -136,7 +137,7 @@ def test_command_line(rewritten, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["revert", str(path), "-o", str(tmp_path / "c.onnx"), "--json", "-"])
     assert not stop.value.code
-    assert json.loads(capsys.readouterr().out)["fingerprint"] == fingerprint(load(original))
+    assert json.loads(capsys.readouterr().out)["structure_hash"] == structure_hash(load(original))
     assert diff_models(load(original), load(tmp_path / "c.onnx"), metadata=True).equal
     with pytest.raises(SystemExit) as stop:
         main(["revert", str(original), "-o", str(tmp_path / "d.onnx")])
@@ -150,8 +151,19 @@ def test_inspect_reads_the_provenance(rewritten, capsys):
     with pytest.raises(SystemExit):
         main(["inspect", str(path), "--json", "-"])
     data = json.loads(capsys.readouterr().out)
-    assert data["original"]["fingerprint"] == fingerprint(load(original))
+    assert data["original"]["structure_hash"] == structure_hash(load(original))
     assert data["plan"]["sha256"] == compress(original, dry_run=True).plan.hash
     assert data["written_by"] == read_record(load(path)).version
     assert data["sites"][0]["scheme"] == preset().to_json()
     assert data["revertible"]
+
+
+def test_the_record_of_the_first_version_is_read(tmp_path: Path) -> None:
+    save(small_transformers.bert_like(17), tmp_path / "m.onnx")
+    result = compress(tmp_path / "m.onnx", verification=False)
+    written = load(tmp_path / "m.attnq.onnx")
+    data = json.loads(written.metadata_props[METADATA])
+    data["original"] = data.pop("structure_hash")
+    written.metadata_props[METADATA] = json.dumps(data)
+    assert read_record(written) == result.record
+    assert revert(written) == result.record

@@ -20,7 +20,7 @@ from onnx_attnq.errors import AlreadyRewritten, InvalidPlan
 from onnx_attnq.find import Form, expose, find_sites
 from onnx_attnq.inputs import generate_samples
 from onnx_attnq.job import compress
-from onnx_attnq.model import fingerprint, load, save
+from onnx_attnq.model import load, save, structure_hash
 from onnx_attnq.rewriting import Plan, Record, SitePlan, read_record, rewrite, uniform_plan
 from onnx_attnq.run import Session
 from onnx_attnq.scheme import QuantScheme, numerics, preset
@@ -31,9 +31,8 @@ OPSETS = (11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24)
 
 def rewritten(original: ir.Model, scheme: QuantScheme | None = None, **options: bool) -> tuple[ir.Model, Record]:
     model = original.clone()
-    expose(model)
-    sites = find_sites(model)
-    plan = uniform_plan(fingerprint(original), [site.id for site in sites.sites], scheme or preset())
+    sites = find_sites(expose(model))
+    plan = uniform_plan(structure_hash(original), [site.id for site in sites.sites], scheme or preset())
     return model, rewrite(model, sites, plan, **options)
 
 
@@ -98,7 +97,9 @@ def test_an_empty_plan_changes_nothing() -> None:
     original = parse(FORMS["plain"].text, inferred=True)
     model = original.clone()
     sites = find_sites(model)
-    record = rewrite(model, sites, Plan(fingerprint(original), tuple(SitePlan(s.id, None, "no") for s in sites.sites)))
+    record = rewrite(
+        model, sites, Plan(structure_hash(original), tuple(SitePlan(s.id, None, "no") for s in sites.sites))
+    )
     assert record.sites == ()
     assert serialized(model) == serialized(original)
 
@@ -108,7 +109,7 @@ def test_a_site_without_scheme_stays_as_it_was() -> None:
     model = original.clone()
     sites = find_sites(model)
     first, second = (site.id for site in sites.sites)
-    rewrite(model, sites, Plan(fingerprint(original), (SitePlan(first, None, "no"), SitePlan(second, preset()))))
+    rewrite(model, sites, Plan(structure_hash(original), (SitePlan(first, None, "no"), SitePlan(second, preset()))))
     assert [node.name for node in model.graph if node.op_type == "Softmax"] == ["Softmax_p0"]
     assert verify(original, model, [sample()]).passed
 
@@ -158,7 +159,7 @@ def test_the_record_reads_back_what_was_done(tmp_path: Path) -> None:
     record = read_record(ir.load(tmp_path / "m.attnq.onnx"))
     assert record == result.record
     assert record is not None
-    assert record.original == fingerprint(ir.load(tmp_path / "m.onnx"))
+    assert record.structure_hash == structure_hash(ir.load(tmp_path / "m.onnx"))
     assert [site.id for site in record.sites] == ["Softmax_p0", "Softmax_p1"]
     assert {site.scheme for site in record.sites} == {preset("ji2021", bits=4)}
 
@@ -191,7 +192,7 @@ def test_schemes_of_one_family_share_a_body_and_keep_their_numbers() -> None:
     sites = find_sites(model)
     coarse, fine = preset("row-log", bits=2, threshold=0.1), preset("row-log", bits=6, threshold=1e-5)
     first, second = (site.id for site in sites.sites)
-    rewrite(model, sites, Plan(fingerprint(original), (SitePlan(first, coarse), SitePlan(second, fine))))
+    rewrite(model, sites, Plan(structure_hash(original), (SitePlan(first, coarse), SitePlan(second, fine))))
     assert len(model.functions) == 1
     assert verify(original, model, [sample()]).passed
 
@@ -201,7 +202,7 @@ def test_schemes_of_different_families_get_a_body_each() -> None:
     model = original.clone()
     sites = find_sites(model)
     first, second = (site.id for site in sites.sites)
-    plan = Plan(fingerprint(original), (SitePlan(first, preset("ji2021")), SitePlan(second, preset("prune-only"))))
+    plan = Plan(structure_hash(original), (SitePlan(first, preset("ji2021")), SitePlan(second, preset("prune-only"))))
     rewrite(model, sites, plan)
     assert len(model.functions) == 2
     assert verify(original, model, [sample()]).passed
@@ -214,7 +215,7 @@ def test_a_threshold_below_float32_shares_a_body_with_a_usual_one() -> None:
         sites = find_sites(model)
         entries = zip(sites.sites, thresholds, strict=True)
         plan = tuple(SitePlan(site.id, preset("ji2021", threshold=t)) for site, t in entries)
-        rewrite(model, sites, Plan(fingerprint(original), plan))
+        rewrite(model, sites, Plan(structure_hash(original), plan))
         assert verify(original, model, [sample()]).passed
 
 
@@ -308,7 +309,7 @@ def test_both_branches_of_an_if_are_verified_when_samples_take_both() -> None:
 def test_a_rewritten_model_has_one_fingerprint_in_memory_and_in_a_file(tmp_path: Path) -> None:
     model, _ = rewritten(bert_like(17))
     save(model, tmp_path / "m.onnx")
-    assert fingerprint(load(tmp_path / "m.onnx")) == fingerprint(model)
+    assert structure_hash(load(tmp_path / "m.onnx")) == structure_hash(model)
 
 
 def test_metadata_is_json() -> None:

@@ -16,7 +16,7 @@ from strategies import schemes
 from onnx_attnq.errors import InvalidModel, InvalidScheme
 from onnx_attnq.find import expose, find_sites
 from onnx_attnq.inputs import generate_samples
-from onnx_attnq.model import fingerprint
+from onnx_attnq.model import structure_hash
 from onnx_attnq.rewriting import rewrite, uniform_plan
 from onnx_attnq.scheme import PRESETS, QuantScheme, numerics, preset
 from onnx_attnq.verification import Limit, Verification, verify
@@ -27,9 +27,8 @@ from onnx_attnq.verification.deviation import compare
 def rewritten(text: str, scheme: QuantScheme, *, inline: bool = False) -> tuple[ir.Model, ir.Model]:
     original = parse(text, inferred=True)
     model = original.clone()
-    expose(model)
-    sites = find_sites(model)
-    plan = uniform_plan(fingerprint(original), [site.id for site in sites.sites], scheme)
+    sites = find_sites(expose(model))
+    plan = uniform_plan(structure_hash(original), [site.id for site in sites.sites], scheme)
     rewrite(model, sites, plan, inline=inline)
     return original, model
 

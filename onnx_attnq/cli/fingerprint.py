@@ -19,10 +19,10 @@ def fingerprint(model: str, metadata: bool, json_path: str | None) -> None:
     Equal is what `diff` finds no difference in. The hash is the SHA-256 of what `canonical` prints, so it does not
     depend on the platform or the version of protobuf.
     """
-    from onnx_attnq.diff import canonicalize
+    from onnx_attnq.diff import fingerprint as canonical_hash
     from onnx_attnq.model import load
 
-    computed = canonicalize(load(model), metadata=metadata).fingerprint
+    computed = canonical_hash(load(model), metadata=metadata)
     if json_path is not None:
         write_json({"fingerprint": computed, "model": model}, json_path)
     if json_path != "-":

@@ -34,8 +34,7 @@ def inspect(model: Path, explain: str | None, json_path: str | None) -> None:
 
     loaded = load(model)
     record = read_record(loaded)
-    expose(loaded)
-    found = find_sites(loaded)
+    found = find_sites(expose(loaded))
     out = console()
     if explain is not None:
         stories = [
@@ -58,7 +57,7 @@ def inspect(model: Path, explain: str | None, json_path: str | None) -> None:
             s = done.scheme
             table.add_row(done.id, str(done.form), s.name, "-" if s.bits is None else str(s.bits), f"{s.threshold:g}")
         out.print(f"{model}: rewritten by onnx-attnq {record.version}")
-        out.print(f"original: {record.original}")
+        out.print(f"original: {record.structure_hash}")
         out.print(f"plan:     {record.plan}")
         if record.undo is None:
             out.print(f"cannot be reverted: {record.irreversible}")

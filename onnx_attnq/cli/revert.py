@@ -27,7 +27,7 @@ from onnx_attnq.errors import CannotRevert
 def revert(model: Path, output: Path, external_data: Any, json_path: str | None) -> None:
     """Give back the original graph of a rewritten MODEL.
 
-    Names and the order of nodes are the original's; the fingerprint is checked.
+    Names and the order of nodes are the original's; the structure hash is checked.
     """
     from onnx_attnq.job import file_json
     from onnx_attnq.model import load, save
@@ -41,8 +41,8 @@ def revert(model: Path, output: Path, external_data: Any, json_path: str | None)
     save(loaded, output, external_data)
     if json_path is not None:
         sites = [site.id for site in record.sites]
-        write_json({"output": file_json(output), "fingerprint": record.original, "sites": sites}, json_path)
+        write_json({"output": file_json(output), "structure_hash": record.structure_hash, "sites": sites}, json_path)
     if json_path != "-":
         out = console()
-        out.print(f"{len(record.sites)} sites are what they were; the fingerprint is that of the original")
+        out.print(f"{len(record.sites)} sites are what they were; the structure is that of the original")
         out.print(f"Wrote {output}")

@@ -1,7 +1,7 @@
 """Comparing two graphs: whether they compute the same, and what differs."""
 
 from onnx_attnq.diff.as_text import LIMIT, format_diff
-from onnx_attnq.diff.canonical import CanonicalModel, canonicalize
+from onnx_attnq.diff.canonical import CanonicalModel, canonicalize, fingerprint
 from onnx_attnq.diff.comparison import CONTEXT, diff_models
 from onnx_attnq.diff.node_places import node_name
 from onnx_attnq.diff.result import Difference, ModelDiff
@@ -14,6 +14,7 @@ __all__ = [
     "ModelDiff",
     "canonicalize",
     "diff_models",
+    "fingerprint",
     "format_diff",
     "node_name",
 ]

@@ -59,6 +59,29 @@ class CanonicalModel:
         return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def fingerprint(model: ir.Model, *, metadata: bool = False) -> str:
+    """The SHA-256 of the canonical form: equal exactly for models between which `diff_models` finds no difference.
+
+    Unlike `onnx_attnq.structure_hash`, it takes weights into account, and no names inside of the graph.
+
+    Args:
+        model: Any model.
+        metadata: Let the IR version and metadata_props count too.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        InvalidModel: See `canonicalize`.
+
+    >>> one, other = (ir.from_onnx_text(f'''<ir_version: 10, opset_import: ["" : 21]>
+    ... net (float[N] x) => (float[N] y) {{ {name} = Relu (x)  y = Mul ({name}, x) }}''') for name in "ab")
+    >>> fingerprint(one) == fingerprint(other)
+    True
+    """
+    return canonicalize(model, metadata=metadata).fingerprint
+
+
 def canonicalize(model: ir.Model, *, metadata: bool = False, constants: ConstantTexts | None = None) -> CanonicalModel:
     """The canonical form of a model.
 

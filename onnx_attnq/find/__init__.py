@@ -1,7 +1,9 @@
 """Finding every attention of a graph, or saying why a softmax is none."""
 
 from onnx_attnq.find.axis_walk import Product
-from onnx_attnq.find.hidden import expose, original_fingerprint, original_snapshot
+from onnx_attnq.find.choosing import left_out
+from onnx_attnq.find.exposed import Exposed
+from onnx_attnq.find.hidden import expose
 from onnx_attnq.find.sites import AttentionSite, Form, Rejection, Sites, find_sites
 from onnx_attnq.find.whole_attention import Added, Attention, Bounded, Filled
 
@@ -10,6 +12,7 @@ __all__ = [
     "Attention",
     "AttentionSite",
     "Bounded",
+    "Exposed",
     "Filled",
     "Form",
     "Product",
@@ -17,6 +20,5 @@ __all__ = [
     "Sites",
     "expose",
     "find_sites",
-    "original_fingerprint",
-    "original_snapshot",
+    "left_out",
 ]

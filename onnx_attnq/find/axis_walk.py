@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from onnx_attnq.graph import axes_of, axis_from_end, rank_of
+from onnx_attnq.graph import Types, axes_of, axis_from_end
 
 # The axis stays where it is, counted from the end. Values are the operands that carry numbers on: a
 # condition, a scale or a zero point does not.
@@ -99,7 +99,7 @@ class Lost:
 Step: TypeAlias = Passed | Product | Lost
 
 
-def forward(node: ir.Node, index: int, axis: int) -> Step:
+def forward(node: ir.Node, index: int, axis: int, types: Types) -> Step:
     """Where ``axis`` of input ``index`` of ``node`` goes.
 
     A product that does not contract the axis passes it on, as the head mixing of talking heads does.
@@ -140,11 +140,11 @@ def forward(node: ir.Node, index: int, axis: int) -> Step:
         return _passed(output, axis)
     if index != 0:
         return Lost(f"{describe(node)} takes it as a parameter", node.op_identifier())
-    moved = _layout(node, axis, to_output=True)
+    moved = _layout(node, axis, types, to_output=True)
     return moved if isinstance(moved, Lost) else _passed(output, moved)
 
 
-def backward(value: ir.Value, axis: int) -> Step:
+def backward(value: ir.Value, axis: int, types: Types) -> Step:
     """Where ``axis`` of ``value`` came from."""
     node = value.producer()
     if node is None:
@@ -180,7 +180,7 @@ def backward(value: ir.Value, axis: int) -> Step:
             f"{describe(node)} sums what {describe(factors)} multiplies element by element, as in local attention; "
             "only matrix products are followed"
         )
-    moved = _layout(node, axis, to_output=False)
+    moved = _layout(node, axis, types, to_output=False)
     return moved if isinstance(moved, Lost) else _passed(node.inputs[0], moved)
 
 
@@ -198,11 +198,11 @@ def operands(node: ir.Node) -> tuple[ir.Value, ...]:
     return tuple(value for value in found if value is not None)
 
 
-def is_linear(product: Product) -> bool:
+def is_linear(product: Product, types: Types) -> bool:
     """True for a product with a matrix on the right: a linear layer, if that matrix is a weight."""
     if product.node.op_type in ("MatMulNBits", "Conv"):
         return product.is_left
-    return product.is_left and (rank_of(product.other) or 3) <= 2
+    return product.is_left and (types.rank(product.other) or 3) <= 2
 
 
 def is_square(product: Product) -> bool:
@@ -238,14 +238,14 @@ def _matmul_axes(node: ir.Node, is_left: bool, axis: int) -> tuple[bool, int | N
     return False, -2 if is_left else -1
 
 
-def _layout(node: ir.Node, axis: int, *, to_output: bool) -> int | Lost:
+def _layout(node: ir.Node, axis: int, types: Types, *, to_output: bool) -> int | Lost:
     """The axis on the other side of an op that only moves elements."""
     op = node.op_type
     source, target = node.inputs[0], node.outputs[0]
     if op == "Transpose":
         attribute = node.attributes.get("perm")
         if attribute is None:
-            rank = rank_of(source if to_output else target)
+            rank = types.rank(source if to_output else target)
             if rank is None:
                 return Lost(f"{describe(node)} reverses the axes, and how many there are is unknown; {_INFER}")
             return -rank - 1 - axis
@@ -254,22 +254,22 @@ def _layout(node: ir.Node, axis: int, *, to_output: bool) -> int | Lost:
             return int(perm[axis]) - len(perm)
         return perm.index(axis + len(perm)) - len(perm)
     if op in ("Unsqueeze", "Squeeze"):
-        return _squeeze(node, axis, inserts=(op == "Unsqueeze") == to_output)
+        return _squeeze(node, axis, types, inserts=(op == "Unsqueeze") == to_output)
     if op in ("Reshape", "Flatten"):
         return _reshape(node, axis, source if to_output else target, target if to_output else source)
     if op == "Gather":
-        return _gather(node, axis, to_output=to_output)
+        return _gather(node, axis, types, to_output=to_output)
     return Lost(f"{describe(node)} is not part of an attention", node.op_identifier())
 
 
-def _squeeze(node: ir.Node, axis: int, *, inserts: bool) -> int | Lost:
+def _squeeze(node: ir.Node, axis: int, types: Types, *, inserts: bool) -> int | Lost:
     axes = axes_of(node)
     if axes is None:
         return Lost(f"{describe(node)} has axes that are not constant")
     longer = node.outputs[0] if node.op_type == "Unsqueeze" else node.inputs[0]
     shorter = node.inputs[0] if node.op_type == "Unsqueeze" else node.outputs[0]
-    rank = rank_of(longer)
-    if rank is None and (known := rank_of(shorter)) is not None:
+    rank = types.rank(longer)
+    if rank is None and (known := types.rank(shorter)) is not None:
         rank = known + len(axes)
     if rank is None and inserts:
         axes = [a for a in axes if a != 0]  # in front of all others, so that none moves, counted from the end
@@ -287,11 +287,11 @@ def _squeeze(node: ir.Node, axis: int, *, inserts: bool) -> int | Lost:
     return axis + sum(a > axis for a in known_axes)
 
 
-def _gather(node: ir.Node, axis: int, *, to_output: bool) -> int | Lost:
+def _gather(node: ir.Node, axis: int, types: Types, *, to_output: bool) -> int | Lost:
     """The indices' axes take the place of the axis that Gather picks from; those on its left move along."""
     attribute = node.attributes.get("axis")
     raw = 0 if attribute is None else attribute.as_int()
-    count, rank = rank_of(node.inputs[1]), rank_of(node.inputs[0])
+    count, rank = types.rank(node.inputs[1]), types.rank(node.inputs[0])
     if count == 1:
         return axis  # also where it is the one that is picked from
     picked = axis_from_end(raw, rank)

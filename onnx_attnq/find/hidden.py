@@ -7,17 +7,15 @@ from collections.abc import Callable, Iterable
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from onnx_attnq.find.exposed import Exposed, origins
 from onnx_attnq.find.fused import Declined, decompose, is_fused_attention
-from onnx_attnq.find.sites import DECLINED, ORIGIN, Origin, find_sites
+from onnx_attnq.find.sites import find_sites
 from onnx_attnq.find.softmax import is_softmax, may_be_decomposed
 from onnx_attnq.graph import Snapshot
-from onnx_attnq.model import fingerprint
-
-_ORIGINAL = "onnx_attnq.original"
-_SNAPSHOT = "onnx_attnq.snapshot"
+from onnx_attnq.model import structure_hash
 
 
-def expose(model: ir.Model, keep: Callable[[ir.Node], bool] = lambda node: False) -> None:
+def expose(model: ir.Model, keep: Callable[[str], bool] = lambda site: False) -> Exposed:
     """Make every attention of a model visible to `find_sites`, in place.
 
     1. Functions that contain a softmax or a fused attention, or stand between a softmax and its products,
@@ -27,37 +25,29 @@ def expose(model: ir.Model, keep: Callable[[ir.Node], bool] = lambda node: False
 
     Args:
         model: Changed, unless there is nothing to expose.
-        keep: Tells which fused ops to leave as they are.
+        keep: Tells by the id of a site whether to leave a fused op as it is.
+
+    Returns:
+        What `find_sites` takes: the model, and what it was before.
     """
-    model.meta[_ORIGINAL] = original_fingerprint(model)
-    model.meta[_SNAPSHOT] = original_snapshot(model)
+    original, snapshot = structure_hash(model), Snapshot(model)
     if model.functions:
         hidden = _hiding(model.functions.values())
         InlinePass(lambda f: f.identifier() in hidden)(model)
     if model.functions and any(r.lost_in & set(model.functions) for r in find_sites(model).rejections):
         InlinePass()(model)
-    for node in [n for n in model.graph.all_nodes() if is_fused_attention(n)]:
-        if keep(node):
-            node.meta[DECLINED] = "left fused, as it was asked for"
+    known = origins(model)
+    declined: dict[ir.Node, str] = {}
+    for node in [node for node in known if is_fused_attention(node)]:
+        if keep(known[node].id):
+            declined[node] = "left fused, as it was asked for"
             continue
-        origin = Origin(node.op_type, node.name or "", node.outputs[0].name or "")
         outcome = decompose(model, node)
         if isinstance(outcome, Declined):
-            node.meta[DECLINED] = outcome.reason
+            declined[node] = outcome.reason
         else:
-            outcome.softmax.meta[ORIGIN] = origin
-
-
-def original_fingerprint(model: ir.Model) -> str:
-    """The fingerprint that a model had before it was exposed, which is the one that plans refer to."""
-    known: str | None = model.meta.get(_ORIGINAL)
-    return fingerprint(model) if known is None else known
-
-
-def original_snapshot(model: ir.Model) -> Snapshot:
-    """The wiring that a model had before it was exposed, or has now if it was not."""
-    known: Snapshot | None = model.meta.get(_SNAPSHOT)
-    return Snapshot(model) if known is None else known
+            known[outcome.softmax] = known.pop(node)
+    return Exposed(model, original, snapshot, known, declined)
 
 
 def _hiding(functions: Iterable[ir.Function]) -> set[ir.OperatorIdentifier]:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnx_attnq.find import axis_walk
 from onnx_attnq.find.axis_walk import Lost, Passed, Position, Product, describe
 from onnx_attnq.find.softmax import softmax_root, through
-from onnx_attnq.graph import Dataflow, branch_outputs, rank_of
+from onnx_attnq.graph import Dataflow, Types, branch_outputs
 
 _MOST: Final = 64
 """Products, lines of the story and lost ops that are kept of one search; an attention has a few."""
@@ -74,8 +74,9 @@ _Way: TypeAlias = "tuple[str, _Place] | Reached"
 class Search:
     """Searches in a model that is not changed meanwhile."""
 
-    def __init__(self, flow: Dataflow) -> None:
+    def __init__(self, flow: Dataflow, types: Types) -> None:
         self._flow = flow
+        self._types = types
         self._before: dict[_Place, Reached] = {}
         self._after: dict[_Place, Reached] = {}
 
@@ -99,7 +100,7 @@ class Search:
 
     def _ways_back(self, place: _Place) -> Iterator[_Way]:
         position = place.position
-        step = _enter_if(position) or axis_walk.backward(position.value, position.axis)
+        step = _enter_if(position) or axis_walk.backward(position.value, position.axis, self._types)
         node = position.value.producer()
         op = "" if node is None else node.op_type
         match step:
@@ -153,14 +154,14 @@ class Search:
                 f"the softmax runs over an axis that a weight of {name} supplies, as in a router, a classifier "
                 "or the features of linear attention"
             )
-        if not on_data(product.other) and axis_walk.is_linear(product):
+        if not on_data(product.other) and axis_walk.is_linear(product, self._types):
             # Talking heads mix the scores of the heads with one matrix before the softmax. Scores with heads have
             # four axes; fewer are a linear layer on tokens. Where that is unknown, as many heads come out as go in.
-            rank = rank_of(product.with_axis.value)
+            rank = self._types.rank(product.with_axis.value)
             if not mixed and (axis_walk.is_square(product) if rank is None else rank >= 4):
                 return product.with_axis
             return _no_query(product.node)
-        if _is_probabilities(product.with_axis.value) or _is_probabilities(product.other):
+        if any(_is_probabilities(v, self._types) for v in (product.with_axis.value, product.other)):
             return f"{name} is the context of another softmax, not a product of query and key"
         return None
 
@@ -169,7 +170,7 @@ class Search:
         for use in position.value.uses():
             if use.node.op_type in ("Shape", "Size"):
                 continue  # they ask how large it is
-            step = axis_walk.forward(use.node, use.idx, position.axis)
+            step = axis_walk.forward(use.node, use.idx, position.axis, self._types)
             if isinstance(step, Passed) and sum(map(on_data, axis_walk.operands(use.node))) > 1:
                 step = Lost(f"{describe(use.node)} multiplies it along another axis, as slots are updated")
             match step:
@@ -255,11 +256,11 @@ def _enter_if(position: Position) -> Passed | None:
     return Passed(tuple(Position(output, position.axis) for output in branch_outputs(position.value)))
 
 
-def _is_probabilities(value: ir.Value) -> bool:
+def _is_probabilities(value: ir.Value, types: Types) -> bool:
     # Where and IsNaN: the guard that makes the NaN of a fully masked row zero, which begins with its condition.
     source = through(value, (*_LAYOUT, "Where", "IsNaN"))
     node = None if source is None else source.producer()
-    return node is not None and isinstance(node.graph, ir.Graph) and softmax_root(node, node.graph) is not None
+    return node is not None and isinstance(node.graph, ir.Graph) and softmax_root(node, node.graph, types) is not None
 
 
 __all__ = ["Reached", "Search"]

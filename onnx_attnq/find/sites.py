@@ -17,17 +17,12 @@ from typing import Final
 import onnx_ir as ir
 
 from onnx_attnq.find.axis_walk import Lost, Product
+from onnx_attnq.find.exposed import Exposed, Origin
 from onnx_attnq.find.fused import is_fused_attention
 from onnx_attnq.find.product_search import Search
 from onnx_attnq.find.softmax import SoftmaxRoot, softmax_root
 from onnx_attnq.find.whole_attention import Attention, match_attention
-from onnx_attnq.graph import Dataflow, note_ranks
-
-ORIGIN: Final = "onnx_attnq.origin"
-"""Key in the ``meta`` of a softmax that came out of a fused op: its `Origin`."""
-
-DECLINED: Final = "onnx_attnq.declined"
-"""Key in the ``meta`` of a fused op that was not decomposed: the reason."""
+from onnx_attnq.graph import Dataflow, Types
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -40,21 +35,6 @@ _NO_SOFTMAX: Final = {
     "export without late normalization",
 }
 """What weighs the values where there is no softmax, and why it is left; a person should read that it is there."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """The fused op that a softmax was a part of.
-
-    Attributes:
-        op_type: Its op.
-        node: Its name.
-        output: Name of its first output.
-    """
-
-    op_type: str
-    node: str
-    output: str
 
 
 class Form(enum.StrEnum):
@@ -132,35 +112,42 @@ class Rejection:
 
 @dataclasses.dataclass(frozen=True)
 class Sites:
-    """Everything that looked like attention, in the order of the graph."""
+    """Everything that looked like attention, in the order of the graph.
+
+    Attributes:
+        sites: The attentions.
+        rejections: What else looked like one.
+        exposed: The model that they were found in, and what it was before.
+    """
 
     sites: tuple[AttentionSite, ...]
     rejections: tuple[Rejection, ...]
+    exposed: Exposed = dataclasses.field(repr=False, compare=False)
 
 
-def find_sites(model: ir.Model) -> Sites:
+def find_sites(model: ir.Model | Exposed) -> Sites:
     """Every attention whose softmax is visible in the main graph or a subgraph.
 
     Args:
-        model: Not changed.
+        model: What `expose` returned, or a model as it is, with whatever is fused in it. Not changed.
 
     Returns:
         Sites and rejections. Every softmax-like computation is in exactly one of the two.
     """
-    flow = Dataflow(model)
-    note_ranks(flow.graphs)
-    search = Search(flow)
+    exposed = model if isinstance(model, Exposed) else Exposed.as_it_is(model)
+    flow = Dataflow(exposed.model)
+    types = Types(flow.graphs)
+    search = Search(flow, types)
     sites: list[AttentionSite] = []
     rejections: list[Rejection] = []
-    taken: dict[str, int] = {}
-    roots = {node: softmax_root(node, graph) for graph in flow.graphs for node in graph}
+    roots = {node: softmax_root(node, graph, types) for graph in flow.graphs for node in graph}
     divided = {root.scores for root in roots.values() if isinstance(root, SoftmaxRoot)}
     for graph in flow.graphs:
         scope = flow.scope(graph)
         for node in graph:
             name = node.name or node.outputs[0].name or ""
             if is_fused_attention(node):
-                reason = node.meta.get(DECLINED) or "a fused op; `expose` makes its softmax visible"
+                reason = exposed.declined.get(node) or "a fused op; `expose` makes its softmax visible"
                 rejections.append(Rejection(name, node.op_type, scope, reason))
                 continue
             root = roots[node]
@@ -176,17 +163,17 @@ def find_sites(model: ir.Model) -> Sites:
             if isinstance(found, _Refusal):
                 rejections.append(Rejection(name, node.op_type, scope, found.reason, found.story, found.lost_in))
                 continue
-            sites.append(_site(node, root, found, scope, taken))
+            sites.append(_site(root, found, scope, exposed.origins[node], types))
     _LOG.info("found %d attention sites; declined %d", len(sites), len(rejections))
     for rejection in rejections:
         _LOG.debug("declined %s %r: %s", rejection.op_type, rejection.node, rejection.reason)
-    return Sites(tuple(sites), tuple(rejections))
+    return Sites(tuple(sites), tuple(rejections), exposed)
 
 
-def _site(node: ir.Node, root: SoftmaxRoot, found: _Found, scope: str, taken: dict[str, int]) -> AttentionSite:
+def _site(root: SoftmaxRoot, found: _Found, scope: str, origin: Origin, types: Types) -> AttentionSite:
     story, whole = found.story, None
     if root.replaceable and root.scores is not None and root.axis == -1:
-        match = match_attention(root.scores, root.probabilities, found.score_products, found.value_products)
+        match = match_attention(root.scores, root.probabilities, found.score_products, found.value_products, types)
         if isinstance(match, Lost):
             story = (*story, f"softmax only: {match.reason}")
         else:
@@ -194,9 +181,8 @@ def _site(node: ir.Node, root: SoftmaxRoot, found: _Found, scope: str, taken: di
     form = Form.SOFTMAX if root.replaceable else Form.PROBABILITIES
     if whole is not None:
         form = Form.ATTENTION
-    origin = node.meta.get(ORIGIN) or Origin(node.op_type, node.name or "", node.outputs[0].name or "")
     return AttentionSite(
-        id=_unique_id(origin.node or origin.output or origin.op_type, scope, taken),
+        id=origin.id,
         op_type=origin.op_type,
         node=origin.node,
         output=origin.output,
@@ -252,15 +238,7 @@ def _judge(root: SoftmaxRoot, search: Search) -> _Found | _Refusal:
     return _Found(before.products, after.products, chain, story)
 
 
-# --- what a site is called
-
-
-def _unique_id(name: str, scope: str, taken: dict[str, int]) -> str:
-    name = name.strip("/")
-    full = name if scope == "main" else f"{scope.removeprefix('main/')}/{name}"
-    count = taken.get(full, 0)
-    taken[full] = count + 1
-    return full if count == 0 else f"{full}#{count + 1}"
+# --- what is known of its size
 
 
 def _heads(probabilities: ir.Value) -> int | None:

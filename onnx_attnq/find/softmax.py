@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from onnx_attnq.find.axis_walk import Lost
-from onnx_attnq.graph import axes_of, axis_from_end, number_of, rank_of
+from onnx_attnq.graph import Types, axes_of, axis_from_end, number_of
 
 _MOST_BETWEEN = 16
 """Nodes to look at between the parts of a softmax that is written as several ops."""
@@ -48,13 +48,13 @@ def may_be_decomposed(op_types: Iterable[str]) -> bool:
     return "Exp" in present and bool(present & {"ReduceSum", "ReduceL1", "ReduceLogSumExp"})
 
 
-def softmax_root(node: ir.Node, graph: ir.Graph) -> SoftmaxRoot | Lost | None:
+def softmax_root(node: ir.Node, graph: ir.Graph, types: Types) -> SoftmaxRoot | Lost | None:
     """The softmax that ``node`` computes; None when it computes none, Lost when it cannot be used."""
     if node.domain and not is_softmax(node):
         return None
     match node.op_type:
         case "Softmax" | "QLinearSoftmax" if is_softmax(node):
-            axis = _softmax_axis(node, graph)
+            axis = _softmax_axis(node, graph, types)
             if isinstance(axis, Lost):
                 return axis
             plain = node.op_type == "Softmax"
@@ -64,13 +64,13 @@ def softmax_root(node: ir.Node, graph: ir.Graph) -> SoftmaxRoot | Lost | None:
             inner = through(node.inputs[0], ("Cast", "Identity"))
             log = None if inner is None else inner.producer()
             if log is not None and log.op_type == "Sub" and (total := _log_sum_of(log)) is not None:
-                summed = _reduced_axis(total, log.inputs[0])
+                summed = _reduced_axis(total, log.inputs[0], types)
                 if summed is None:
                     return None
                 return SoftmaxRoot(node, log.inputs[0], node.outputs[0], summed, replaceable=True)
             if log is None or log.op_type != "LogSoftmax":
                 return None
-            axis = _softmax_axis(log, graph)
+            axis = _softmax_axis(log, graph, types)
             return (
                 axis
                 if isinstance(axis, Lost)
@@ -79,16 +79,16 @@ def softmax_root(node: ir.Node, graph: ir.Graph) -> SoftmaxRoot | Lost | None:
         case "LogSoftmax" if not _is_exponentiated(node.outputs[0]):
             return Lost("its logarithms are used as they are, so there are no probabilities to quantize")
         case "Div" | "Mul":
-            return _decomposed(node)
+            return _decomposed(node, types)
     return None
 
 
-def _softmax_axis(node: ir.Node, graph: ir.Graph) -> int | Lost:
+def _softmax_axis(node: ir.Node, graph: ir.Graph, types: Types) -> int | Lost:
     value = node.inputs[0]
     attribute = node.attributes.get("axis")
     opset = _softmax_opset(node, graph)
     raw = attribute.as_int() if attribute is not None else (-1 if opset >= 13 else 1)
-    axis = axis_from_end(raw, rank_of(value))
+    axis = axis_from_end(raw, types.rank(value))
     if axis is None:
         return Lost(f"axis {raw} of a tensor of unknown rank; run onnx shape inference on the model first")
     if opset < 13 and axis != -1:
@@ -106,7 +106,7 @@ def _softmax_opset(node: ir.Node, graph: ir.Graph) -> int:
     return 13 if version is None else version
 
 
-def _decomposed(node: ir.Node) -> SoftmaxRoot | None:
+def _decomposed(node: ir.Node, types: Types) -> SoftmaxRoot | None:
     """Exp(s) / ReduceSum(Exp(s)), or Exp(s) * Reciprocal(ReduceSum(Exp(s))); a mask may be on both Exp(s).
 
     ReduceL1 is the same, as no Exp(s) is negative.
@@ -128,7 +128,7 @@ def _decomposed(node: ir.Node) -> SoftmaxRoot | None:
         )
         if exp is None or total is None or through(total.inputs[0], ("Cast", "Identity")) is not weights:
             continue
-        axis = _reduced_axis(total, weights)
+        axis = _reduced_axis(total, weights, types)
         if axis is not None:
             return SoftmaxRoot(node, exp.inputs[0], node.outputs[0], axis, replaceable=False)
     return None
@@ -157,10 +157,10 @@ def _log_sum_of(difference: ir.Node) -> ir.Node | None:
     return total if fits else None
 
 
-def _reduced_axis(reduction: ir.Node, value: ir.Value | None) -> int | None:
+def _reduced_axis(reduction: ir.Node, value: ir.Value | None, types: Types) -> int | None:
     """The one axis that a reduction of ``value`` runs over, counted from the end."""
     axes = axes_of(reduction)
-    return None if axes is None or len(axes) != 1 else axis_from_end(axes[0], rank_of(value))
+    return None if axes is None or len(axes) != 1 else axis_from_end(axes[0], types.rank(value))
 
 
 def _upstream(value: ir.Value | None, wanted: tuple[str, ...], through: tuple[str, ...]) -> ir.Node | None:

@@ -18,7 +18,7 @@ from typing import Final
 import onnx_ir as ir
 
 from onnx_attnq.find.axis_walk import Lost, Product, describe
-from onnx_attnq.graph import constant, dtype_of, number_of, rank_of
+from onnx_attnq.graph import Types, constant, dtype_of, number_of
 
 LOWEST_MASK: Final = -1e30
 """A constant below this swallows any score that is added to it, in float32."""
@@ -94,7 +94,11 @@ class Attention:
 
 
 def match_attention(
-    scores: ir.Value, probabilities: ir.Value, score_products: tuple[Product, ...], value_products: tuple[Product, ...]
+    scores: ir.Value,
+    probabilities: ir.Value,
+    score_products: tuple[Product, ...],
+    value_products: tuple[Product, ...],
+    types: Types,
 ) -> Attention | Lost:
     """The attention around a softmax over the last axis, or why one op cannot replace it."""
     if len(score_products) != 1 or len(value_products) != 1:
@@ -102,7 +106,7 @@ def match_attention(
     scored, weighed = score_products[0].node, value_products[0].node
     if scored.op_type != "MatMul" or weighed.op_type != "MatMul" or not value_products[0].is_left:
         return Lost("a product is not a MatMul with the probabilities on the left")
-    if dtype_of(scores) != ir.DataType.FLOAT:
+    if types.dtype(scores) != ir.DataType.FLOAT:
         return Lost("the scores are not float32")
     before = _trace_scores(scores, scored)
     if isinstance(before, Lost):
@@ -110,9 +114,9 @@ def match_attention(
     guarded = _trace_probabilities(probabilities, weighed)
     if isinstance(guarded, Lost):
         return guarded
-    query = _trace_operand(scored.inputs[0], scaled=True)
-    key = _trace_operand(scored.inputs[1], scaled=True)
-    value = _trace_operand(weighed.inputs[1], scaled=False)
+    query = _trace_operand(scored.inputs[0], types, scaled=True)
+    key = _trace_operand(scored.inputs[1], types, scaled=True)
+    value = _trace_operand(weighed.inputs[1], types, scaled=False)
     for operand in (query, key, value):
         if isinstance(operand, Lost):
             return operand
@@ -200,9 +204,9 @@ def _guard(value: ir.Value, users: list[ir.Node]) -> ir.Value | None:
     return where.outputs[0] if fits and len(is_nan.uses()) == 1 else None
 
 
-def _trace_operand(value: ir.Value | None, *, scaled: bool) -> Operand | Lost:
+def _trace_operand(value: ir.Value | None, types: Types, *, scaled: bool) -> Operand | Lost:
     """Upstream through Transpose, and where it can be folded into the scale, multiplication by a number."""
-    rank = rank_of(value)
+    rank = types.rank(value)
     if value is None or rank is None or rank < 2:
         return Lost("the rank of an operand is unknown")
     perm, scale = tuple(range(rank)), 1.0

@@ -3,12 +3,13 @@
 from onnx_attnq.graph.constants import constant, number_of
 from onnx_attnq.graph.dataflow import Dataflow, subgraphs
 from onnx_attnq.graph.extra_outputs import probe
-from onnx_attnq.graph.types import axes_of, axis_from_end, branch_outputs, dtype_of, note_ranks, rank_of
+from onnx_attnq.graph.types import Types, axes_of, axis_from_end, branch_outputs, dtype_of, rank_of
 from onnx_attnq.graph.undo import Snapshot, Undo, apply
 
 __all__ = [
     "Dataflow",
     "Snapshot",
+    "Types",
     "Undo",
     "apply",
     "axes_of",
@@ -16,7 +17,6 @@ __all__ = [
     "branch_outputs",
     "constant",
     "dtype_of",
-    "note_ranks",
     "number_of",
     "probe",
     "rank_of",

@@ -21,17 +21,23 @@ class Dataflow:
         self._on_data: dict[ir.Value, bool] = {}
         self._owner: dict[ir.Graph, ir.Node] = {}
         self._scope: dict[ir.Graph, str] = {}
+        self._by_scope: dict[str, ir.Graph] = {}
         self._graphs: list[ir.Graph] = []
         pending: list[tuple[ir.Graph, str]] = [(model.graph, "main")]
         while pending:
             graph, scope = pending.pop()
+            path, number = scope, 1
+            while scope in self._by_scope:  # two nodes may have one name
+                number += 1
+                scope = f"{path}#{number}"
             self._graphs.append(graph)
             self._scope[graph] = scope
+            self._by_scope[scope] = graph
             inner: list[tuple[ir.Graph, str]] = []
             for node in graph:
                 for name, subgraph in subgraphs(node):
                     self._owner[subgraph] = node
-                    inner.append((subgraph, f"{scope}/{node.name or node.outputs[0].name}.{name}"))
+                    inner.append((subgraph, f"{scope}/{node.name or node.outputs[0].name or node.op_type}.{name}"))
             pending.extend(reversed(inner))
 
     @property
@@ -44,12 +50,12 @@ class Dataflow:
         return self._owner.get(graph)
 
     def scope(self, graph: ir.Graph) -> str:
-        """``main``, or ``main/NODE.then_branch`` and so on for a subgraph."""
+        """``main``, or ``main/NODE.then_branch`` and so on for a subgraph; no two subgraphs have the same."""
         return self._scope[graph]
 
     def values_in(self, scope: str) -> dict[str, ir.Value]:
         """The values that a node in ``scope`` can use, by name; sibling subgraphs may use the same names."""
-        graph = next((g for g in self._graphs if self._scope[g] == scope), None)
+        graph = self._by_scope.get(scope)
         values: dict[str, ir.Value] = {}
         while graph is not None:
             local = [*graph.inputs, *graph.initializers.values(), *(o for node in graph for o in node.outputs)]

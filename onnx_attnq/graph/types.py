@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections import ChainMap
+from collections.abc import Iterable, MutableMapping, Sequence
+from typing import Final, TypeAlias
 
 import onnx_ir as ir
 
@@ -12,8 +13,8 @@ from onnx_attnq.graph.constants import constant
 _MOST_DEPTH: Final = 64
 """How far upstream to look; a chain from scores to the nearest Reshape or Transpose is much shorter."""
 
-_RANK: Final = "onnx_attnq.rank"
-"""Key in the ``meta`` of a value whose rank was looked for; None if it was not found."""
+_Ranks: TypeAlias = MutableMapping[ir.Value, "int | None"]
+"""What a search has found so far."""
 
 _BROADCAST: Final = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Where", "MatMul", "Pow", "FusedMatMul"})
 _SAME: Final = frozenset(
@@ -26,16 +27,28 @@ _SAME: Final = frozenset(
 )
 
 
-def note_ranks(graphs: Iterable[ir.Graph]) -> None:
-    """Find the rank of every value once, in the order of the nodes, so that `rank_of` need not search.
+class Types:
+    """Ranks and element types of a model's values, for as long as the model is not changed.
 
     Args:
-        graphs: Outer before inner. Noted in the ``meta`` of the values, which no file has.
+        graphs: Outer before inner. The rank of every value is found once, in the order of the nodes, so that a question
+            need not search.
     """
-    for graph in graphs:
-        for node in graph:
-            for output in node.outputs:
-                output.meta[_RANK] = rank_of(output)
+
+    def __init__(self, graphs: Iterable[ir.Graph]) -> None:
+        self._ranks: dict[ir.Value, int | None] = {}
+        for graph in graphs:
+            for node in graph:
+                for output in node.outputs:
+                    self._ranks[output] = self.rank(output)
+
+    def rank(self, value: ir.Value | None) -> int | None:
+        """`rank_of`."""
+        return _rank(value, _MOST_DEPTH, ChainMap({}, self._ranks))
+
+    def dtype(self, value: ir.Value | None) -> ir.DataType | None:
+        """`dtype_of`."""
+        return dtype_of(value)
 
 
 def rank_of(value: ir.Value | None) -> int | None:
@@ -74,7 +87,7 @@ def axis_from_end(axis: int, rank: int | None) -> int | None:
     return None if rank is None else axis - rank
 
 
-def _length(value: ir.Value | None, depth: int) -> int | None:
+def _length(value: ir.Value | None, depth: int, known: _Ranks) -> int | None:
     """The number of elements of a one-dimensional value."""
     if value is None or depth <= 0:
         return None
@@ -87,22 +100,22 @@ def _length(value: ir.Value | None, depth: int) -> int | None:
     if node is None:
         return None
     if node.op_type == "Concat":
-        parts = [_length(v, depth - 1) for v in node.inputs]
+        parts = [_length(v, depth - 1, known) for v in node.inputs]
         return None if any(p is None for p in parts) else sum(p for p in parts if p is not None)
     if node.op_type == "Unsqueeze":
         return 1  # a scalar made a part of a shape
     if node.op_type == "Gather":
-        return _length(node.inputs[1], depth - 1)
+        return _length(node.inputs[1], depth - 1, known)
     if node.op_type == "Shape":
-        rank = _rank(node.inputs[0], depth - 1, {})
+        rank = _rank(node.inputs[0], depth - 1, known)
         ends = [None if (a := node.attributes.get(name)) is None else a.as_int() for name in ("start", "end")]
         return None if rank is None else len(range(rank)[ends[0] : ends[1]])
     if node.op_type == "Slice":
-        length = _length(node.inputs[0], depth - 1)
+        length = _length(node.inputs[0], depth - 1, known)
         start, end, step = (_whole_number(node, index, default) for index, default in ((1, None), (2, None), (4, 1)))
         return len(range(length)[start:end:step]) if length is not None and None not in (start, end) and step else None
     if node.op_type in ("Cast", "Identity"):
-        return _length(node.inputs[0], depth - 1)
+        return _length(node.inputs[0], depth - 1, known)
     return None
 
 
@@ -114,22 +127,19 @@ def _whole_number(node: ir.Node, index: int, default: int | None) -> int | None:
     return int(tensor.numpy().reshape(())) if tensor is not None and tensor.size == 1 else None
 
 
-def _rank(value: ir.Value | None, depth: int, known: dict[ir.Value, int | None]) -> int | None:
+def _rank(value: ir.Value | None, depth: int, known: _Ranks) -> int | None:
     """`rank_of`; ``known`` keeps a graph whose branches meet again and again from being walked once for each path."""
     if value is None or depth == 0:
         return None
     if value.shape is not None:
         return len(value.shape)
-    if _RANK in value.meta:
-        noted: int | None = value.meta[_RANK]
-        return noted
     if value not in known:
         known[value] = None
         known[value] = _computed_rank(value, depth - 1, known)
     return known[value]
 
 
-def _computed_rank(value: ir.Value, depth: int, known: dict[ir.Value, int | None]) -> int | None:
+def _computed_rank(value: ir.Value, depth: int, known: _Ranks) -> int | None:
     tensor = constant(value)
     if tensor is not None:
         return len(tensor.shape)
@@ -156,7 +166,7 @@ def _computed_rank(value: ir.Value, depth: int, known: dict[ir.Value, int | None
     if node.op_type == "Transpose" and (perm := node.attributes.get("perm")) is not None:
         return len(perm.as_ints())
     if node.op_type == "Reshape":
-        return _length(node.inputs[1], depth)
+        return _length(node.inputs[1], depth, known)
     if node.op_type in ("Unsqueeze", "Squeeze"):
         rank, axes = _rank(node.inputs[0], depth, known), axes_of(node)
         if rank is None or axes is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnx_attnq.errors import AttnqError, NothingToRewrite
-from onnx_attnq.find import Sites, expose, find_sites, original_fingerprint
+from onnx_attnq.find import Sites, expose, find_sites
 from onnx_attnq.inputs import MadeUp, Sample, made_up_samples
 from onnx_attnq.model import ExternalData, load, save
 from onnx_attnq.rewriting import Plan, Record, refuse_rewritten, rewrite, uniform_plan
@@ -101,28 +101,26 @@ def compress(
     except AttnqError as error:
         raise type(error)(f"{source}: {error}") from None
     work = original.clone()
-    expose(work, keep=lambda node: keep_fused)
-    sites = find_sites(work)
+    sites = find_sites(expose(work, keep=lambda site: keep_fused))
     ids = [site.id for site in sites.sites]
     if plan is None:
-        plan = uniform_plan(original_fingerprint(work), ids, scheme or preset(), include, exclude)
+        plan = uniform_plan(sites.exposed.structure_hash, ids, scheme or preset(), include, exclude)
     else:
-        plan.check(original_fingerprint(work), ids)
+        plan.check(sites.exposed.structure_hash, ids)
     if not any(entry.scheme for entry in plan.sites):
         raise NothingToRewrite(f"{source}: {_why_nothing(sites)}")
     before = count_nodes(original)
     if dry_run:
         return Compression(source, None, sites, plan, None, None, None, (before, before))
 
-    left = {site.output for site in sites.sites if plan.scheme_of(site.id) is None}
+    left = {site.id for site in sites.sites if plan.scheme_of(site.id) is None}
     chosen, part = sites, plan
     if left:
         # What is left as it is stays fused, too.
         work = original.clone()
-        expose(work, keep=lambda node: keep_fused or node.outputs[0].name in left)
-        chosen = find_sites(work)
+        chosen = find_sites(expose(work, keep=lambda site: keep_fused or site in left))
         present = {site.id for site in chosen.sites}
-        part = Plan(plan.model, tuple(entry for entry in plan.sites if entry.site in present))
+        part = Plan(plan.structure_hash, tuple(e for e in plan.sites if e.site in present or e.site not in left))
     record = rewrite(
         work, chosen, part, inline=inline, quantize_outputs=quantize_outputs, int16_products=int16_products
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ def compression_json(result: Compression, model: ir.Model) -> dict[str, Any]:
         Rejection(by_id[entry.site].node, by_id[entry.site].op_type, by_id[entry.site].scope, entry.reason)
         for entry in left
     ]
-    rewritten = Sites(
-        tuple(site for site in result.sites.sites if result.plan.scheme_of(site.id) is not None),
-        (*result.sites.rejections, *skipped),
+    rewritten = dataclasses.replace(
+        result.sites,
+        sites=tuple(site for site in result.sites.sites if result.plan.scheme_of(site.id) is not None),
+        rejections=(*result.sites.rejections, *skipped),
     )
     return {
         "model": model_json(result.source, model),
@@ -59,7 +61,7 @@ def inspection_json(path: Path, model: ir.Model, found: Sites, record: Record | 
         schemes = {site.scheme for site in record.sites}
         data["sites"] = [site.to_json() for site in record.sites]
         data["scheme"] = schemes.pop().to_json() if len(schemes) == 1 else None
-        data["original"] = {"fingerprint": record.original}
+        data["original"] = {"structure_hash": record.structure_hash}
         data["plan"] = {"sha256": record.plan}
         data["revertible"] = record.undo is not None
         data["irreversible"] = record.irreversible

@@ -13,7 +13,7 @@ from onnx_attnq.model.files import (
     tensors,
 )
 from onnx_attnq.model.mapped import load_mapped
-from onnx_attnq.model.structure_hash import fingerprint
+from onnx_attnq.model.structure_hash import structure_hash
 from onnx_attnq.model.wellformed import MAX_RANK, check_tensor
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "check",
     "check_output",
     "check_tensor",
-    "fingerprint",
     "input_files",
     "load",
     "load_mapped",
@@ -31,5 +30,6 @@ __all__ = [
     "save",
     "sha256",
     "size_on_disk",
+    "structure_hash",
     "tensors",
 ]

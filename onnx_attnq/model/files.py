@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx_attnq.atomic import check_replaceable, staged, write_errors
 from onnx_attnq.errors import CannotWrite, InvalidModel
 from onnx_attnq.model.external_data import Reference, get_reference, resolve_references, set_reference
-from onnx_attnq.model.structure_hash import fingerprint
+from onnx_attnq.model.structure_hash import structure_hash
 from onnx_attnq.model.wellformed import check_model, graph_protos, tensor_protos, tensor_size
 
 ExternalData: TypeAlias = Literal["copy", "keep"]
@@ -312,7 +312,6 @@ __all__ = [
     "ExternalData",
     "check_output",
     "data_path",
-    "fingerprint",
     "input_files",
     "load",
     "opset",
@@ -320,5 +319,6 @@ __all__ = [
     "save",
     "sha256",
     "size_on_disk",
+    "structure_hash",
     "tensors",
 ]

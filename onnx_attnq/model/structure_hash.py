@@ -13,10 +13,10 @@ SMALL_TENSOR: Final = 1024
 """Bytes up to which the elements of a tensor attribute count as structure: shapes, axes, scalars."""
 
 
-def fingerprint(model: ir.Model) -> str:
+def structure_hash(model: ir.Model) -> str:
     """Hash operators, wiring, names, attributes and the signature; not the weights.
 
-    Models that differ in weights only (a fine-tuned one) have the same fingerprint. Metadata, doc
+    Models that differ in weights only (a fine-tuned one) have the same hash. Metadata, doc
     strings and inferred shapes take no part, nor does how the file was serialized.
 
     Returns:
@@ -101,4 +101,4 @@ def _tensor(tensor: ir.TensorProtocol) -> tuple[Any, ...]:
     return (*signature, tensor.tobytes())
 
 
-__all__ = ["SMALL_TENSOR", "fingerprint"]
+__all__ = ["SMALL_TENSOR", "structure_hash"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import hashlib
 import json
 import os
@@ -13,11 +12,12 @@ from typing import Any, Final
 
 from onnx_attnq.atomic import replacing
 from onnx_attnq.errors import AttnqError, InvalidPlan
+from onnx_attnq.find import left_out
 from onnx_attnq.reading import check_fields, parse_json, read_regular
 from onnx_attnq.scheme import QuantScheme
 
-FORMAT: Final = 1
-"""Version of the JSON form."""
+FORMAT: Final = 2
+"""Version of the JSON form. Version 1 called the structure hash "model"."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Plan:
     """What every site of one model gets.
 
     Attributes:
-        model: Fingerprint of the model that the plan was made for.
+        structure_hash: `onnx_attnq.structure_hash` of the model that the plan was made for.
         sites: One entry for each site, in the order of the graph.
 
     Raises:
@@ -56,14 +56,14 @@ class Plan:
     True
     """
 
-    model: str
+    structure_hash: str
     sites: tuple[SitePlan, ...]
 
     def __post_init__(self) -> None:
         seen: set[str] = set()
         for entry in self.sites:
             if entry.site in seen:
-                raise InvalidPlan(f"site {entry.site!r} stands twice in the plan")
+                raise InvalidPlan(f"site {entry.site!r} is listed twice in the plan")
             seen.add(entry.site)
 
     def scheme_of(self, site: str) -> QuantScheme | None:
@@ -72,19 +72,23 @@ class Plan:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the model's fingerprint and what each site gets; why others are left plays no part."""
+        """SHA-256 of the model's structure hash and what each site gets; why others are left plays no part."""
         given = [(entry.site, entry.scheme.to_json()) for entry in self.sites if entry.scheme is not None]
-        return hashlib.sha256(json.dumps([self.model, given], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.structure_hash, given], sort_keys=True).encode()).hexdigest()
 
-    def check(self, model: str, sites: Iterable[str]) -> None:
+    def check(self, structure_hash: str, sites: Iterable[str]) -> None:
         """Make sure that the plan belongs to a model and covers each of its sites.
 
         Raises:
             InvalidPlan: Another model's plan, a site that the model does not have, or one without entry.
         """
-        if self.model != model:
-            raise InvalidPlan(f"the plan was made for the model {self.model[:12]}…, this one is {model[:12]}…")
+        if self.structure_hash != structure_hash:
+            raise InvalidPlan(
+                f"the plan was made for the model {self.structure_hash[:12]}…, this one is {structure_hash[:12]}…"
+            )
         planned, present = [entry.site for entry in self.sites], list(sites)
+        if len(set(present)) != len(present):
+            raise InvalidPlan("two sites have the same id")
         for site in planned:
             if site not in present:
                 raise InvalidPlan(f"the plan names the site {site!r}, which the model does not have")
@@ -101,7 +105,7 @@ class Plan:
                 names[entry.scheme] = entry.scheme.name + (f"-{taken + 1}" if taken else "")
         return {
             "format": FORMAT,
-            "model": self.model,
+            "structure_hash": self.structure_hash,
             "schemes": {name: scheme.to_json() for scheme, name in names.items()},
             "sites": [
                 {"id": e.site, "scheme": None, "reason": e.reason}
@@ -118,9 +122,12 @@ class Plan:
         Raises:
             InvalidPlan: Something is missing, unknown or of the wrong type; the message says where.
         """
-        _expect(data, "the plan", {"format": int, "model": str, "schemes": dict, "sites": list})
+        if isinstance(data, Mapping) and data.get("format") == 1 and "model" in data:
+            data = {**data, "format": FORMAT, "structure_hash": data["model"]}
+            del data["model"]
+        _expect(data, "the plan", {"format": int, "structure_hash": str, "schemes": dict, "sites": list})
         if data["format"] != FORMAT:
-            raise InvalidPlan(f"the plan has format {data['format']}; this version reads format {FORMAT}")
+            raise InvalidPlan(f"the plan has format {data['format']}; this version reads formats 1 and {FORMAT}")
         schemes: dict[str, QuantScheme] = {}
         for name, fields in data["schemes"].items():
             try:
@@ -137,11 +144,11 @@ class Plan:
             if name is not None and (not isinstance(name, str) or name not in schemes):
                 raise InvalidPlan(f"site {item['id']!r} refers to the scheme {name!r}, which the plan does not define")
             entries.append(SitePlan(item["id"], None if name is None else schemes[name], reason))
-        return cls(data["model"], tuple(entries))
+        return cls(data["structure_hash"], tuple(entries))
 
 
 def uniform_plan(
-    model: str,
+    structure_hash: str,
     sites: Sequence[str],
     scheme: QuantScheme,
     include: Sequence[str] = (),
@@ -150,11 +157,11 @@ def uniform_plan(
     """The same scheme for every site, or for those that the patterns choose.
 
     Args:
-        model: Fingerprint of the model.
+        structure_hash: `onnx_attnq.structure_hash` of the model.
         sites: Ids of the model's sites.
         scheme: The scheme.
-        include: Shell patterns; if there are any, only sites that match one are rewritten.
-        exclude: Shell patterns of sites to leave as they are.
+        include: Ids or shell patterns; if there are any, only sites that match one are rewritten.
+        exclude: Ids or shell patterns of sites to leave as they are.
 
     Raises:
         InvalidPlan: A pattern matches no site.
@@ -164,20 +171,8 @@ def uniform_plan(
     >>> [entry.scheme is None for entry in plan.sites]
     [True, False]
     """
-    for option, patterns in (("--include", include), ("--exclude", exclude)):
-        for pattern in patterns:
-            if not fnmatch.filter(sites, pattern):
-                raise InvalidPlan(f"{option} {pattern!r} matches no site; the sites are {', '.join(sites) or 'none'}")
-
-    def entry(site: str) -> SitePlan:
-        for pattern in exclude:
-            if fnmatch.fnmatchcase(site, pattern):
-                return SitePlan(site, None, f"excluded by {pattern!r}")
-        if include and not any(fnmatch.fnmatchcase(site, pattern) for pattern in include):
-            return SitePlan(site, None, "not included")
-        return SitePlan(site, scheme)
-
-    return Plan(model, tuple(entry(site) for site in sites))
+    left = left_out(sites, include, exclude)
+    return Plan(structure_hash, tuple(SitePlan(s, None if s in left else scheme, left.get(s, "")) for s in sites))
 
 
 def load_plan(path: str | os.PathLike[str]) -> Plan:

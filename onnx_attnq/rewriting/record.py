@@ -70,7 +70,7 @@ class Record:
 
     Attributes:
         version: Version of onnx-attnq that wrote it.
-        original: Fingerprint of the model before.
+        structure_hash: `onnx_attnq.structure_hash` of the model before.
         plan: `Plan.hash` of the plan that was carried out.
         inlined: True when the ops were replaced by their bodies.
         sites: The sites that were rewritten.
@@ -79,7 +79,7 @@ class Record:
     """
 
     version: str
-    original: str
+    structure_hash: str
     plan: str
     inlined: bool
     sites: tuple[RewrittenSite, ...]
@@ -98,11 +98,13 @@ def read_record(model: ir.Model) -> Record | None:
         return None
     try:
         data = parse_json(text)
+        if isinstance(data, dict) and "original" in data:  # as version 0.1.0 called it
+            data["structure_hash"] = data.pop("original")
         check_fields(data, "the record", _FIELDS)
         sites = tuple(RewrittenSite.from_json(site) for site in data["sites"])
         undo = None if data["undo"] is None else Undo.from_json(data["undo"])
         return Record(
-            data["version"], data["original"], data["plan"], data["inlined"], sites, undo, data["irreversible"]
+            data["version"], data["structure_hash"], data["plan"], data["inlined"], sites, undo, data["irreversible"]
         )
     except (ValueError, InvalidScheme) as error:
         raise InvalidModel(f"the metadata {METADATA!r} of the model cannot be read: {error}") from None
@@ -110,7 +112,7 @@ def read_record(model: ir.Model) -> Record | None:
 
 _FIELDS: Final = {
     "version": str,
-    "original": str,
+    "structure_hash": str,
     "plan": str,
     "inlined": bool,
     "sites": list,
@@ -129,7 +131,7 @@ def write_record(model: ir.Model, record: Record) -> None:
     """Put the record into the model's metadata."""
     data = {
         "version": record.version,
-        "original": record.original,
+        "structure_hash": record.structure_hash,
         "plan": record.plan,
         "inlined": record.inlined,
         "sites": [site.to_json() for site in record.sites],

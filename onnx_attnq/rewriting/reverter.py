@@ -6,14 +6,14 @@ import onnx_ir as ir
 
 from onnx_attnq.errors import CannotRevert, InvalidModel
 from onnx_attnq.graph import apply
-from onnx_attnq.model import fingerprint, recheck
+from onnx_attnq.model import recheck, structure_hash
 from onnx_attnq.rewriting.record import METADATA, Record, read_record
 
 
 def revert(model: ir.Model) -> Record:
     """Undo a rewrite, in place, and make sure that it is the original graph that came back.
 
-    The record in the model's metadata has what was removed. The result has the fingerprint of the original: nodes,
+    The record in the model's metadata has what was removed. The result has the structure of the original: nodes,
     their names and their order, wiring, attributes, opsets and functions are what they were.
     Weights were never touched. As the record may come from anywhere, the result is checked as a file is when it is
     loaded.
@@ -41,7 +41,7 @@ def revert(model: ir.Model) -> Record:
         recheck(model)
     except InvalidModel as error:
         raise CannotRevert(f"{_CHANGED} ({error})") from None
-    if fingerprint(model) != record.original:
+    if structure_hash(model) != record.structure_hash:
         raise CannotRevert(_CHANGED)
     return record
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from onnx_attnq.errors import InvalidModel
+from onnx_attnq.errors import InvalidModel, InvalidPlan
 from onnx_attnq.find import (
     Added,
     Attention,
@@ -20,8 +20,6 @@ from onnx_attnq.find import (
     Filled,
     Form,
     Sites,
-    original_fingerprint,
-    original_snapshot,
 )
 from onnx_attnq.graph import dtype_of, rank_of
 from onnx_attnq.model import files
@@ -58,7 +56,7 @@ def rewrite(
 
     Args:
         model: The model that ``sites`` were found in.
-        sites: What `find_sites` found.
+        sites: What `find_sites` found; the undo leads to what the model was before `expose`.
         plan: A plan that covers them.
         inline: Plain ops of the model's opset instead of ops with a function, for runtimes that know no functions.
         quantize_outputs: Where probabilities are an output of the model, quantize that output too.
@@ -70,13 +68,14 @@ def rewrite(
 
     Raises:
         AlreadyRewritten: The model carries a rewrite.
-        InvalidPlan: The plan does not belong to the model.
+        InvalidPlan: The plan, or ``sites``, does not belong to the model.
         InvalidModel: The type or rank of a site's scores cannot be told.
     """
     refuse_rewritten(model)
-    original = original_fingerprint(model)
-    snapshot = original_snapshot(model)
-    plan.check(original, [site.id for site in sites.sites])
+    exposed = sites.exposed
+    if exposed.model is not model:
+        raise InvalidPlan("the sites were found in another model than the one to rewrite")
+    plan.check(exposed.structure_hash, [site.id for site in sites.sites])
     names = _Names(model)
     inserted: list[tuple[AttentionSite, Form, QuantScheme, ir.Node]] = []
     families: dict[tuple[Form, str], QuantScheme] = {}
@@ -94,10 +93,10 @@ def rewrite(
         if family not in families or scheme.threshold < families[family].threshold:
             families[family] = scheme
     done = [_rewritten_site(*entry) for entry in reversed(inserted)]
-    for site in done:
-        _LOG.debug("rewrote %s: %s, %s", site.id, site.form, site.scheme.name)
+    for entry in done:
+        _LOG.debug("rewrote %s: %s, %s", entry.id, entry.form, entry.scheme.name)
     _LOG.info("rewrote %d of %d sites", len(done), len(sites.sites))
-    record = Record(__version__, original, plan.hash, inline, tuple(done))
+    record = Record(__version__, exposed.structure_hash, plan.hash, inline, tuple(done))
     if not done:
         return record
     for (form, _), scheme in families.items():
@@ -108,7 +107,7 @@ def rewrite(
     if inline:
         InlinePass(lambda f: f.domain == bodies.DOMAIN)(model)
         model.graph.opset_imports.pop(bodies.DOMAIN, None)
-    undo = snapshot.undo(model)
+    undo = exposed.snapshot.undo(model)
     if isinstance(undo, str):
         record = dataclasses.replace(record, irreversible=undo)
     else:

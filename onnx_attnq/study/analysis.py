@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from onnx_attnq.errors import AttnqError, InvalidPlan, NothingToRewrite
-from onnx_attnq.find import AttentionSite, expose, find_sites
+from onnx_attnq.errors import AttnqError, NothingToRewrite
+from onnx_attnq.find import AttentionSite, expose, find_sites, left_out
 from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load_mapped, sha256
 from onnx_attnq.rewriting import refuse_rewritten
@@ -61,8 +60,7 @@ def analyze(
             refuse_rewritten(model)
         except AttnqError as error:
             raise type(error)(f"{path}: {error}") from None
-        expose(model)
-        found = find_sites(model)
+        found = find_sites(expose(model))
         if not found.sites:
             reasons = [f"; {r.op_type} {r.node!r}: {r.reason}" for r in found.rejections[:1]]
             raise NothingToRewrite(f"{path}: no attention found{''.join(reasons)}")
@@ -83,17 +81,8 @@ def analyze(
 def _choose(
     sites: Sequence[AttentionSite], include: Sequence[str], exclude: Sequence[str]
 ) -> tuple[AttentionSite, ...]:
-    ids = [site.id for site in sites]
-    for option, patterns in (("--include", include), ("--exclude", exclude)):
-        for pattern in patterns:
-            if not fnmatch.filter(ids, pattern):
-                raise InvalidPlan(f"{option} {pattern!r} matches no site; the sites are {', '.join(ids)}")
-
-    def chosen(name: str) -> bool:
-        wanted = not include or any(fnmatch.fnmatchcase(name, pattern) for pattern in include)
-        return wanted and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)
-
-    kept = tuple(site for site in sites if chosen(site.id))
+    left = left_out([site.id for site in sites], include, exclude)
+    kept = tuple(site for site in sites if site.id not in left)
     if not kept:
         raise NothingToRewrite("--include and --exclude leave no site")
     return kept

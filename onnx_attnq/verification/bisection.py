@@ -17,7 +17,7 @@ from onnx_attnq.errors import InvalidModel
 from onnx_attnq.find import AttentionSite, expose, find_sites
 from onnx_attnq.graph import Dataflow, probe
 from onnx_attnq.inputs import Sample
-from onnx_attnq.model import fingerprint, load_mapped
+from onnx_attnq.model import load_mapped, structure_hash
 from onnx_attnq.rewriting import Plan, SitePlan, read_record, rewrite
 from onnx_attnq.run import Arrays, Session
 from onnx_attnq.scheme import QuantScheme
@@ -125,7 +125,7 @@ def bisect(
         record = read_record(rewritten)
         if record is None:
             raise InvalidModel(f"{b} carries no record of a rewrite; `verify` and `diff` compare any two models")
-        if record.original != fingerprint(original):
+        if record.structure_hash != structure_hash(original):
             raise InvalidModel(f"{b} was made from another model than {a}")
         bounds = bounds or Bounds()
         bounds.check(original)
@@ -199,9 +199,9 @@ class _Trials:
         self._expected = self._run(original)
         self._distributions = {value.name for value in original.graph.outputs if is_distribution(value)}
         self._exposed = original.clone()
-        expose(self._exposed)
+        found = find_sites(expose(self._exposed))
         flow = Dataflow(self._exposed)
-        self._contexts = {site.id: _context(site, flow) for site in find_sites(self._exposed).sites}
+        self._contexts = {site.id: _context(site, flow) for site in found.sites}
 
     def leave(self, sites: Sequence[str]) -> Outputs:
         """Compare the model in which all sites but these are rewritten."""
@@ -235,13 +235,12 @@ class _Trials:
 
     def _rewrite(self, schemes: Mapping[str, QuantScheme]) -> ir.Model:
         model = self._original.clone()
-        expose(model)
-        sites = find_sites(model)
+        sites = find_sites(expose(model))
         entries = [
             SitePlan(site.id, schemes.get(site.id), "" if site.id in schemes else "left out on trial")
             for site in sites.sites
         ]
-        rewrite(model, sites, Plan(fingerprint(self._original), tuple(entries)))
+        rewrite(model, sites, Plan(structure_hash(self._original), tuple(entries)))
         return model
 
     def _run(self, model: ir.Model) -> list[Arrays]:
