@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,6 +187,62 @@ def test_a_file_that_is_named_almost_like_a_command_is_a_model(
     monkeypatch.chdir(model.parent)
     model.rename("inspct")
     assert run("inspct", "-o", "out.onnx")[0] == 0
+
+
+# --- models of transformers: a folder, or a name of the hub
+
+
+def test_a_bare_name_suggests_export(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("bert-base-uncased", "gpt2"):
+        code, out, err = run(name)
+        assert (code, out) == (2, "")
+        assert err.splitlines()[-1].endswith(f"onnx-attnq export {name} -o {name}-onnx --compress")
+
+
+@pytest.mark.parametrize("missing", ["model.onnx", "folder/model.onnx", "a/b/c", "folder/model"])
+def test_a_path_that_is_none_of_the_hub_does_not_exist(
+    missing: str, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    code, out, err = run(missing)
+    assert (code, out) == (2, "")
+    assert err.strip() == f"onnx-attnq: error: {missing} does not exist"
+
+
+DECODER = Path(__file__).parent.parent / "examples" / "decoder" / "model"
+
+
+@pytest.mark.pipeline
+def test_a_folder_of_transformers_is_exported_and_compressed(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(DECODER, tmp_path / "decoder")
+    assert "exported first; it does not go with --dry-run" in run(tmp_path / "decoder", "--dry-run")[2]
+    code, out, _ = run(tmp_path / "decoder", "--bits", "2")
+    assert code == 0
+    assert "equal to PyTorch" in out
+    assert "6 of 6 sites, row-log (2 bits" in out
+    assert (tmp_path / "decoder-onnx" / "model.attnq.onnx").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["decoder", "decoder-onnx"]
+    assert run(tmp_path / "decoder-onnx", "--no-verify")[0] != 0  # both files are in it now: one is rewritten already
+
+
+@pytest.mark.pipeline
+def test_a_name_of_the_hub_is_exported_and_compressed(tmp_path: Path) -> None:
+    # The hub's cache, as a download leaves it.
+    cached = tmp_path / "hub" / "models--owner--decoder"
+    shutil.copytree(DECODER, cached / "snapshots" / "1")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("1")
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "onnx_attnq", "owner/decoder", "--json", "-"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+    assert json.loads(done.stdout)["output"]["path"] == str(Path("decoder-onnx", "model.attnq.onnx"))
+    missing = subprocess.run(
+        [*command[:3], "owner/none"], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert missing.returncode == 2
+    assert "owner/none: not a model folder, and not reached on the hub" in missing.stderr.splitlines()[-1]
 
 
 # --- schemes

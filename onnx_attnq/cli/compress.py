@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnx_attnq.cli.command import command
+from onnx_attnq.cli.model_source import export_first, is_transformers_model
 from onnx_attnq.cli.options import (
     bits_option,
     data_option,
@@ -113,6 +114,9 @@ def compress(
 
     MODEL is an ONNX file, or a folder with several, such as the parts of an encoder-decoder: then all of them are
     rewritten into a new folder, FOLDER.attnq, together with a copy of all that lies beside them.
+
+    MODEL may also be a model of transformers: a folder with config.json and weights, or OWNER/NAME on the hub. It is
+    exported to a folder NAME-onnx first, which needs the extra `export`; `onnx-attnq export` has more options.
     """
     from onnx_attnq.inputs import load_samples
     from onnx_attnq.job import compress as run
@@ -141,6 +145,9 @@ def compress(
         "seed": seed,
         "threads": threads,
     }
+    if is_transformers_model(model):
+        _refuse_beside(f"{model} has to be exported first", True, {"--dry-run": dry_run or None})
+        model = export_first(model, quiet=json_path == "-")
     if model.is_dir():
         kept = external_data if external_data == "keep" else None
         of_one_model = {"--data": data, "--plan": plan_path, "--write-plan": write_plan, "--external-data keep": kept}
