@@ -188,6 +188,43 @@ def initializer_twice(proto: onnx.ModelProto) -> None:
     proto.graph.initializer.append(proto.graph.initializer[0])
 
 
+def too_few_inputs(proto: onnx.ModelProto) -> None:
+    del proto.graph.node[-1].input[1]
+
+
+def too_many_inputs(proto: onnx.ModelProto) -> None:
+    proto.graph.node[-1].input.extend(["x", "x"])
+
+
+def no_first_input(proto: onnx.ModelProto) -> None:
+    proto.graph.node[-1].input[0] = ""
+
+
+def too_many_outputs(proto: onnx.ModelProto) -> None:
+    proto.graph.node[-1].output.append("more")
+
+
+def attribute_of_another_type(proto: onnx.ModelProto) -> None:
+    softmax = next(node for node in proto.graph.node if node.op_type == "Softmax")
+    softmax.attribute[0].CopyFrom(helper.make_attribute("axis", [1.0]))
+
+
+def required_attribute_missing(proto: onnx.ModelProto) -> None:
+    proto.graph.node.append(helper.make_node("Cast", ["x"], ["z"]))
+
+
+def wrong_in_a_subgraph(proto: onnx.ModelProto) -> None:
+    inner = helper.make_graph(
+        [helper.make_node("Add", ["x"], ["z"])], "inner", [], [helper.make_tensor_value_info("z", 1, None)]
+    )
+    proto.graph.node.append(helper.make_node("If", ["x"], ["chosen"], then_branch=inner, else_branch=inner))
+
+
+def wrong_in_a_function(proto: onnx.ModelProto) -> None:
+    body = [helper.make_node("Add", ["x"], ["z"])]
+    proto.functions.append(helper.make_function("local", "F", ["x"], ["z"], body, [helper.make_opsetid("", 17)]))
+
+
 def training(proto: onnx.ModelProto) -> None:
     proto.training_info.add()
 
@@ -259,6 +296,14 @@ DAMAGES = {
     sparse_initializer: "sparse initializer",
     nameless_initializer: "initializer without a name",
     initializer_twice: "'weight' is defined twice",
+    too_few_inputs: "Add node '' has 1 inputs; 2 are allowed",
+    too_many_inputs: "Add node '' has 4 inputs; 2 are allowed",
+    no_first_input: "Add node '' lacks its input 'A'",
+    too_many_outputs: "Add node '' has 2 outputs; 1 are allowed",
+    attribute_of_another_type: "Softmax node '': attribute 'axis' is of type floats; it must be int",
+    required_attribute_missing: "Cast node '' lacks its attribute 'to'",
+    wrong_in_a_subgraph: "Add node '' has 1 inputs",
+    wrong_in_a_function: "Add node '' has 1 inputs",
     training: "training_info",
     unknown_value_type: "value 'x' has the unknown data type 999",
     map_value: "value 'x' has a map_type",
@@ -289,8 +334,13 @@ def nested(depth: int) -> onnx.ModelProto:
         [helper.make_node("Identity", ["x"], ["y0"])], "inner", [], [helper.make_tensor_value_info("y0", 1, None)]
     )
     for level in range(1, depth + 1):
-        node = helper.make_node("If", ["condition"], [f"y{level}"], then_branch=graph, else_branch=graph)
-        del node.attribute[1]
+        other = helper.make_graph(
+            [helper.make_node("Identity", ["x"], [f"z{level}"])],
+            "other",
+            [],
+            [helper.make_tensor_value_info(f"z{level}", 1, None)],
+        )
+        node = helper.make_node("If", ["condition"], [f"y{level}"], then_branch=graph, else_branch=other)
         output = helper.make_tensor_value_info(f"y{level}", 1, None)
         graph = helper.make_graph([node], f"level{level}", [], [output])
     graph.input.append(helper.make_tensor_value_info("x", 1, ["n"]))
@@ -358,6 +408,22 @@ def test_functions_that_call_each_other(tmp_path: Path) -> None:
 def test_functions_that_double_at_each_level(tmp_path: Path) -> None:
     bodies = {f"f{level}": [f"f{level + 1}"] * 2 for level in range(60)} | {"f60": ["Neg"]}
     refused(small_models.write(calling(bodies), tmp_path / "model.onnx"), "nodes when inlined")
+
+
+def test_a_small_file_does_not_become_a_large_graph(tmp_path: Path) -> None:
+    # 2**12 nodes are within what any file may have; 2**15 are too many for a file of 2 KB.
+    for levels, allowed in ((12, True), (15, False)):
+        bodies = {f"f{level}": [f"f{level + 1}"] * 2 for level in range(levels)} | {f"f{levels}": ["Neg"]}
+        path = small_models.write(calling(bodies), tmp_path / "model.onnx")
+        if allowed:
+            load(path)
+        else:
+            refused(path, "has more than 1.... nodes when inlined, too many for the size of the file")
+
+
+def test_a_layer_that_is_called_many_times_is_no_bomb(tmp_path: Path) -> None:
+    path = small_models.write(calling({"main": ["layer"] * 200, "layer": ["Neg"] * 1000}), tmp_path / "model.onnx")
+    load(path)
 
 
 def test_functions_too_deep(tmp_path: Path) -> None:

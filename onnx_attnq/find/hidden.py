@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from onnx_attnq.find.exposed import Exposed, origins
 from onnx_attnq.find.fused import Declined, decompose, is_fused_attention
+from onnx_attnq.find.inlining import inline_functions
 from onnx_attnq.find.sites import find_sites
 from onnx_attnq.find.softmax import is_softmax, may_be_decomposed
 from onnx_attnq.graph import Snapshot
@@ -33,9 +33,9 @@ def expose(model: ir.Model, keep: Callable[[str], bool] = lambda site: False) ->
     original, snapshot = structure_hash(model), Snapshot(model)
     if model.functions:
         hidden = _hiding(model.functions.values())
-        InlinePass(lambda f: f.identifier() in hidden)(model)
+        inline_functions(model, lambda f: f.identifier() in hidden)
     if model.functions and any(r.lost_in & set(model.functions) for r in find_sites(model).rejections):
-        InlinePass()(model)
+        inline_functions(model)
     known = origins(model)
     declined: dict[ir.Node, str] = {}
     for node in [node for node in known if is_fused_attention(node)]:

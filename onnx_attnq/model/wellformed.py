@@ -19,6 +19,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from onnx_attnq.errors import InvalidModel
+from onnx_attnq.model.operator_schemas import check_operator
 
 OLDEST_OPSET: Final = 11
 """The oldest version of the ai.onnx operator set that is supported."""
@@ -29,8 +30,14 @@ NEWEST_OPSET: Final = onnx.defs.onnx_opset_version()
 MAX_RANK: Final = 32
 """Axes of a tensor; numpy before version 2 had no more."""
 
-MAX_NODES: Final = 10_000_000
-"""Nodes after all functions are inlined. Twenty functions that call each other twice make a million."""
+MAX_NODES: Final = 1_000_000
+"""Nodes after all functions are inlined. Twenty functions that call each other twice make as many."""
+
+FREE_NODES: Final = 10_000
+"""Nodes that any model may have when inlined, however small its file is."""
+
+NODES_PER_BYTE: Final = 16
+"""Beyond them: nodes for each byte of nodes in the file. A layer that is called 100 times has about two."""
 
 MAX_CALL_DEPTH: Final = 64
 """Functions within functions."""
@@ -60,8 +67,10 @@ def check_model(proto: onnx.ModelProto) -> None:
     for tensor in tensor_protos(proto):
         check_tensor(tensor)
     _check_graph(proto.graph, [])
+    _check_operators(proto, proto.graph.node, proto.opset_import)
     for function in proto.functions:
         names = set(function.input)
+        _check_operators(proto, function.node, function.opset_import)
         _check_attributes(function.attribute_proto, f"function {function.name!r}")
         _check_nodes(function.node, names, [])
         _check_defined(function.output, [names], f"function {function.name!r}")
@@ -155,6 +164,9 @@ def _check_calls(proto: onnx.ModelProto) -> None:
         order = list(graphlib.TopologicalSorter(calls).static_order())
     except graphlib.CycleError as error:
         raise InvalidModel(f"function {error.args[1][0][1]!r} calls itself") from None
+    bodies_of = (proto.graph.node, *(function.node for function in proto.functions))
+    written = sum(node.ByteSize() for nodes in bodies_of for node in nodes)
+    most = min(MAX_NODES, max(FREE_NODES, NODES_PER_BYTE * written))
     size: dict[_FunctionId, int] = {}
     depth: dict[_FunctionId, int] = {}
     for identifier in order:
@@ -162,10 +174,13 @@ def _check_calls(proto: onnx.ModelProto) -> None:
         depth[identifier] = 1 + max((depth[called] for called in calls[identifier]), default=0)
         if depth[identifier] > MAX_CALL_DEPTH:
             raise InvalidModel(f"function {identifier[1]!r} nests more than {MAX_CALL_DEPTH} functions")
-        if size[identifier] > MAX_NODES:
-            raise InvalidModel(f"function {identifier[1]!r} has more than {MAX_NODES} nodes when inlined")
-    if sum(1 + size.get(callee(node), 0) for node in _all_nodes(proto.graph.node)) > MAX_NODES:
-        raise InvalidModel(f"the graph has more than {MAX_NODES} nodes when its functions are inlined")
+        if size[identifier] > most:
+            raise InvalidModel(f"function {identifier[1]!r} has more than {most} nodes when inlined{_BOMB}")
+    if sum(1 + size.get(callee(node), 0) for node in _all_nodes(proto.graph.node)) > most:
+        raise InvalidModel(f"the graph has more than {most} nodes when its functions are inlined{_BOMB}")
+
+
+_BOMB: Final = ", too many for the size of the file"
 
 
 def _check_graph(graph: onnx.GraphProto, outer: list[set[str]]) -> None:
@@ -204,6 +219,17 @@ def _check_nodes(nodes: Iterable[onnx.NodeProto], names: set[str], outer: list[s
         _check_attributes(node.attribute, _title(node))
         for graph in _subgraphs(node):
             _check_graph(graph, scopes)
+
+
+def _check_operators(
+    proto: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], imports: Iterable[onnx.OperatorSetIdProto]
+) -> None:
+    """Every node that does not call a function, at any depth, against the schema of its operator."""
+    functions = {(function.domain, function.name) for function in proto.functions}
+    opsets = {entry.domain: entry.version for entry in imports}
+    for node in _all_nodes(nodes):
+        if (node.domain, node.op_type) not in functions:
+            check_operator(node, opsets, _title(node))
 
 
 def _check_defined(names: Iterable[str], scopes: list[set[str]], owner: str) -> None:
