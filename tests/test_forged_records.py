@@ -19,7 +19,7 @@ from onnx_attnq.cli import main
 from onnx_attnq.errors import CannotRevert, InvalidModel
 from onnx_attnq.graph import Snapshot, apply
 from onnx_attnq.job import compress
-from onnx_attnq.model import fingerprint, load, recheck
+from onnx_attnq.model import load, recheck, structure_hash
 from onnx_attnq.rewriting import read_record, revert
 from onnx_attnq.rewriting.record import METADATA
 
@@ -47,7 +47,7 @@ def forge(path: Path, change: Callable[[Data], None]) -> None:
         model = load(path)
         apply(read_record(model).undo, model)
         del model.metadata_props[METADATA]
-        entry.value = json.dumps(data | {"original": fingerprint(model)})
+        entry.value = json.dumps(data | {"original": structure_hash(model)})
     except Exception:
         return
     onnx.save(proto, path)
@@ -332,4 +332,4 @@ def test_a_revert_with_data_beside_a_link_to_the_model(tmp_path: Path) -> None:
     (folder / "b.onnx").symlink_to("../blob/b")
     model = load(folder / "b.onnx")
     revert(model)
-    assert fingerprint(model) == fingerprint(load(original))
+    assert structure_hash(model) == structure_hash(load(original))
