@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from strategies import schemes
 
-from onnx_attnq.scheme import PRESETS, Normalize, QuantScheme, Reference, Rounding, Spacing, numerics, preset
+from onnx_attnq.scheme import PRESETS, Normalize, Pruned, QuantScheme, Reference, Rounding, Spacing, numerics, preset
 
 BITS = st.integers(1, 8)
 PROBABILITY = st.one_of(st.floats(0.0, 1.0), st.floats(-30.0, 0.0).map(math.exp))
@@ -186,7 +186,7 @@ def test_near_edge_is_what_lies_within_the_width(scheme: QuantScheme) -> None:
 # --- rows
 
 
-@given(schemes(), ROWS)
+@given(schemes(pruned=Pruned.ZERO), ROWS)
 def test_rows_sum_to_what_normalize_says(scheme: QuantScheme, scores: np.ndarray) -> None:
     p = numerics.softmax(scores)
     q = numerics.quantize_probabilities(p, scheme)
@@ -203,7 +203,7 @@ def test_rows_sum_to_what_normalize_says(scheme: QuantScheme, scores: np.ndarray
     np.testing.assert_allclose(q.sum(axis=-1), expected, rtol=ROUNDINGS, atol=1e-300)
 
 
-@given(schemes(), ROWS)
+@given(schemes(pruned=Pruned.ZERO), ROWS)
 def test_pruned_is_exactly_zero_and_kept_is_not(scheme: QuantScheme, scores: np.ndarray) -> None:
     p = numerics.softmax(scores)
     code = numerics.codes(numerics.relative(p, scheme), scheme)
@@ -298,6 +298,91 @@ def test_prune_only_keeps_a_value_as_it_is_or_not_at_all(scores: np.ndarray, t: 
     p = numerics.softmax(scores)
     q = numerics.quantize_probabilities(p, preset("prune-only", threshold=t))
     np.testing.assert_array_equal(q, np.where(p < t, 0.0, p))
+
+
+# --- pruned values that share what they summed to
+
+
+def shared_row(scores: list[float], bits: int, alpha: float) -> list[float]:
+    """One row of `row-log` with shared mass, transcribed from the formulas of the issue for single values."""
+    n = 2**bits - 1
+    delta = -math.log(alpha) / (n - 0.5)
+    stride = 1
+    while len(scores) // (2 * stride) >= 128:
+        stride *= 2
+    kept, tail, sample = {}, 0.0, []
+    for index, score in enumerate(scores):
+        distance = max(scores) - score
+        if distance > 87.0:
+            continue
+        j = round(distance / delta)
+        if j <= n - 1:
+            kept[index] = math.exp(-j * delta)
+        else:
+            tail += math.exp(-j * delta)
+        if index % stride == 0:
+            sample.append(index)
+    if not sample:
+        tail = 0.0
+    total = sum(kept.values()) + tail
+    share = {index: tail / len(sample) for index in sample}
+    return [(kept.get(i, 0.0) + share.get(i, 0.0)) / total for i in range(len(scores))]
+
+
+@given(st.integers(1, 600), BITS.filter(lambda bits: bits <= 4), st.floats(1e-3, 0.2), st.integers(0, 2**32 - 1))
+def test_shared_mass_is_the_issues_formula(length: int, bits: int, alpha: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    scores = random.normal(0.0, 4.0, length)
+    scores[random.random(length) < 0.3] = random.choice([-np.inf, -10_000.0, np.finfo(np.float32).min])
+    scores[random.integers(length)] = 1.0
+    delta = -math.log(alpha) / (2**bits - 1.5)
+    if np.abs((scores.max() - scores[scores > -1e3]) / delta % 1.0 - 0.5).min() < EDGE:
+        return
+    found = numerics.quantize_scores(scores, preset("row-log-mean", bits=bits, threshold=alpha))
+    np.testing.assert_allclose(found, shared_row(scores.tolist(), bits, alpha), rtol=1e-11, atol=1e-300)
+
+
+@given(schemes(pruned=Pruned.MEAN), ROWS)
+def test_what_is_shared_is_what_was_pruned(scheme: QuantScheme, scores: np.ndarray) -> None:
+    p = numerics.softmax(scores)
+    x = numerics.relative(p, scheme)
+    if scheme.pruned is Pruned.ZERO:
+        return
+    pruned = (numerics.codes(x, scheme) == 0) & numerics.unmasked(x)
+    shared = numerics.shares(x, scheme)
+    expected = np.where(pruned, numerics.continued_levels(x, scheme), 0.0).sum(axis=-1)
+    np.testing.assert_allclose(shared.sum(axis=-1), expected, rtol=ROUNDINGS, atol=1e-300)
+    assert (np.ptp(np.where(numerics.unmasked(x), shared, shared.max(axis=-1, keepdims=True)), axis=-1) == 0.0).all()
+    if scheme.normalize is Normalize.UNIT:
+        np.testing.assert_allclose(numerics.quantize_scores(scores, scheme).sum(axis=-1), 1.0, rtol=ROUNDINGS)
+
+
+@given(schemes(BITS, pruned=Pruned.MEAN), PROBABILITY.filter(lambda p: p > 1e-37))
+def test_levels_continue_below_the_threshold_within_half_a_step(scheme: QuantScheme, x: float) -> None:
+    if scheme.pruned is Pruned.MEAN and x < scheme.threshold and not is_at_edge(x, scheme):
+        distance = math.log(float(numerics.continued_levels(x, scheme)) / x)
+        assert abs(distance) <= scheme.step / 2 * (1.0 + EDGE)
+
+
+def test_masked_keys_get_nothing_and_an_empty_sample_leaves_the_row_as_it_was() -> None:
+    scheme = preset("row-log-mean")
+    for mask in (-np.inf, -10_000.0, float(np.finfo(np.float32).min), -87.5):
+        found = numerics.quantize_scores([0.0, -4.0, mask], scheme)
+        assert found[2] == 0.0
+        assert found[1] > 0.0
+    scores = np.full(512, -np.inf)
+    scores[[1, 2, 3]] = 0.0, -1.0, -5.0  # none of them at a multiple of 4
+    zero = numerics.quantize_scores(scores, preset("row-log-mean", pruned=Pruned.ZERO))
+    np.testing.assert_array_equal(numerics.quantize_scores(scores, scheme), zero)
+    scores[0] = -5.0
+    assert numerics.quantize_scores(scores, scheme)[[0, 3]].tolist() == [pytest.approx(0.0141, rel=1e-2), 0.0]
+
+
+@given(ROWS)
+def test_rows_without_pruned_keys_are_as_without_sharing(scores: np.ndarray) -> None:
+    scores = scores * (2.0 / 120.0)  # within 2 nats, above the threshold
+    zero = numerics.quantize_scores(scores, preset("row-log-mean", pruned=Pruned.ZERO))
+    np.testing.assert_array_equal(numerics.quantize_scores(scores, preset("row-log-mean")), zero)
 
 
 ATTENTION: list[tuple[str, Callable[[np.random.Generator], tuple[np.ndarray, ...]]]] = [

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from strategies import schemes
 
 from onnx_attnq.errors import InvalidScheme
-from onnx_attnq.scheme import PRESETS, Normalize, QuantScheme, Reference, Rounding, Spacing, preset
+from onnx_attnq.scheme import PRESETS, TAIL_NATS, Normalize, Pruned, QuantScheme, Reference, Rounding, Spacing, preset
 
 TAKES_BITS = ("row-log", "ji2021", "ji2021-log", "ji2021-linear", "ji2021-linear-pruned", "fq-log2")
 TAKES_THRESHOLD = (
     "row-log",
+    "row-log-mean",
     "ji2021",
     "ji2021-log",
     "ji2021-linear-pruned",
@@ -67,7 +68,7 @@ def test_preset_takes_a_threshold(name: str) -> None:
     assert preset(name, threshold=0.05) != preset(name)
 
 
-@pytest.mark.parametrize("name", sorted(set(PRESETS) - set(TAKES_BITS) - {"boolean"}))
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - set(TAKES_BITS) - {"boolean", "row-log-mean"}))
 def test_bits_are_refused_where_there_are_none(name: str) -> None:
     with pytest.raises(InvalidScheme, match="takes no bits"):
         preset(name, bits=3)
@@ -94,8 +95,31 @@ def test_preset_refuses_bits_outside_of_their_range(name: str, bits: int) -> Non
 
 
 def test_unknown_preset_is_answered_with_the_known() -> None:
-    with pytest.raises(InvalidScheme, match="unknown scheme 'rowlog'; known: row-log, ji2021"):
+    with pytest.raises(InvalidScheme, match="unknown scheme 'rowlog'; known: row-log, row-log-mean, ji2021"):
         preset("rowlog")
+
+
+def test_shared_mass_takes_bits_as_long_as_the_levels_below_the_threshold_fit_a_byte() -> None:
+    for bits in range(1, 5):
+        assert preset("row-log-mean", bits=bits).bits == bits
+    assert preset("row-log-mean", bits=6, threshold=1e-3).step * 255 >= TAIL_NATS
+    with pytest.raises(InvalidScheme, match=r"5 bits above threshold 0\.1 have 0\.075: take fewer bits"):
+        preset("row-log-mean", bits=5)
+
+
+def test_any_preset_may_share_what_it_prunes_where_that_has_a_meaning() -> None:
+    assert preset("row-log", pruned=Pruned.MEAN, bits=2, threshold=0.1) == dataclasses.replace(
+        preset("row-log-mean"), name="row-log"
+    )
+    assert preset("ji2021", pruned=Pruned.MEAN).pruned is Pruned.MEAN
+    assert preset("row-log-mean", pruned=Pruned.ZERO).pruned is Pruned.ZERO
+    with pytest.raises(InvalidScheme, match="linear levels do not continue"):
+        preset("ji2021-linear", pruned=Pruned.MEAN)
+
+
+def test_json_of_before_there_was_a_choice_prunes_to_zero() -> None:
+    old = {name: value for name, value in preset().to_json().items() if name != "pruned"}
+    assert QuantScheme.from_json(old) == preset()
 
 
 def test_boolean_has_one_bit() -> None:
@@ -106,7 +130,9 @@ def test_boolean_has_one_bit() -> None:
 
 def test_row_log_is_the_default_and_what_the_design_says() -> None:
     assert preset() == preset("row-log")
-    assert preset() == QuantScheme(Reference.ROW_MAX, Normalize.UNIT, 0.01, 3, Spacing.LOG, Rounding.NEAREST, "row-log")
+    assert preset() == QuantScheme(
+        Reference.ROW_MAX, Normalize.UNIT, 0.01, 3, Spacing.LOG, Rounding.NEAREST, name="row-log"
+    )
     assert preset().step == pytest.approx(-math.log(0.01) / 6.5, rel=1e-15)
 
 
@@ -120,6 +146,14 @@ BASE = preset().to_json()
         ({"normalize": "l2"}, "normalize must be one of none, unit, mass"),
         ({"spacing": "cubic"}, "spacing must be one of log, linear"),
         ({"rounding": "up"}, "rounding must be one of floor, nearest"),
+        ({"pruned": "half"}, "pruned must be one of zero, mean"),
+        ({"pruned": "mean", "normalize": "mass"}, "which pruned mean keeps"),
+        ({"pruned": "mean", "spacing": "linear"}, "linear levels do not continue"),
+        ({"pruned": "mean", "bits": 8}, "needs steps of 0.098 nats or more"),
+        (
+            {"pruned": "mean", "bits": None, "spacing": None, "rounding": None, "threshold": 0.0},
+            "threshold 0 prunes none",
+        ),
         ({"threshold": "0.01"}, "threshold must be a number"),
         ({"threshold": True}, "threshold must be a number"),
         ({"threshold": 0.0}, r"threshold must be in \(0, 1\)"),

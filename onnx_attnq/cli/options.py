@@ -19,13 +19,13 @@ path_type = click.Path(path_type=Path)
 
 
 class SchemeType(click.ParamType["QuantScheme | str"]):
-    """NAME, or NAME:bits=N,threshold=T; checked here, and read by `scheme_of`."""
+    """NAME, or NAME:bits=N,threshold=T,pruned=mean; checked here, and read by `scheme_of`."""
 
     name = "scheme"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         """As help shows it."""
-        return "NAME[:bits=N,threshold=T]"
+        return "NAME[:bits=N,threshold=T,pruned=mean]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The text, once it has been found to be a scheme."""

@@ -9,6 +9,9 @@ after that, and all that scales a row is one factor at the end.
 
 Codes have no NaN, and onnxruntime's ReduceMax overlooks it. `_Body.row_max` does not, and the row's maximum, or what
 else has seen NaN, is part of every row's factor, times zero: NaN in, NaN out.
+
+Where pruned values share what they summed to, their sum is that of all levels, continued below the threshold, less that
+of the kept: one reduction more. Codes then start TAIL_NATS below 1, where saturation leaves nothing that counts.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 
-from onnx_attnq.scheme import Normalize, QuantScheme, Reference, Rounding, Spacing
+from onnx_attnq.scheme import TAIL_NATS, Normalize, Pruned, QuantScheme, Reference, Rounding, Spacing, numerics
 
 DOMAIN: Final = "onnx_attnq"
 DOMAIN_VERSION: Final = 1
@@ -32,6 +35,9 @@ _PRUNED: Final = 1.0005
 _LOWEST_THRESHOLD: Final = 1e-18
 # Stands in for a sum of zero where a whole row was pruned; less than any sum of levels that are kept.
 _TINY: Final = float(np.finfo(np.float32).tiny)
+# 1 from MASKED_NATS on, 0 below it, in one pass: the slope is that of one step from one float32 number to the next.
+_UNMASKED: Final = {"alpha": 2.0**17, "beta": 1.0 - 2.0**17 * numerics.MASKED_NATS}
+_STRIDES: Final = tuple(2**power for power in range(1, 24))
 
 
 def softmax_op(scheme: QuantScheme) -> str:
@@ -40,6 +46,8 @@ def softmax_op(scheme: QuantScheme) -> str:
     >>> from onnx_attnq.scheme import preset
     >>> softmax_op(preset("row-log")), softmax_op(preset("ji2021")), softmax_op(preset("prune-only"))
     ('QuantizedSoftmax', 'QuantizedSoftmax_absolute_log_floor_none', 'PrunedSoftmax_absolute_none')
+    >>> softmax_op(preset("row-log-mean"))
+    'QuantizedSoftmax_mean'
     """
     return ("PrunedSoftmax" if scheme.bits is None else "QuantizedSoftmax") + _suffix(scheme)
 
@@ -56,9 +64,10 @@ def attention_op(scheme: QuantScheme) -> str:
 
 def _suffix(scheme: QuantScheme) -> str:
     fields = (scheme.reference, scheme.spacing, scheme.rounding, scheme.normalize)
+    mean = "_mean" if scheme.pruned is Pruned.MEAN else ""
     if fields == (Reference.ROW_MAX, Spacing.LOG, Rounding.NEAREST, Normalize.UNIT):
-        return ""
-    return "".join(f"_{field.replace('-', '_')}" for field in fields if field is not None)
+        return mean
+    return "".join(f"_{field.replace('-', '_')}" for field in fields if field is not None) + mean
 
 
 def scheme_attributes(scheme: QuantScheme) -> list[ir.Attr]:
@@ -94,8 +103,7 @@ def softmax_function(scheme: QuantScheme, opset: int) -> ir.Function:
             total=lambda: body.number(1.0),
             peak=lambda: body.op("Reciprocal", body.row("ReduceSum", body.op("Exp", distance))),
         )
-    weights, factor = _quantized(body, rows, scheme)
-    result = body.op("Mul", weights, body.column(factor))
+    result = _probabilities(body, rows, scheme)
     return body.function(softmax_op(scheme), result, scheme_attributes(scheme))
 
 
@@ -117,8 +125,7 @@ def probabilities_function(scheme: QuantScheme, opset: int) -> ir.Function:
         total=lambda: body.row("ReduceSum", probabilities),
         peak=lambda: peak,
     )
-    weights, factor = _quantized(body, rows, scheme)
-    result = body.op("Mul", weights, body.column(factor))
+    result = _probabilities(body, rows, scheme)
     return body.function(probabilities_op(scheme), result, scheme_attributes(scheme))
 
 
@@ -143,9 +150,19 @@ def attention_function(scheme: QuantScheme, opset: int) -> ir.Function:
         total=lambda: body.number(1.0),
         peak=lambda: body.number(1.0) if absolute else body.op("Reciprocal", total()),
     )
-    weights, factor = _quantized(body, rows, scheme)
-    context = body.op("Mul", body.op("MatMul", weights, body.transpose(value, "v_perm")), body.column(factor))
-    result = body.transpose(context, "out_perm")
+    values = body.transpose(value, "v_perm")
+    if scheme.pruned is Pruned.ZERO:
+        quantized = _quantized(body, rows, scheme, None)
+        context = body.op("MatMul", quantized.weights, values)
+    else:
+        stride = body.stride(scores)
+        sample = body.op("HardSigmoid", body.every(rows.log(), -1, stride), **_UNMASKED)
+        quantized = _quantized(body, rows, scheme, body.row("ReduceSum", sample))
+        assert quantized.share is not None
+        of_sample = body.op("MatMul", sample, body.every(values, -2, stride))
+        shared = body.op("Mul", of_sample, body.column(quantized.share))
+        context = body.op("Add", body.op("MatMul", quantized.weights, values), shared)
+    result = body.transpose(body.op("Mul", context, body.column(quantized.factor)), "out_perm")
     layout = attention_attributes(1.0, (), (), (), (), zeroes_masked_rows=False)
     return body.function(attention_op(scheme), result, [*scheme_attributes(scheme), *layout])
 
@@ -192,8 +209,35 @@ class _Rows:
     peak: Callable[[], ir.Value]
 
 
-def _quantized(body: _Body, rows: _Rows, scheme: QuantScheme) -> tuple[ir.Value, ir.Value]:
-    """Weights, and the factor of each row that makes them the quantized probabilities."""
+@dataclasses.dataclass(frozen=True)
+class _Quantized:
+    """Quantized rows, not yet scaled.
+
+    Attributes:
+        weights: The level of each kept key, 0 where it is pruned.
+        share: What each key of the sample gets on top, one number for each row; None where pruned values are zero.
+        factor: What makes both probabilities, one number for each row.
+    """
+
+    weights: ir.Value
+    share: ir.Value | None
+    factor: ir.Value
+
+
+def _probabilities(body: _Body, rows: _Rows, scheme: QuantScheme) -> ir.Value:
+    """The quantized probabilities of every key."""
+    if scheme.pruned is Pruned.ZERO:
+        quantized = _quantized(body, rows, scheme, None)
+        return body.op("Mul", quantized.weights, body.column(quantized.factor))
+    unmasked = body.op("HardSigmoid", rows.log(), **_UNMASKED)
+    sample = body.op("Mul", unmasked, body.at_multiples(unmasked, body.stride(unmasked)))
+    quantized = _quantized(body, rows, scheme, body.row("ReduceSum", sample))
+    assert quantized.share is not None
+    shared = body.op("Mul", sample, body.column(body.op("Mul", quantized.share, quantized.factor)))
+    return body.op("Add", body.op("Mul", quantized.weights, body.column(quantized.factor)), shared)
+
+
+def _quantized(body: _Body, rows: _Rows, scheme: QuantScheme, sample_size: ir.Value | None) -> _Quantized:
     base = None
     if scheme.bits is None:
         levels = rows.x()
@@ -216,18 +260,34 @@ def _quantized(body: _Body, rows: _Rows, scheme: QuantScheme) -> tuple[ir.Value,
     has_row_max = from_codes or scheme.reference is Reference.ROW_MAX
     nan_aware = rows.row_max() if has_row_max else body.row("ReduceSum", levels)
     poison = body.op("Mul", nan_aware, body.number(0.0))
-    return weights, body.op("Add", _factor(body, rows, scheme, weights, base), poison)
+
+    total = functools.cache(lambda: body.row("ReduceSum", weights))
+    share = None
+    if sample_size is not None:
+        # Where nothing was pruned, both sums are of the same numbers, and the same. An empty sample takes nothing.
+        tail = body.op("Sub", body.row("ReduceSum", levels), total())
+        given = body.op("Mul", tail, body.op("Min", sample_size, body.number(1.0)))
+        share = body.op("Div", given, body.op("Max", sample_size, body.number(1.0)))
+        kept_total = total()
+        total = functools.cache(lambda: body.op("Add", kept_total, given))
+    return _Quantized(weights, share, body.op("Add", _factor(body, rows, scheme, weights, total, base), poison))
 
 
-def _factor(body: _Body, rows: _Rows, scheme: QuantScheme, weights: ir.Value, base: ir.Value | None) -> ir.Value:
+def _factor(
+    body: _Body,
+    rows: _Rows,
+    scheme: QuantScheme,
+    weights: ir.Value,
+    total: Callable[[], ir.Value],
+    base: ir.Value | None,
+) -> ir.Value:
     if scheme.normalize is Normalize.NONE:
         return rows.peak() if base is None else body.op("Mul", rows.peak(), base)
     if scheme.normalize is Normalize.UNIT:
         target = rows.total()
     else:
         target = body.row("ReduceSum", body.op("Mul", rows.probabilities(), body.op("Sign", weights)))
-    total = body.row("ReduceSum", weights)
-    return body.op("Div", target, body.op("Max", total, body.number(_TINY)))
+    return body.op("Div", target, body.op("Max", total(), body.number(_TINY)))
 
 
 def _log_exponents(body: _Body, rows: _Rows, scheme: QuantScheme) -> tuple[ir.Value, ir.Value]:
@@ -237,8 +297,11 @@ def _log_exponents(body: _Body, rows: _Rows, scheme: QuantScheme) -> tuple[ir.Va
         # code = round(ln(x) / step) + n. QuantizeLinear saturates, so Exp need not go where it underflows and is slow.
         # The scale is a number here; of a table for each head, [H, 1, 1], Squeeze makes [H], which needs an axis.
         scale = body.op("Squeeze", step)
-        top = body.op("Cast", body.op("Squeeze", levels), to=ir.DataType.UINT8.value)
-        exponent = body.dequantize(body.op("QuantizeLinear", rows.log(), scale, top), scale)
+        top, zero = levels, None
+        if scheme.pruned is Pruned.MEAN:
+            top = body.op("Max", levels, body.op("Ceil", body.op("Div", body.number(TAIL_NATS), step)))
+            zero = body.op("Sub", top, levels)
+        exponent = body.dequantize(body.op("QuantizeLinear", rows.log(), scale, body.byte(top)), scale, zero)
     else:
         code = body.op("Floor", body.affine(rows.log(), step, body.op("Add", offset, body.number(1.0))))
         exponent = body.op("Mul", body.op("Min", code, levels), step)  # x = 1 stays in the top bin
@@ -260,7 +323,7 @@ class _Body:
         self._opset = opset
         self._nodes: list[ir.Node] = []
         self._inputs: list[ir.Value] = []
-        self._constants: dict[float | str, ir.Value] = {}
+        self._constants: dict[float | str | tuple[int, ...], ir.Value] = {}
 
     def input(self, name: str) -> ir.Value:
         value = ir.Value(name=name)
@@ -280,11 +343,35 @@ class _Body:
         """The quotient value / step, plus shift, without a division for each element."""
         return self.op("Add", self.op("Mul", value, self.op("Reciprocal", step)), shift)
 
-    def dequantize(self, codes: ir.Value, scale: ir.Value) -> ir.Value:
-        """The product codes * scale, float32."""
+    def byte(self, number: ir.Value) -> ir.Value:
+        """A whole number from 0 to 255, as QuantizeLinear takes it."""
+        return self.op("Cast", self.op("Squeeze", number), to=ir.DataType.UINT8.value)
+
+    def dequantize(self, codes: ir.Value, scale: ir.Value, zero: ir.Value | None) -> ir.Value:
+        """The product (codes - zero) * scale, float32."""
         if self._opset >= 19:  # onnx's ReferenceEvaluator does not know DequantizeLinear of the opsets before
-            return self.op("DequantizeLinear", codes, scale)
-        return self.op("Mul", self.op("Cast", codes, to=ir.DataType.FLOAT.value), scale)
+            return self.op("DequantizeLinear", codes, scale, *(() if zero is None else (self.byte(zero),)))
+        number = self.op("Cast", codes, to=ir.DataType.FLOAT.value)
+        return self.op("Mul", number if zero is None else self.op("Sub", number, zero), scale)
+
+    def stride(self, value: ir.Value) -> ir.Value:
+        """`numerics.sample_stride` of the size of the last axis, int64 of shape (1,)."""
+        keys = self.op("Gather", self.op("Shape", value), self._last_axis())
+        too_few = self.op("Less", keys, self.whole(*(stride * numerics.SMALLEST_SAMPLE for stride in _STRIDES)))
+        fitting = self.op("Where", too_few, self.whole(1), self.whole(*_STRIDES))
+        return self.column(self.row("ReduceMax", fitting))
+
+    def every(self, value: ir.Value, axis: int, stride: ir.Value) -> ir.Value:
+        """The elements along an axis whose index is a multiple of the stride."""
+        return self.op("Slice", value, self.whole(0), self.whole(2**62), self.whole(axis), stride)
+
+    def at_multiples(self, value: ir.Value, stride: ir.Value) -> ir.Value:
+        """1 where the index of the last axis is a multiple of the stride, else 0: float32 of shape (L_k,)."""
+        keys = self.op("Gather", self.op("Shape", value), self._last_axis())
+        zero, one = self.op("Squeeze", self.whole(0)), self.op("Squeeze", self.whole(1))
+        index = self.op("Range", zero, self.op("Squeeze", keys), one)
+        remainder = self.op("Mod", index, stride)
+        return self.op("Cast", self.op("Equal", remainder, self.whole(0)), to=ir.DataType.FLOAT.value)
 
     def transpose(self, value: ir.Value, parameter: str) -> ir.Value:
         """The value with its axes permuted by an attribute of the function."""
@@ -323,9 +410,13 @@ class _Body:
         return self._constants[attribute]
 
     def _last_axis(self) -> ir.Value:
-        return self._constant("last axis", np.array([-1], np.int64))
+        return self.whole(-1)
 
-    def _constant(self, key: float | str, array: np.ndarray[Any, Any]) -> ir.Value:
+    def whole(self, *numbers: int) -> ir.Value:
+        """An int64 constant of one axis."""
+        return self._constant(numbers, np.array(numbers, np.int64))
+
+    def _constant(self, key: float | tuple[int, ...], array: np.ndarray[Any, Any]) -> ir.Value:
         if key not in self._constants:
             self._constants[key] = self.op("Constant", value=ir.AttrTensor("value", ir.tensor(array)))
         return self._constants[key]

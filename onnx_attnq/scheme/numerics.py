@@ -3,6 +3,18 @@
 Everything else that computes quantized attention (the ONNX function bodies, the native kernels) is
 tested against these few functions. Shapes: scores and probabilities are (..., L_q, L_k) or any
 shape with the softmax over ``axis``.
+
+Where a scheme says that pruned values share what they summed to (``pruned`` is ``mean``), a row is made of the
+levels of its kept keys plus, on each key of its sample, an equal share of its tail:
+
+* A key is unmasked where ln x >= `MASKED_NATS`; below that, exp of the distance to the row's maximum leaves the
+  normal numbers of float32. Nothing but its score tells a masked key, and less than 1e-37 of the maximum is at stake.
+* The tail is the sum of the `continued_levels` of the pruned, unmasked keys: those that the scheme would have if
+  they continued below the threshold, so that one table and no exponential serve kept and pruned keys. A scheme
+  without levels keeps values as they are, and sums them as they are.
+* The sample is every unmasked key, kept or pruned, whose index is a multiple of `sample_stride`. The mean over it
+  stands for that over all pruned keys: SparQ attention (Ribar et al. 2023, arXiv 2312.04985), read from few keys.
+* A row without pruned keys has no tail. A row whose sample is empty is left as if pruned values were zero.
 """
 
 from __future__ import annotations
@@ -12,7 +24,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from onnx_attnq.scheme.quant_scheme import Normalize, QuantScheme, Reference, Spacing
+from onnx_attnq.scheme.quant_scheme import Normalize, Pruned, QuantScheme, Reference, Spacing
 
 FloatArray = npt.NDArray[np.float64]
 CodeArray = npt.NDArray[np.int16]
@@ -26,6 +38,12 @@ EDGE_ULPS: Final = 32
 An execution in float32 computes u = ln x with u down to about -14 (8 bits, threshold 1e-6) in three
 rounded operations; an error of 3 * 2**-24 * 14 in u is 2.5e-6 of x, or 21 ULPs.
 """
+
+MASKED_NATS: Final = -87.0
+"""Where ln x is lower, a key is masked; exp(-87) is 1.6e-38, and float32's smallest normal number 1.2e-38."""
+
+SMALLEST_SAMPLE: Final = 128
+"""Of fewer keys than twice this many, every one is in the sample that shares what pruned values summed to."""
 
 
 def edges(scheme: QuantScheme) -> FloatArray:
@@ -79,6 +97,65 @@ def values(x: npt.ArrayLike, scheme: QuantScheme) -> FloatArray:
         return np.where(code == 0, 0.0, x)
     table = np.concatenate([[0.0], levels(scheme), [np.nan]])  # code -1 indexes the NaN at the end
     return table[code]
+
+
+def continued_levels(x: npt.ArrayLike, scheme: QuantScheme) -> FloatArray:
+    """The level below the lowest edge that each x would have if edges and levels continued there in the same steps.
+
+    A key that is kept gets the highest of them. A scheme without levels leaves x as it is.
+
+    >>> from onnx_attnq.scheme import preset
+    >>> continued_levels([0.05, 0.01, 0.5, 0.0], preset("row-log-mean")).round(4).tolist()
+    [0.0631, 0.01, 0.0631, 0.0]
+    """
+    x = np.asarray(x, dtype=np.float64)
+    if scheme.bits is None:
+        return x
+    with np.errstate(divide="ignore"):
+        code = np.minimum(np.floor(np.log(x) / scheme.step + scheme.offset) + 1.0, 0.0)
+    return np.asarray(np.exp((code - 0.5 - scheme.offset) * scheme.step))
+
+
+def unmasked(x: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Which keys are not masked: ln x >= `MASKED_NATS`."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.log(np.asarray(x, dtype=np.float64)) >= MASKED_NATS)
+
+
+def sample_stride(keys: int) -> int:
+    """The largest power of two that leaves 128 keys or more: 1 up to 255 keys, 2 up to 511.
+
+    >>> [sample_stride(keys) for keys in (0, 1, 255, 256, 511, 512, 8192)]
+    [1, 1, 1, 2, 2, 4, 64]
+    """
+    return 1 << max(0, (keys // SMALLEST_SAMPLE).bit_length() - 1)
+
+
+def sampled(x: npt.ArrayLike, axis: int = -1) -> npt.NDArray[np.bool_]:
+    """Which keys share the sum of the pruned values: unmasked ones whose index is a multiple of `sample_stride`.
+
+    >>> sampled([1.0, 0.5, 0.0]).tolist()
+    [True, True, False]
+    """
+    x = np.asarray(x, dtype=np.float64)
+    index = np.arange(x.shape[axis]).reshape(-1, *(1,) * (x.ndim - 1 - axis % x.ndim))
+    return np.asarray(unmasked(x) & (index % sample_stride(x.shape[axis]) == 0))
+
+
+def shares(x: npt.ArrayLike, scheme: QuantScheme, axis: int = -1) -> FloatArray:
+    """What each key gets of the sum of its row's pruned values, on the scale of x; 0 with pruned ``zero``.
+
+    >>> from onnx_attnq.scheme import preset
+    >>> shares([1.0, 0.05, 0.01, 0.0], preset("row-log-mean")).round(4).tolist()
+    [0.0244, 0.0244, 0.0244, 0.0]
+    """
+    x = np.asarray(x, dtype=np.float64)
+    if scheme.pruned is Pruned.ZERO:
+        return np.zeros_like(x)
+    sample = sampled(x, axis)
+    in_tail = (codes(x, scheme) == 0) & unmasked(x)
+    tail = np.where(in_tail, continued_levels(x, scheme), 0.0).sum(axis=axis, keepdims=True)
+    return np.where(sample, tail / np.maximum(sample.sum(axis=axis, keepdims=True), 1), 0.0)
 
 
 def near_edge(x: npt.ArrayLike, scheme: QuantScheme, score_error: npt.ArrayLike = 0.0) -> npt.NDArray[np.bool_]:
@@ -154,7 +231,8 @@ def quantize_probabilities(probabilities: npt.ArrayLike, scheme: QuantScheme, ax
         axis: The axis of the keys.
 
     Returns:
-        float64 of the same shape. A row in which everything was pruned is all zero.
+        float64 of the same shape. A row in which everything was pruned is all zero, unless pruned values share
+        what they summed to.
 
     >>> from onnx_attnq.scheme import preset
     >>> quantize_probabilities([0.75, 0.2495, 0.0005], preset("ji2021")).round(3).tolist()
@@ -162,7 +240,7 @@ def quantize_probabilities(probabilities: npt.ArrayLike, scheme: QuantScheme, ax
     """
     p = np.asarray(probabilities, dtype=np.float64)
     x = relative(p, scheme, axis)
-    quantized = values(x, scheme)
+    quantized = values(x, scheme) + shares(x, scheme, axis)
     if scheme.normalize is Normalize.NONE:
         if scheme.reference is Reference.ROW_MAX and p.shape[axis]:
             return np.asarray(quantized * p.max(axis=axis, keepdims=True))
@@ -182,6 +260,8 @@ def quantize_scores(scores: npt.ArrayLike, scheme: QuantScheme, axis: int = -1) 
     >>> from onnx_attnq.scheme import preset
     >>> quantize_scores([0.0, -0.1, -2.0, -9.0], preset("row-log")).round(4).tolist()
     [0.4718, 0.4718, 0.0563, 0.0]
+    >>> quantize_scores([0.0, -0.1, -2.0, -4.0, -90.0], preset("row-log-mean")).round(4).tolist()
+    [0.4608, 0.4608, 0.0755, 0.0029, 0.0]
     """
     return quantize_probabilities(softmax(scores, axis), scheme, axis)
 
@@ -223,10 +303,13 @@ def _unscale(scheme: QuantScheme, y: npt.ArrayLike) -> FloatArray:
 
 __all__ = [
     "EDGE_ULPS",
+    "MASKED_NATS",
     "NAN_CODE",
+    "SMALLEST_SAMPLE",
     "CodeArray",
     "FloatArray",
     "codes",
+    "continued_levels",
     "edges",
     "levels",
     "near_edge",
@@ -235,6 +318,10 @@ __all__ = [
     "quantized_attention",
     "relative",
     "relative_scores",
+    "sample_stride",
+    "sampled",
+    "shares",
     "softmax",
+    "unmasked",
     "values",
 ]

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from onnx_attnq.errors import InvalidScheme
-from onnx_attnq.scheme.quant_scheme import Normalize, QuantScheme, Reference, Rounding, Spacing
+from onnx_attnq.scheme.quant_scheme import Normalize, Pruned, QuantScheme, Reference, Rounding, Spacing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,7 @@ class _Row:
     """A preset as its table has it.
 
     Attributes:
-        reference: As in `QuantScheme`; so are ``normalize``, ``spacing`` and ``rounding``.
+        reference: As in `QuantScheme`; so are ``normalize``, ``spacing``, ``rounding`` and ``pruned``.
         threshold: The default; None where the bits decide it and none may be given.
         bits: The default; None for schemes without levels, which take no bits.
         lowest_edge: From the threshold (0 where none may be given) and the bits to the lowest edge.
@@ -29,6 +29,7 @@ class _Row:
     spacing: Spacing | None = None
     rounding: Rounding | None = None
     lowest_edge: Callable[[float, int], float] = lambda threshold, bits: threshold
+    pruned: Pruned = Pruned.ZERO
 
 
 # Where the paper splits [threshold, 1] into 2**bits bins and sends the lowest to zero, the lowest edge is that bin's
@@ -51,6 +52,7 @@ _LOG, _LINEAR, _FLOOR, _NEAREST = Spacing.LOG, Spacing.LINEAR, Rounding.FLOOR, R
 _TABLE: Final[Mapping[str, _Row]] = MappingProxyType(
     {
         "row-log": _Row(_ROW_MAX, Normalize.UNIT, 1e-2, 3, _LOG, _NEAREST),
+        "row-log-mean": _Row(_ROW_MAX, Normalize.UNIT, 1e-1, 2, _LOG, _NEAREST, pruned=Pruned.MEAN),
         "ji2021": _Row(_ABSOLUTE, Normalize.NONE, 1e-3, 3, _LOG, _FLOOR),
         "ji2021-log": _Row(_ABSOLUTE, Normalize.NONE, 1e-10, 3, _LOG, _FLOOR, _above_lowest_log_bin),
         "ji2021-linear": _Row(_ABSOLUTE, Normalize.NONE, None, 3, _LINEAR, _FLOOR, _above_lowest_linear_bin),
@@ -67,13 +69,16 @@ PRESETS: Final = tuple(_TABLE)
 """The names that `preset` knows, the default first."""
 
 
-def preset(name: str = "row-log", *, bits: int | None = None, threshold: float | None = None) -> QuantScheme:
+def preset(
+    name: str = "row-log", *, bits: int | None = None, threshold: float | None = None, pruned: Pruned | None = None
+) -> QuantScheme:
     """A scheme of the literature, or this project's own.
 
     ====================  =====  =========  ==========================================================
     name                  bits   threshold  what it is
     ====================  =====  =========  ==========================================================
     row-log               3      1e-2       ours: row-max, log, nearest, unit
+    row-log-mean          2      1e-1       the same; pruned values share what they summed to
     ji2021                3      1e-3       Ji et al. 2021: pruned log; absolute, log, floor, none
     ji2021-log            3      1e-10      the paper's unpruned log: 2**bits bins over [threshold, 1]
     ji2021-linear         3      --         the paper's linear: 2**bits bins over [0, 1]
@@ -89,6 +94,7 @@ def preset(name: str = "row-log", *, bits: int | None = None, threshold: float |
         name: One of `PRESETS`.
         bits: 1 to 8; None is the default of the scheme.
         threshold: In (0, 1), or [0, 1) for a scheme without levels; None is the default of the scheme.
+        pruned: What becomes of pruned values, ``zero`` or ``mean``; None is the default of the scheme.
 
     Raises:
         InvalidScheme: Unknown name, or an argument that the preset does not take.
@@ -113,7 +119,8 @@ def preset(name: str = "row-log", *, bits: int | None = None, threshold: float |
     used = row.bits if bits is None else bits
     given = row.threshold if threshold is None else threshold
     lowest = row.lowest_edge(given or 0.0, used or 0)
-    return QuantScheme(row.reference, row.normalize, lowest, used, row.spacing, row.rounding, name)
+    fate = row.pruned if pruned is None else pruned
+    return QuantScheme(row.reference, row.normalize, lowest, used, row.spacing, row.rounding, fate, name)
 
 
 __all__ = ["PRESETS", "preset"]

@@ -1,4 +1,4 @@
-"""What a quantization scheme is: six fields from which every edge and level follows.
+"""What a quantization scheme is: seven fields from which every edge and level follows.
 
 A scheme maps a relative attention value x in [0, 1] to one of n + 1 codes, n = 2**bits - 1. The
 n edges lie at equal distance ``step`` in the scheme's own scale f (f = ln for ``log`` spacing,
@@ -58,8 +58,25 @@ class Normalize(enum.StrEnum):
     """What the probabilities that were kept summed to before."""
 
 
+class Pruned(enum.StrEnum):
+    """What becomes of pruned values."""
+
+    ZERO = "zero"
+    """Nothing is left of them (the paper)."""
+    MEAN = "mean"
+    """What they summed to is shared evenly by a sample of the row's keys, as in SparQ attention (arXiv 2312.04985)."""
+
+
+TAIL_NATS: Final = 25.0
+"""How far below x = 1 an execution has to follow the levels of a log scheme for the sum of pruned values.
+
+exp(-25) is 1.4e-11: what lies below, of any row of up to a million keys, is within rounding of the row's sum.
+"""
+
 _SMALLEST_STEP: Final = 1e-3
 """Narrower bins would be no wider than a few float32 roundings of a score."""
+_SMALLEST_STEP_WITH_TAIL: Final = TAIL_NATS / 255
+"""So that the codes that continue below the threshold fit a byte, as a body of standard ops and a kernel need them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,10 +91,12 @@ class QuantScheme:
         bits: 1 to 8, for 2**bits - 1 non-zero levels; None prunes and keeps the other values.
         spacing: Scale of edges and levels; None exactly when ``bits`` is None.
         rounding: See the module's text; None exactly when ``bits`` is None.
+        pruned: What becomes of values below the threshold. ``mean`` takes log spacing, or none, a threshold above 0, a
+            normalization other than ``mass``, and steps of TAIL_NATS / 255 = 0.098 nats at least.
         name: A label for people. It takes no part in the arithmetic.
 
     Raises:
-        InvalidScheme: A field is out of range, or spacing and rounding do not go with bits.
+        InvalidScheme: A field is out of range, or fields do not go together.
 
     >>> from onnx_attnq.scheme import preset
     >>> scheme = preset("row-log")
@@ -93,12 +112,14 @@ class QuantScheme:
     bits: int | None = None
     spacing: Spacing | None = None
     rounding: Rounding | None = None
+    pruned: Pruned = Pruned.ZERO
     name: str = "custom"
 
     def __post_init__(self) -> None:
         # Strings, as they stand in JSON, become enum members.
         object.__setattr__(self, "reference", _member("reference", Reference, self.reference))
         object.__setattr__(self, "normalize", _member("normalize", Normalize, self.normalize))
+        object.__setattr__(self, "pruned", _member("pruned", Pruned, self.pruned))
         if self.spacing is not None:
             object.__setattr__(self, "spacing", _member("spacing", Spacing, self.spacing))
         if self.rounding is not None:
@@ -113,6 +134,7 @@ class QuantScheme:
                 raise InvalidScheme("spacing and rounding need bits; a prune-only scheme has none of the three")
             if not 0.0 <= self.threshold < 1.0:
                 raise InvalidScheme(f"threshold must be in [0, 1), not {self.threshold!r}")
+            self._check_mean()
             return
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
             raise InvalidScheme(f"bits must be a whole number from 1 to 8, not {self.bits!r}")
@@ -122,6 +144,22 @@ class QuantScheme:
             raise InvalidScheme(f"threshold must be in (0, 1), not {self.threshold!r}")
         if self.step < _SMALLEST_STEP:
             raise InvalidScheme(f"threshold {self.threshold!r} leaves {self.levels} levels no room below 1")
+        self._check_mean()
+
+    def _check_mean(self) -> None:
+        if self.pruned is Pruned.ZERO:
+            return
+        if self.threshold == 0.0:
+            raise InvalidScheme("pruned values cannot be their mean where threshold 0 prunes none; use pruned zero")
+        if self.normalize is Normalize.MASS:
+            raise InvalidScheme("normalize mass gives pruned mass up, which pruned mean keeps; use normalize unit")
+        if self.spacing is Spacing.LINEAR:
+            raise InvalidScheme("pruned mean needs log spacing: linear levels do not continue below the threshold")
+        if self.bits is not None and self.step < _SMALLEST_STEP_WITH_TAIL:
+            raise InvalidScheme(
+                f"pruned mean needs steps of {_SMALLEST_STEP_WITH_TAIL:.3f} nats or more; {self.bits} bits above "
+                f"threshold {self.threshold:g} have {self.step:.3f}: take fewer bits or a lower threshold"
+            )
 
     @property
     def levels(self) -> int:
@@ -186,4 +224,4 @@ def _member(field: str, kind: type[_E], value: object) -> _E:
         raise InvalidScheme(f"{field} must be one of {', '.join(kind)}, not {value!r}") from None
 
 
-__all__ = ["Normalize", "QuantScheme", "Reference", "Rounding", "Spacing"]
+__all__ = ["TAIL_NATS", "Normalize", "Pruned", "QuantScheme", "Reference", "Rounding", "Spacing"]

@@ -10,7 +10,7 @@ from onnx_attnq.errors import InvalidScheme
 from onnx_attnq.scheme.presets import PRESETS, preset
 from onnx_attnq.scheme.quant_scheme import QuantScheme
 
-FIELDS: Final[Mapping[str, Callable[[str], Any]]] = MappingProxyType({"bits": int, "threshold": float})
+FIELDS: Final[Mapping[str, Callable[[str], Any]]] = MappingProxyType({"bits": int, "threshold": float, "pruned": str})
 """What may follow the name of a preset, with the type of its value: arguments of `preset`."""
 
 GRAMMAR: Final = f"NAME[:{','.join(f'{field}={field[0].upper()}' for field in FIELDS)}]"

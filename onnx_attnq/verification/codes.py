@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from onnx_attnq.scheme import FloatArray, Normalize, QuantScheme, Reference, numerics
+from onnx_attnq.scheme import FloatArray, Normalize, Pruned, QuantScheme, Reference, numerics
 
 MAX_DISAGREEMENT_SHARE: Final = 1e-4
 """Largest share of codes that may differ, all of them next to an edge.
@@ -20,8 +20,16 @@ evenly between them, one value in 5,000 lies there, and fewer than half of these
 LEVEL_TOLERANCE: Final = 1e-5
 """Relative error of a value against its level: a dozen float32 roundings, and those of a row's sum."""
 
+SHARE_TOLERANCE: Final = 1e-5
+"""Error of what pruned values summed to, against the sum of the row: that of float32 sums of up to a million numbers
+of which the kept ones are taken off again, and what lies more than TAIL_NATS below the row's maximum.
+"""
+
+_MASK_EDGE: Final = 1e-4
+"""How near MASKED_NATS, in nats, a key may count as masked or not: ten roundings of a distance of 87."""
 
 _TINY: Final = float(np.finfo(np.float32).tiny)
+_EPS: Final = float(np.finfo(np.float32).eps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +94,10 @@ def check_rows(
     else:
         x = numerics.relative(p, scheme)
     expected = np.where(x < _TINY, np.int16(0), numerics.codes(x, scheme))  # nothing left, even by a threshold of 0
-    found, misses = _codes_of(result, p, x, expected, scheme)
+    if scheme.pruned is Pruned.ZERO:
+        found, misses = _codes_of(result, p, x, expected, scheme, np.zeros(()))
+    else:
+        found, misses = _codes_with_share(result, p, x, expected, scheme, np.asarray(score_error))
 
     both_nan = (expected == numerics.NAN_CODE) & np.isnan(result)
     differ = (found != expected) & ~both_nan
@@ -101,20 +112,84 @@ def check_rows(
         codes=int(expected.size),
         disagreements=int(excused.sum()),
         errors=int(errors.sum()),
-        pruned=int((positive & (result == 0.0)).sum()),
+        pruned=int((positive & (found == 0)).sum()),
         positive=int(positive.sum()),
     )
 
 
-def _codes_of(
-    result: FloatArray, p: FloatArray, x: FloatArray, expected: numerics.CodeArray, scheme: QuantScheme
+def _codes_with_share(
+    result: FloatArray,
+    p: FloatArray,
+    x: FloatArray,
+    expected: numerics.CodeArray,
+    scheme: QuantScheme,
+    score_error: FloatArray,
 ) -> tuple[numerics.CodeArray, npt.NDArray[np.bool_]]:
-    """The code that each value stands for, and where a value stands for none."""
+    """The codes of rows in which the keys of a sample share what the pruned summed to; a wrong share is a miss.
+
+    What each key of the sample has is read from one that must be pruned. Where there is none, it has to be what the
+    row's expected codes make it, or those with the other code for keys at the lowest edge: whichever explains the row.
+    """
+    width = numerics.EDGE_ULPS * _EPS + score_error
+    with np.errstate(divide="ignore"):
+        at_mask = np.abs(np.log(x) - numerics.MASKED_NATS) <= _MASK_EDGE + score_error
+    on = np.arange(x.shape[-1]) % numerics.sample_stride(x.shape[-1]) == 0
+    sample = on & np.where(at_mask, result > 0.0, numerics.unmasked(x))
+    size = sample.sum(axis=-1, keepdims=True)
+    unit = scheme.normalize is Normalize.UNIT
+    peak = p.max(axis=-1, keepdims=True) if scheme.reference is Reference.ROW_MAX else np.ones(1)
+    whole = p.sum(axis=-1, keepdims=True)
+
+    def shared(code: numerics.CodeArray, sign: float = 0.0) -> FloatArray:
+        """What pruned values sum to in the result, if these are the codes and x is off by its width times the sign."""
+        level = numerics.continued_levels(x * np.exp(sign * width), scheme)
+        tail = np.where((code == 0) & numerics.unmasked(x) & (size > 0), level, 0.0).sum(axis=-1, keepdims=True)
+        kept = numerics.values(x, scheme) if scheme.bits is None else np.append(0.0, numerics.levels(scheme))[code]
+        total = np.where(code > 0, kept, 0.0).sum(axis=-1, keepdims=True) + tail
+        return np.asarray(tail * whole / np.maximum(total, _TINY) if unit else tail * peak)
+
+    at_lowest = np.abs(x / scheme.threshold - 1.0) <= width
+    flipped = np.where(at_lowest, np.where(expected == 0, 1, 0), expected).astype(np.int16)
+    surely_pruned = sample & (expected == 0) & ~at_lowest
+    reader = np.argmax(surely_pruned, axis=-1)[..., None]
+    read = np.take_along_axis(result, reader, -1)
+    has_reader = np.take_along_axis(surely_pruned, reader, -1)
+    best: tuple[numerics.CodeArray, npt.NDArray[np.bool_]] | None = None
+    for code in (expected, flipped):
+        share = np.where(has_reader, read, shared(code) / np.maximum(size, 1))
+        without = np.where(sample, result - share, result)
+        without = np.where(sample & (np.abs(without) <= LEVEL_TOLERANCE * share), 0.0, without)
+        found, misses = _codes_of(without, p, x, expected, scheme, share * size)
+        low, high = shared(found, -1.0), shared(found, 1.0)
+        allowed = SHARE_TOLERANCE * (whole if unit else np.maximum(whole, peak))
+        misses |= ((share * size < low - allowed) | (share * size > high + allowed)) & (size > 0)
+        best = (found, misses) if best is None else _fewer_misses(best, (found, misses))
+    assert best is not None
+    return best
+
+
+def _fewer_misses(
+    a: tuple[numerics.CodeArray, npt.NDArray[np.bool_]], b: tuple[numerics.CodeArray, npt.NDArray[np.bool_]]
+) -> tuple[numerics.CodeArray, npt.NDArray[np.bool_]]:
+    """Of two readings of each row the one with fewer values that stand for no code."""
+    better = b[1].sum(axis=-1, keepdims=True) < a[1].sum(axis=-1, keepdims=True)
+    return np.where(better, b[0], a[0]), np.where(better, b[1], a[1])
+
+
+def _codes_of(
+    result: FloatArray,
+    p: FloatArray,
+    x: FloatArray,
+    expected: numerics.CodeArray,
+    scheme: QuantScheme,
+    shared: FloatArray,
+) -> tuple[numerics.CodeArray, npt.NDArray[np.bool_]]:
+    """The code that each value stands for, and where a value stands for none; ``shared`` was taken off each row."""
     kept = result > 0.0
     if scheme.normalize is Normalize.NONE:
         peak = p.max(axis=-1, keepdims=True) if scheme.reference is Reference.ROW_MAX else np.ones(1)
         return _read(result, peak, x, scheme)
-    target = np.where(kept | (scheme.normalize is Normalize.UNIT), p, 0.0).sum(axis=-1, keepdims=True)
+    target = np.where(kept | (scheme.normalize is Normalize.UNIT), p, 0.0).sum(axis=-1, keepdims=True) - shared
     if scheme.bits is None:
         scale = target / np.maximum(np.where(kept, x, 0.0).sum(axis=-1, keepdims=True), _TINY)
         return _read(result, scale, x, scheme)
@@ -131,12 +206,8 @@ def _codes_of(
         scale = largest / table[np.clip(code + shift, 1, scheme.levels) - 1]
         found, misses = _read(result, scale, x, scheme)
         total = np.where(found > 0, table[np.maximum(found, 1) - 1], 0.0).sum(axis=-1, keepdims=True)
-        misses = misses | (np.abs(scale * total - target) > LEVEL_TOLERANCE * target) & (total > 0.0)
-        if best is None:
-            best = found, misses
-        else:
-            better = misses.sum(axis=-1, keepdims=True) < best[1].sum(axis=-1, keepdims=True)
-            best = np.where(better, found, best[0]), np.where(better, misses, best[1])
+        misses = misses | (np.abs(scale * total - target) > LEVEL_TOLERANCE * (target + shared)) & (total > 0.0)
+        best = (found, misses) if best is None else _fewer_misses(best, (found, misses))
     assert best is not None
     return best
 
