@@ -118,7 +118,16 @@ def test_json_has_the_keys_that_are_promised(model: Path, run: Run) -> None:
     }
     assert set(data["model"]) == {"path", "sha256", "opset"}
     assert set(data["output"]) == {"path", "sha256"}
-    assert set(data["scheme"]) == {"reference", "normalize", "threshold", "bits", "spacing", "rounding", "name"}
+    assert set(data["scheme"]) == {
+        "reference",
+        "normalize",
+        "threshold",
+        "bits",
+        "spacing",
+        "rounding",
+        "pruned",
+        "name",
+    }
     assert {"id", "op_type", "node", "scope", "form"} <= set(data["sites"][0])
     assert data["sites"][0]["form"] in ("softmax", "probabilities", "attention")
     verification = data["verification"]
