@@ -37,7 +37,8 @@ native:
 native-sanitize:
 	for sanitizer in address undefined thread; do \
 	  cmake -S custom_ops -B build/$$sanitizer -DONNX_ATTNQ_PROGRAMS=ON -DONNX_ATTNQ_SANITIZE=$$sanitizer && \
-	  cmake --build build/$$sanitizer --parallel 2 --target self_test && \
+	  cmake --build build/$$sanitizer --parallel 2 && \
+	  for program in build/$$sanitizer/simd_test_*; do $$program || exit 1; done && \
 	  for isa in "" avx2; do ONNX_ATTNQ_ISA=$$isa build/$$sanitizer/self_test || exit 1; done; \
 	done
 
@@ -45,6 +46,7 @@ native-aarch64:
 	cmake -S custom_ops -B build/aarch64 -DONNX_ATTNQ_PROGRAMS=ON -DCMAKE_SYSTEM_NAME=Linux \
 	  -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
 	cmake --build build/aarch64 --parallel 2
+	qemu-aarch64-static -L /usr/aarch64-linux-gnu build/aarch64/simd_test_neon
 	for isa in scalar neon; do ONNX_ATTNQ_ISA=$$isa qemu-aarch64-static -L /usr/aarch64-linux-gnu build/aarch64/self_test || exit 1; done
 
 native-windows:

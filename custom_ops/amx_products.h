@@ -33,7 +33,9 @@ class AmxProducts : public VectorProducts {
     return larger(kBand, smaller(96, budget));
   }
 
-  static bool screens(const Attention& a) { return Screening::suits(a.form) && a.depth > 0 && !a.int16_products; }
+  static bool screens(const Attention& a) {
+    return a.rough_scores != RoughScores::kNever && Screening::suits(a.form) && a.depth > 0 && !a.int16_products;
+  }
 
   static bool uses_tiles(const Attention& a) { return a.int16_products || screens(a); }
 

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstring>
 #include <mutex>
+#include <new>
 #include <vector>
 
 namespace onnx_attnq {
@@ -13,17 +15,18 @@ namespace {
 
 constexpr std::size_t kAlignment = 64;
 
-float* aligned(void* memory) {
-  const auto address = reinterpret_cast<std::uintptr_t>(memory);
-  return reinterpret_cast<float*>((address + kAlignment - 1) / kAlignment * kAlignment);
-}
-
-// Pieces of memory of one size, for one call: as many as are in use at the same time.
+// Pieces of memory of one size, for one call: as many as are in use at the same time. Each begins with its links to
+// others, so that taking one on a thread of the host allocates nothing else, and nothing throws there.
 class Pool {
  public:
-  Pool(Host& host, std::size_t floats) : host_(host), bytes_(floats * sizeof(float) + kAlignment) {}
+  Pool(Host& host, std::size_t floats)
+      : host_(host), bytes_(sizeof(Links) + sizeof(Links*) + floats * sizeof(float) + kAlignment) {}
   ~Pool() {
-    for (void* piece : all_) host_.release(piece);
+    while (all_ != nullptr) {
+      Links* const next = all_->next_of_all;
+      host_.release(all_);
+      all_ = next;
+    }
   }
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
@@ -31,27 +34,44 @@ class Pool {
   // Null when there is no memory left.
   float* take() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!free_.empty()) {
-      float* piece = free_.back();
-      free_.pop_back();
-      return piece;
+    if (free_ == nullptr) {
+      void* const memory = host_.allocate(bytes_);
+      if (memory == nullptr) return nullptr;
+      free_ = all_ = new (memory) Links{all_, nullptr};
     }
-    void* piece = host_.allocate(bytes_);
-    if (piece == nullptr) return nullptr;
-    all_.push_back(piece);
-    return aligned(piece);
+    Links* const piece = free_;
+    free_ = piece->next_free;
+    return numbers_of(piece);
   }
-  void give_back(float* piece) {
+  void give_back(float* numbers) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    free_.push_back(piece);
+    Links* const piece = links_before(numbers);
+    piece->next_free = free_;
+    free_ = piece;
   }
 
  private:
+  struct Links {
+    Links *next_of_all, *next_free;
+  };
+
+  // The numbers start on a line of the cache; right before them stands where their piece begins.
+  static float* numbers_of(Links* piece) {
+    const auto after = reinterpret_cast<std::uintptr_t>(piece + 1) + sizeof(Links*);
+    auto* const numbers = reinterpret_cast<float*>((after + kAlignment - 1) / kAlignment * kAlignment);
+    std::memcpy(reinterpret_cast<char*>(numbers) - sizeof piece, &piece, sizeof piece);
+    return numbers;
+  }
+  static Links* links_before(const float* numbers) {
+    Links* piece;
+    std::memcpy(&piece, reinterpret_cast<const char*>(numbers) - sizeof piece, sizeof piece);
+    return piece;
+  }
+
   Host& host_;
   const std::size_t bytes_;
   std::mutex mutex_;
-  std::vector<void*> all_;
-  std::vector<float*> free_;
+  Links *all_ = nullptr, *free_ = nullptr;
 };
 
 template <class Function>

@@ -25,6 +25,9 @@ struct Strides {
   Index column;
 };
 
+// Which calls compute their scores roughly first (screening.h), of those that can.
+enum class RoughScores { kNever, kWhereFaster, kAlways };
+
 // context = quantized(query * scale x key + mask) x value, for every matrix of the batch.
 struct Attention {
   Form form;
@@ -48,6 +51,7 @@ struct Attention {
   float scale;
   float row_max_floor;
   bool int16_products;  // query x key in 16-bit integers
+  RoughScores rough_scores;
 };
 
 // Probabilities from rows that lie one after the other.

@@ -22,23 +22,33 @@ const Kernels* const kTable[] = {
     &kScalarKernels,
 };
 
+RoughScores rough_scores() {
+  const char* value = std::getenv("ONNX_ATTNQ_ROUGH_SCORES");
+  const std::string text = value == nullptr ? "" : value;
+  if (text.empty()) return RoughScores::kWhereFaster;
+  if (text == "0") return RoughScores::kNever;
+  if (text == "1") return RoughScores::kAlways;
+  throw std::invalid_argument("ONNX_ATTNQ_ROUGH_SCORES=" + text + " must be 0 or 1");
+}
+
 }  // namespace
 
 Selection select_kernels() {
+  const RoughScores rough = rough_scores();
   const char* forced = std::getenv("ONNX_ATTNQ_ISA");
   if (forced == nullptr || *forced == '\0') {
     const Kernels* best = nullptr;
     for (const Kernels* kernels : kTable) {
       if (!kernels->supported()) continue;
-      if (best != nullptr) return {best, kernels};
+      if (best != nullptr) return {best, kernels, rough};
       best = kernels;
     }
-    return {best, best};
+    return {best, best, rough};
   }
   std::string known;
   for (const Kernels* kernels : kTable) {
     if (kernels->name == std::string(forced)) {
-      if (kernels->supported()) return {kernels, kernels};
+      if (kernels->supported()) return {kernels, kernels, rough};
       throw std::invalid_argument(std::string("ONNX_ATTNQ_ISA=") + forced + ": this processor cannot run it");
     }
     known += known.empty() ? "" : ", ";

@@ -11,11 +11,13 @@ namespace onnx_attnq {
 struct Selection {
   const Kernels* best;
   const Kernels* next;
+  RoughScores rough_scores;
   const Kernels& of(const Attention& attention) const { return best->pays(attention) ? *best : *next; }
 };
 
-// The environment variable ONNX_ATTNQ_ISA names kernels that are to run whether they pay or not.
-// Throws std::invalid_argument when it names none, or some that this processor cannot run.
+// The environment variable ONNX_ATTNQ_ISA names kernels that are to run whether they pay or not; with
+// ONNX_ATTNQ_ROUGH_SCORES=0 no call computes scores roughly first, with 1 all do that can. Throws std::invalid_argument
+// for other values, and for kernels that this processor cannot run.
 Selection select_kernels();
 
 }  // namespace onnx_attnq

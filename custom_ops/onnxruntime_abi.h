@@ -69,6 +69,7 @@ inline constexpr Entry< 26, Status*(const char*, CustomOpDomain**)> kCreateCusto
 inline constexpr Entry< 27, Status*(CustomOpDomain*, const CustomOp*)> kCustomOpDomain_Add;
 inline constexpr Entry< 28, Status*(SessionOptions*, CustomOpDomain*)> kAddCustomOpDomain;
 inline constexpr Entry< 51, Status*(Value*, void**)> kGetTensorMutableData;
+inline constexpr Entry< 60, Status*(const TensorInfo*, ElementType*)> kGetTensorElementType;
 inline constexpr Entry< 61, Status*(const TensorInfo*, std::size_t*)> kGetDimensionsCount;
 inline constexpr Entry< 62, Status*(const TensorInfo*, std::int64_t*, std::size_t)> kGetDimensions;
 inline constexpr Entry< 65, Status*(const Value*, TensorInfo**)> kGetTensorTypeAndShape;

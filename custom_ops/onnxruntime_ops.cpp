@@ -67,19 +67,25 @@ struct Kernel {
 
 // --- attributes -----------------------------------------------------------------------------------------------------
 
-Shape shape_of(const Api* api, const Value* value) {
+struct TensorType {
+  ElementType element;
+  Shape shape;
+};
+
+TensorType type_of(const Api* api, const Value* value) {
   TensorInfo* info = nullptr;
   check(kGetTensorTypeAndShape(api, value, &info));
   std::size_t rank = 0;
-  Shape shape;
-  Status* status = kGetDimensionsCount(api, info, &rank);
+  TensorType type{};
+  Status* status = kGetTensorElementType(api, info, &type.element);
+  if (status == nullptr) status = kGetDimensionsCount(api, info, &rank);
   if (status == nullptr) {
-    shape.resize(rank);
-    status = kGetDimensions(api, info, shape.data(), rank);
+    type.shape.resize(rank);
+    status = kGetDimensions(api, info, type.shape.data(), rank);
   }
   kReleaseTensorTypeAndShapeInfo(api, info);
   check(status);
-  return shape;
+  return type;
 }
 
 const float* data_of(const Api* api, const Value* value) {
@@ -98,19 +104,18 @@ FloatTensor tensor_attribute(const Api* api, const KernelInfo* info, const char*
   check(kGetAllocatorWithDefaultOptions(api, &allocator));
   Value* value = nullptr;
   check(kKernelInfoGetAttribute_tensor(api, info, name, allocator, &value));
-  FloatTensor tensor;
-  Status* status = nullptr;
-  try {
-    tensor.shape = shape_of(api, value);
-    const float* data = data_of(api, value);
-    tensor.values.assign(data, data + element_count(tensor.shape));
-  } catch (const Failure& failure) {
-    status = failure.status;
+  const auto release = [api](Value* v) { kReleaseValue(api, v); };
+  const std::unique_ptr<Value, decltype(release)> owner(value, release);
+  const TensorType type = type_of(api, value);
+  const std::string attribute = std::string("attribute ") + name;
+  if (type.element != kFloat) {
+    throw std::invalid_argument(attribute + " must be a float32 tensor, not one of ONNX element type " +
+                                std::to_string(type.element));
   }
-  kReleaseValue(api, value);
-  check(status);
-  if (tensor.values.empty()) throw std::invalid_argument(std::string("attribute ") + name + " is empty");
-  return tensor;
+  const Index count = element_count(type.shape);
+  if (count == 0) throw std::invalid_argument(attribute + " is empty");
+  const float* data = data_of(api, value);
+  return {type.shape, {data, data + count}};
 }
 
 float number_attribute(const Api* api, const KernelInfo* info, const char* name) {
@@ -221,7 +226,7 @@ struct Input {
 Input input_of(const Kernel& kernel, KernelContext* context, std::size_t index) {
   const Value* value = nullptr;
   check(kKernelContext_GetInput(kernel.api, context, index, &value));
-  return {data_of(kernel.api, value), shape_of(kernel.api, value)};
+  return {data_of(kernel.api, value), type_of(kernel.api, value).shape};
 }
 
 void* output_of(const Kernel& kernel, KernelContext* context, const Shape& shape) {
@@ -264,6 +269,7 @@ void compute_attention(const Kernel& kernel, KernelContext* context) {
   attention.scale = kernel.scale;
   attention.row_max_floor = kernel.row_max_floor;
   attention.int16_products = kernel.int16_products;
+  attention.rough_scores = kernel.kernels.rough_scores;
   join_groups(attention);
   SessionHost host(kernel.api, context);
   if (!attend(attention, kernel.kernels.of(attention), host)) throw std::bad_alloc();
@@ -392,7 +398,7 @@ RegisterCustomOps(onnx_attnq::ort::SessionOptions* options, const onnx_attnq::or
     return ort::kCreateStatus(base->GetApi(1), ort::kFail, text.c_str());
   }
   return guarded(api, [&] {
-    select_kernels();  // an unknown ONNX_ATTNQ_ISA is an error here, before a session exists
+    select_kernels();  // a wrong environment variable is an error here, before a session exists
     static const Domain domain(api);
     domain.add_to(options, api);
   });

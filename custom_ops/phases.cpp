@@ -57,7 +57,9 @@ int main(int argc, char** argv) {
   Sample sample = make_sample(form, table, 12, keys, keys, depth, static_cast<float>(argument(5, 3)), false);
   sample.attention.int16_products = argument(6, 0) != 0;
 
-  const Kernels& kernels = select_kernels().of(call(sample));
+  const Selection selection = select_kernels();
+  sample.attention.rough_scores = selection.rough_scores;
+  const Kernels& kernels = selection.of(call(sample));
   SampleHost host;
   double best[4] = {1e30, 1e30, 1e30, 1e30};
   const std::uint64_t started = ticks();

@@ -82,10 +82,11 @@ static inline void multiply_rounded(Index pairs, const std::int32_t* a, Index a_
 class RoundedProducts : public VectorProducts {
  public:
   static bool screens(const Attention& a) {
+    if (a.int16_products || a.depth == 0 || !Screening::suits(a.form)) return false;
+    if (a.rough_scores != RoughScores::kWhereFaster) return a.rough_scores == RoughScores::kAlways;
     constexpr Index kLongVector = 24;  // of shorter ones, products are the lesser part of the work
     const Index fewest = Simd::fewest_rounded();
-    return !a.int16_products && a.depth >= kLongVector && fewest != 0 && is_large(a, fewest) &&
-           Screening::suits(a.form);
+    return a.depth >= kLongVector && fewest != 0 && is_large(a, fewest);
   }
   static bool rounds(const Attention& a) { return a.int16_products ? is_large(a, kFewestUnscreened) : screens(a); }
 
@@ -168,7 +169,7 @@ class RoundedProducts : public VectorProducts {
     Layout l;
     Room room;
     room.take(VectorProducts::scratch(a, rows));
-    // A row more of registers keeps rows from falling on the same lines of a cache.
+    // Pad each row by one vector against cache-set conflicts.
     l.pair_row = round_up(pairs_of(a), kLanes) + kLanes;
     l.rounded = room.take(rows / kBand);
     l.norms = room.take(rounds(a) ? round_up(rows, kLanes) : 0);

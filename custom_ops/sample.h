@@ -69,6 +69,7 @@ inline Sample make_sample(const Form& form, const Table& table, Index heads, Ind
   s.attention.scale = 1.0f / std::sqrt(static_cast<float>(depth));
   s.attention.row_max_floor = -INFINITY;
   s.attention.int16_products = false;
+  s.attention.rough_scores = RoughScores::kWhereFaster;
   return s;
 }
 

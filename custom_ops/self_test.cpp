@@ -1,7 +1,10 @@
 // Compares the kernels of this machine with the scalar one. It needs neither Python nor onnxruntime, so it also runs
 // under sanitizers (make native-sanitize) and emulators (make native-aarch64, make native-windows).
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
+#include <cstdlib>
+#include <new>
 
 #include "dispatch.h"
 #include "kernels.h"
@@ -21,14 +24,62 @@ double share_that_differs(const std::vector<float>& got, const std::vector<float
   return got.empty() ? 0.0 : static_cast<double>(differ) / static_cast<double>(got.size());
 }
 
+// Nothing may throw on a thread of the host, so a task allocates nothing but by the host.
+thread_local bool in_task = false;
+std::atomic<int> allocations_in_tasks{0};
+
+class StrictHost final : public Host {
+ public:
+  // Fails at the allocation of this number, counted from 0; negative: at none.
+  StrictHost(int threads, int failing) : host_(threads), failing_(failing) {}
+  void parallel_for(Index count, void (*task)(void*, std::size_t), void* user) override {
+    struct Call {
+      void (*task)(void*, std::size_t);
+      void* user;
+    } call{task, user};
+    const auto watched = [](void* user, std::size_t i) {
+      const Call& c = *static_cast<Call*>(user);
+      in_task = true;
+      c.task(c.user, i);
+      in_task = false;
+    };
+    host_.parallel_for(count, watched, &call);
+  }
+  void* allocate(std::size_t bytes) override { return failing_-- == 0 ? nullptr : host_.allocate(bytes); }
+  void release(void* memory) override { host_.release(memory); }
+
+ private:
+  SampleHost host_;
+  std::atomic<int> failing_;
+};
+
 std::vector<float> run(const Kernels& kernels, Sample& sample, int threads) {
   std::fill(sample.context.begin(), sample.context.end(), -1.0f);
-  SampleHost host(threads);
+  StrictHost host(threads, -1);
   attend(call(sample), kernels, host);
   return sample.context;
 }
 
+// Whichever allocation fails, the call says so, and what it had is released (the sanitizers see).
+bool survives_little_memory(const Kernels& kernels) {
+  const NamedForm named = all_forms().front();
+  Sample sample = make_sample(named.form, sample_table(named.form, 0.01f, 3), 3, 300, 300, 33, 2.0f, false);
+  for (int failing = 0; failing < 100; ++failing) {
+    StrictHost host(3, failing);
+    if (attend(call(sample), kernels, host)) return failing > 0;
+  }
+  return false;
+}
+
 }  // namespace
+
+void* operator new(std::size_t size) {
+  if (in_task) ++allocations_in_tasks;
+  if (void* const memory = std::malloc(size)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 int main() {
   const Kernels& best = *select_kernels().best;
@@ -53,11 +104,21 @@ int main() {
             std::printf("%s%s: threads change the result\n", best.name, named.suffix.c_str());
             ++failures;
           }
+          sample.attention.rough_scores = RoughScores::kAlways;
+          if (share_that_differs(run(best, sample, 1), expected) > 0.02) {
+            std::printf("%s%s: rough scores\n", best.name, named.suffix.c_str());
+            ++failures;
+          }
           sample.attention.int16_products = true;
           run(best, sample, 1);  // for the sanitizers
         }
       }
     }
+  }
+  failures += survives_little_memory(best) ? 0 : 1;
+  if (allocations_in_tasks != 0) {
+    std::printf("%d allocations on threads of the host\n", allocations_in_tasks.load());
+    ++failures;
   }
   std::printf("%s: %d cases, %d failures\n", best.name, cases, failures);
   return failures == 0 ? 0 : 1;

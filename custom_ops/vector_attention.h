@@ -28,7 +28,7 @@ static Layout layout_of(const Attention& a) {
   Layout l;
   Room room;
   l.rows = round_up(smaller(Products::rows_per_block(a), a.groups * a.queries), Products::kBand);
-  // A row more of registers keeps rows from falling on the same lines of a cache.
+  // Pad each row by one vector against cache-set conflicts.
   l.score_row = panel_count(a) * kTileKeys + kLanes;
   l.scores = room.take(l.rows * l.score_row);
   l.peaks = room.take(l.rows * kLanes);

@@ -181,7 +181,7 @@ class VectorProducts {
   static Layout layout_of(const Attention& a, Index rows) {
     Layout l;
     Room room;
-    // A row more of registers keeps rows from falling on the same lines of a cache.
+    // Pad each row by one vector against cache-set conflicts.
     l.query_row = round_up(a.depth, kLanes) + kLanes;
     l.list_row = panel_count(a) * kTileKeys + kLanes;
     l.starts_row = panel_count(a) * kTileKeys / kBlock + 2;

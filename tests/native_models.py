@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,23 +18,33 @@ from onnx_attnq.run import native_library
 from onnx_attnq.scheme import QuantScheme
 
 KERNELS = ("scalar", "avx2", "avx512", "amx", "neon")
+ROUGH_KERNELS = ("avx2", "avx512", "neon")
+"""Those that compute scores roughly in some calls only, or in none, unless told."""
 
 
 def session(model: onnx.ModelProto, *, kernels: str | None = None, threads: int = 1) -> onnxruntime.InferenceSession:
-    """A session with the library registered; ``kernels`` forces an instruction set."""
+    """A session with the library registered; ``kernels`` forces an instruction set, "avx2 rough" rough scores too."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    previous = os.environ.pop("ONNX_ATTNQ_ISA", None)
-    if kernels is not None:
-        os.environ["ONNX_ATTNQ_ISA"] = kernels
-    try:
+    isa, _, rough = (kernels or "").partition(" ")
+    with environment(ONNX_ATTNQ_ISA=isa, ONNX_ATTNQ_ROUGH_SCORES="1" if rough else ""):
         options.register_custom_ops_library(str(native_library()))
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@contextlib.contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Environment variables that the library reads, for a while; empty is as if they were not set."""
+    previous = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
     finally:
-        os.environ.pop("ONNX_ATTNQ_ISA", None)
-        if previous is not None:
-            os.environ["ONNX_ATTNQ_ISA"] = previous
+        for name, value in previous.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def model_of(node: onnx.NodeProto, inputs: Sequence[str], element_type: int = TensorProto.FLOAT) -> onnx.ModelProto:
@@ -122,7 +133,10 @@ def kernel_name(kernels: str | None = None) -> str:
 
 @functools.cache
 def available_kernels() -> tuple[str, ...]:
-    """The kernels that this machine can be made to run; empty without the library."""
+    """What this machine can be made to run: the kernels, and those with rough scores in every call that can have them.
+
+    Empty without the library.
+    """
     if native_library() is None:
         return ()
     names = []
@@ -132,4 +146,4 @@ def available_kernels() -> tuple[str, ...]:
         except Exception as error:
             if "ONNX_ATTNQ_ISA" not in str(error):
                 raise
-    return tuple(names)
+    return tuple(names) + tuple(f"{name} rough" for name in names if name in ROUGH_KERNELS)

@@ -10,11 +10,22 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_models import attention_model, available_kernels, kernel_name, rows_model, run_attention, session, tensor
+from native_models import (
+    attention_model,
+    available_kernels,
+    environment,
+    kernel_name,
+    rows_model,
+    run_attention,
+    session,
+    tensor,
+)
 
+from onnx_attnq.run import native_library
 from onnx_attnq.scheme import Normalize, QuantScheme, Reference, Rounding, Spacing, numerics, preset
 
 pytestmark = pytest.mark.skipif(not available_kernels(), reason="the native library was not built: make native")
@@ -90,7 +101,7 @@ def draw(seed: int, *shape: int, spread: float = 1.0) -> np.ndarray:
 
 @ALL_KERNELS
 def test_the_forced_kernel_is_the_one_that_runs(kernels: str) -> None:
-    assert kernel_name(kernels) == kernels
+    assert kernel_name(kernels) == kernels.removesuffix(" rough")
 
 
 def test_unforced_the_best_kernel_runs() -> None:
@@ -118,6 +129,11 @@ def test_the_kernels_are_those_of_the_processor(kernels: str) -> None:
 def test_an_unknown_kernel_is_an_error_that_names_the_known_ones() -> None:
     with pytest.raises(Exception, match=r"ONNX_ATTNQ_ISA=mmx is unknown; known here: .*scalar"):
         kernel_name("mmx")
+
+
+def test_another_word_than_0_or_1_for_rough_scores_is_an_error() -> None:
+    with environment(ONNX_ATTNQ_ROUGH_SCORES="yes"), pytest.raises(Exception, match="ROUGH_SCORES=yes must be 0 or 1"):
+        onnxruntime.SessionOptions().register_custom_ops_library(str(native_library()))
 
 
 @ALL_KERNELS
@@ -391,10 +407,9 @@ def test_int16_products_flip_few_codes(kernels: str) -> None:
 @pytest.mark.parametrize(("queries", "keys"), [(1, 900), (40, 50)])
 def test_int16_products_are_left_to_float32_where_rounding_does_not_pay(kernels: str, queries: int, keys: int) -> None:
     q, k, v = draw(1, 1, queries, 64), draw(2, 1, keys, 64), draw(3, 1, keys, 64)
-    short, exact = (
-        run_attention(attention_model(SCHEMES[0], rank=3, scale=0.125, qk=qk), q, k, v, kernels=kernels)
-        for qk in (1, 0)
-    )
+    short = run_attention(attention_model(SCHEMES[0], rank=3, scale=0.125, qk=1), q, k, v, kernels=kernels)
+    isa = kernels.removesuffix(" rough")
+    exact = run_attention(attention_model(SCHEMES[0], rank=3, scale=0.125), q, k, v, kernels=isa)
     np.testing.assert_array_equal(short, exact)
 
 
@@ -605,6 +620,26 @@ def test_a_long_call_gives_the_codes_of_numerics(kernels: str) -> None:
     certain = ~near.any(axis=-1)
     np.testing.assert_allclose(got[certain], expected[certain], rtol=SUM_TOLERANCE, atol=SUM_TOLERANCE)
     np.testing.assert_array_equal(got[~near] == 0, expected[~near] == 0)
+
+
+@ALL_KERNELS
+def test_rough_scores_are_looked_at_again_as_far_as_they_can_be_off(kernels: str) -> None:
+    """Equal numbers in each query and key: all are rounded the same way, so scores are off by the whole bound.
+
+    At 45 numbers of one size the 16-bit integers are .49 off. Of two keys on both sides of 0 one then seems nearer to
+    the other than it is, by twice the bound; each key lies less than half of this beyond an edge.
+    """
+    depth, scheme = 45, SCHEMES[0]
+    off = 0.494 * np.sqrt(depth) / (46290 - np.sqrt(depth))  # of a score, relative: of a query, and again of a key
+    edge = (scheme.offset - np.arange(scheme.levels)[None, :]) * scheme.step  # nats below the maximum
+    highest = edge.max() / 2  # so that the lowest edge is as far below 0
+    beyond = np.linspace(0.05, 0.4, 40)[:, None] * 2 * off * edge
+    scores = np.concatenate([[highest], (highest - edge + beyond).ravel(), (highest - edge - beyond).ravel()])
+    k = np.tile((scores / depth).astype(np.float32)[:, None], (1, 1, depth))
+    q, v = np.ones((1, 300, depth), np.float32), np.eye(scores.size, dtype=np.float32)[None]
+    got = run_attention(attention_model(scheme, rank=3), q, k, v, kernels=kernels)
+    expected = numerics.quantize_scores(q[0, :1].astype(np.float64) @ k[0].T.astype(np.float64), scheme)
+    np.testing.assert_allclose(got[0], np.broadcast_to(expected, got[0].shape), rtol=SUM_TOLERANCE, atol=1e-7)
 
 
 @settings(max_examples=60, deadline=None)

@@ -129,6 +129,26 @@ def test_attributes_are_required_and_checked() -> None:
             session(model)
 
 
+@pytest.mark.parametrize("element_type", [np.float64, np.float16, np.uint8, np.int32])
+@pytest.mark.parametrize("name", ["threshold", "scale"])
+def test_attributes_of_another_element_type_are_refused(name: str, element_type: type) -> None:
+    """Their bytes would be taken for float32 numbers."""
+    model = attention_model(preset("row-log"), rank=3)
+    (attribute,) = [a for a in model.graph.node[0].attribute if a.name == name]
+    attribute.t.CopyFrom(onnx.numpy_helper.from_array(np.ones(1, element_type), name))
+    with pytest.raises(Exception, match=f"attribute {name} must be a float32 tensor, not one of ONNX element type"):
+        session(model)
+
+
+@pytest.mark.parametrize("numbers", [[], [1.0, 2.0]])
+def test_attributes_of_another_size_are_refused(numbers: list[float]) -> None:
+    model = attention_model(preset("row-log"), rank=3)
+    (attribute,) = [a for a in model.graph.node[0].attribute if a.name == "scale"]
+    attribute.t.CopyFrom(onnx.numpy_helper.from_array(np.array(numbers, np.float32), "scale"))
+    with pytest.raises(Exception, match="attribute scale (is empty|must be one number)"):
+        session(model)
+
+
 class Base(ctypes.Structure):
     """OrtApiBase."""
 
