@@ -146,6 +146,9 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
     """
     target = Path(path)
     with write_errors(target):
+        parts = Path(os.path.realpath(target.parent)).parts
+        if parts[:2] in _SYSTEM and parts[:3] != ("/", "dev", "shm"):
+            raise CannotWrite(f"cannot write {target}: it is a device, {_NEVER}")
         try:
             mode = target.stat().st_mode
         except FileNotFoundError:  # also a link that leads nowhere
@@ -155,6 +158,9 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
 
 
 _NEVER: Final = "which is never replaced"
+
+_SYSTEM: Final = (("/", "dev"), ("/", "proc"), ("/", "sys"))
+"""Folders of devices, where nothing belongs: /dev/stdout is a link to a regular file when output is redirected to one."""
 
 _KINDS: Final = {
     stat.S_IFDIR: "a folder",

@@ -78,6 +78,15 @@ def test_what_is_no_regular_file_stays_also_beside_the_name_that_was_asked_for(t
     assert sorted(os.listdir(tmp_path)) == ["m", "m.data"]
 
 
+@pytest.mark.parametrize(
+    "path", ["/dev/stdout", "/proc/self/fd/1", "/dev/fd/1", "/dev/new", "/sys/new", "/dev/../dev/new"]
+)
+def test_nothing_is_written_among_the_devices(path: str) -> None:
+    # Only asked, not tried: to whom may write there, /dev/stdout is a link to a file when the output is redirected.
+    with pytest.raises(CannotWrite, match="it is a device, which is never replaced"):
+        check_replaceable(path)
+
+
 def test_a_regular_file_a_link_to_one_and_nothing_may_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
     (tmp_path / "link").symlink_to("file")

@@ -1,7 +1,7 @@
 """The command line: the only part of the package that prints or exits.
 
-Exit codes: 0 done; 1 the verification failed, or models differ; 2 bad usage or input; 3 nothing to rewrite; 130
-interrupted.
+Exit codes: 0 done; 1 the verification failed, or models differ; 2 bad usage or input; 3 nothing to rewrite; 70 a fault
+of the program; 128 and the number of the signal that ended it, such as 130 for Ctrl-C.
 
 A module of this package imports only click, and what is as light, at its top. What a command works with is imported
 when it runs: help and shell completion answer at once.
@@ -9,36 +9,130 @@ when it runs: help and shell completion answer at once.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
-from typing import Any
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells count it: 128 and the number of the signal."""
+
+FAULT = 70
+"""Exit code for a fault of the program, EX_SOFTWARE of sysexits.h."""
+
+
+class _Terminated(BaseException):
+    """A signal that ends the program, as an exception: so that temporary files are removed on the way."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
 
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line and exit; the entry point of the ``onnx-attnq`` script."""
     try:
-        code = _run(arguments)
+        with _ending_cleanly():
+            _escape_unprintable()
+            code = _run(arguments)
     except KeyboardInterrupt:  # also while modules are imported
-        sys.stderr.write("onnx-attnq: interrupted\n")
+        _say("interrupted")
         code = INTERRUPTED
+    except _Terminated as ended:
+        _say("terminated")
+        code = ended.exit_code
     sys.exit(code)
 
 
 def _run(arguments: list[str] | None) -> Any:
     import click
 
+    from onnx_attnq.cli.command import BROKEN_PIPE
     from onnx_attnq.cli.group import cli
     from onnx_attnq.errors import AttnqError
 
+    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     try:
-        return cli.main(arguments, prog_name="onnx-attnq", standalone_mode=False)
-    except AttnqError as error:
-        click.echo(f"onnx-attnq: error: {error}", err=True)
-        return error.exit_code
+        code = cli.main(arguments, prog_name="onnx-attnq", standalone_mode=False)
+        sys.stdout.flush()
+        return code
     except click.ClickException as error:
         error.show()
         return 2
     except click.Abort:  # click has begun a new line
         raise KeyboardInterrupt from None
+    except Exception as error:
+        if debug and not isinstance(error, BrokenPipeError):
+            import traceback
+
+            traceback.print_exception(error)
+        match error:
+            case AttnqError():
+                _say(f"error: {error}")
+                return error.exit_code
+            case BrokenPipeError():
+                _give_up_output()
+                return BROKEN_PIPE
+            case OSError():
+                if error.filename is None:
+                    _give_up_output()
+                _say(f"error: {error.filename or 'standard output'}: {error.strerror or error}")
+                return 2
+            case MemoryError():
+                _say("error: there is not enough memory")
+                return 2
+        from onnx_attnq.version import ISSUES
+
+        what = f"{type(error).__name__}: {error}"[:300]
+        hint = "" if debug else " with what --debug prints"
+        _say(f"this is a fault of the program: {what}; please report it{hint} at {ISSUES}")
+        return FAULT
+
+
+def _say(text: str) -> None:
+    """A line on standard error, whatever the text holds and whether or not anyone can read it."""
+    from onnx_attnq.one_line import one_line
+
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"onnx-attnq: {one_line(text)}\n")
+        sys.stderr.flush()
+
+
+def _give_up_output() -> None:
+    """Let nothing more be written to standard output; else, Python tries once more at its exit, and complains."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _escape_unprintable() -> None:
+    """Names that the terminal's encoding does not have are shown escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def _ending_cleanly() -> Iterator[None]:
+    """Signals that end a program become exceptions; a program that was told to ignore them (nohup) still does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers: Sequence[int] = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise _Terminated(number)
+
+    for number, handler in before.items():
+        if handler is signal.SIG_DFL:
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

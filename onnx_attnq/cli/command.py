@@ -10,6 +10,13 @@ from typing import Any, Final
 
 import click
 
+from onnx_attnq.cli.guard import CONFIG, guard
+from onnx_attnq.one_line import one_line
+from onnx_attnq.reading import open_regular
+
+BROKEN_PIPE: Final = 141
+"""Exit code when nobody reads what is printed any more, as in `onnx-attnq inspect MODEL | head`."""
+
 LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -42,7 +49,18 @@ class Command(click.Command):
                 callback=_set_level,
                 help="Log messages of this level and above to standard error.  [default: warning]",
             ),
+            click.Option(
+                ["--debug"], is_flag=True, expose_value=False, help="On an error, print where in the program it arose."
+            ),
         ]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, once its paths have been found to be harmless."""
+        guard(ctx)
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # click would exit with 1, which says that something failed
+            raise click.exceptions.Exit(BROKEN_PIPE) from None
 
 
 command = functools.partial(click.command, cls=Command)
@@ -51,6 +69,7 @@ command = functools.partial(click.command, cls=Command)
 
 def _use_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
     if path is not None:
+        ctx.meta[CONFIG] = path
         ctx.default_map = settings(path, ctx)
 
 
@@ -67,7 +86,7 @@ def settings(path: Path, ctx: click.Context) -> dict[str, Any]:
     from onnx_attnq.cli.group import COMMANDS  # which imports the commands, when they are used
 
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             tables = tomllib.load(file)
     except OSError as error:
         raise click.BadParameter(f"{path}: {error.strerror}", ctx, param_hint="--config") from None
@@ -114,7 +133,7 @@ class _ToStandardError(logging.Handler):
     """Writes to standard error as it is at the time: a progress bar puts its own in place."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(self.format(record), err=True)
+        click.echo(one_line(self.format(record)), err=True)
 
 
 def _log(level: int) -> None:

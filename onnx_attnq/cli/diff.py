@@ -7,6 +7,7 @@ import click
 from onnx_attnq.cli.command import command
 from onnx_attnq.cli.options import json_option
 from onnx_attnq.cli.output import write_json
+from onnx_attnq.one_line import one_line
 
 
 @command()
@@ -45,5 +46,5 @@ def diff(ctx: click.Context, a: str, b: str, metadata: bool, context: int, limit
     if json_path is not None:
         write_json(result.to_json(), json_path)
     if json_path != "-":
-        click.echo(format_diff(result, a, b, limit))
+        click.echo(format_diff(result, one_line(a), one_line(b), limit))
     ctx.exit(0 if result.equal else 1)

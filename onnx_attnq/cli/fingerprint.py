@@ -7,6 +7,7 @@ import click
 from onnx_attnq.cli.command import command
 from onnx_attnq.cli.options import json_option
 from onnx_attnq.cli.output import write_json
+from onnx_attnq.one_line import one_line
 
 
 @command()
@@ -26,4 +27,4 @@ def fingerprint(model: str, metadata: bool, json_path: str | None) -> None:
     if json_path is not None:
         write_json({"fingerprint": computed, "model": model}, json_path)
     if json_path != "-":
-        click.echo(f"{computed}  {model}")
+        click.echo(f"{computed}  {one_line(model)}")

@@ -82,5 +82,5 @@ def cli() -> None:
     result in onnxruntime, and writes MODEL.attnq.onnx beside the model.
 
     Exit codes: 0 done; 1 the verification failed, or models differ; 2 bad usage or input; 3 nothing to rewrite;
-    130 interrupted.
+    70 a fault of the program; 130 interrupted.
     """

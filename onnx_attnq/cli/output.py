@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from onnx_attnq.atomic import replacing
+from onnx_attnq.one_line import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,11 +28,11 @@ _UNLIMITED: Final = 100_000
 def console() -> Console:
     """For people, on standard output: as wide as the terminal or COLUMNS says; lines are not wrapped in a pipe.
 
-    Text is shown as it is: names of files and nodes may look like markup.
+    Each text is a line of its own, in which names of files and nodes stay as they are as far as they are printable.
     """
-    from rich.console import Console
+    from onnx_attnq.cli.lines import Lines
 
-    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _UNLIMITED)
+    return Lines(width=None if sys.stdout.isatty() else _UNLIMITED)
 
 
 @contextlib.contextmanager
@@ -48,11 +49,11 @@ def progress_bar(title: str) -> Iterator[Callback | None]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+        yield lambda what, done, total: bar.update(task, description=one_line(what), completed=done, total=total)
 
 
 def write_json(data: Mapping[str, Any], path: str) -> None:
@@ -67,9 +68,9 @@ def write_json(data: Mapping[str, Any], path: str) -> None:
 
 def plain_table(*headers: str) -> Table:
     """A table without a frame, the first column on the left and the rest on the right."""
-    from rich.table import Table
+    from onnx_attnq.cli.lines import Cells
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Cells(box=None, pad_edge=False, header_style="bold")
     for index, header in enumerate(headers):
         table.add_column(header, justify="left" if index == 0 else "right", overflow="fold")
     return table

@@ -1,0 +1,132 @@
+"""What no command may do to files, whatever its options say: overwrite an input, or one output by another.
+
+All paths of a command line are looked at here, before the command runs; that only regular files are replaced is
+`atomic`'s rule, and is applied here too, so that it does not show after an hour of work.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import click
+
+from onnx_attnq.atomic import check_replaceable
+from onnx_attnq.errors import CannotWrite, InvalidData
+
+WRITTEN: Final = frozenset({"output", "json_path", "write_plan"})
+"""Parameters whose paths are written to; every other path is an input."""
+
+_ANALYSIS: Final = ("study.npz", "numbers.json", "heads.csv", "report.html")
+
+CONFIG: Final = "onnx_attnq.config"
+"""Where the context keeps the path of --config, which is no parameter of the command itself."""
+
+
+def guard(ctx: click.Context) -> None:
+    """Refuse paths of a command line that would do harm.
+
+    Raises:
+        CannotWrite: An output is an input, or the same as another output, or there is something that is no file.
+        InvalidData: An input is a device, a pipe or a socket.
+    """
+    paths = [
+        (parameter, Path(path))
+        for parameter in ctx.command.params
+        if isinstance(parameter.type, click.Path)
+        for path in _values(ctx.params.get(parameter.name or ""))
+    ]
+    inputs = [path for parameter, path in paths if parameter.name not in WRITTEN]
+    inputs += [path for path in [ctx.meta.get(CONFIG)] if path is not None]
+    for path in inputs:
+        _refuse_special(path)
+    model = next((path for parameter, path in paths if parameter.name == "model"), None)
+    outputs = [(parameter.opts[-1], path) for parameter, path in paths if parameter.name in WRITTEN]
+    if ctx.command.name == "evaluate" and model is not None and ctx.params.get("tokenizer") is None:
+        inputs.append(model.parent)  # the tokenizer is there
+    if not any(parameter.name == "output" for parameter, _ in paths) and (default := _default(ctx, model)) is not None:
+        outputs.append(("the output", default))
+    written: dict[str, str] = {}
+    for option, path in outputs:
+        files, folder = _files(ctx.command.name, option, path, model)
+        for file in files:
+            _refuse_clash(option, file, written)
+            if not folder:
+                check_replaceable(file)
+                _refuse_input(file, inputs, is_model=len(files) == 2)
+
+
+def _values(value: object) -> Iterable[str | os.PathLike[str]]:
+    values = value if isinstance(value, tuple) else (value,)
+    return [item for item in values if isinstance(item, str | os.PathLike) and item != "-"]
+
+
+def _default(ctx: click.Context, model: Path | None) -> Path | None:
+    """Where a command writes that was not told."""
+    if model is None or ctx.params.get("dry_run"):
+        return None
+    if ctx.command.name == "compress":
+        return model.with_name(f"{model.name}.attnq" if model.is_dir() else f"{model.stem}.attnq.onnx")
+    return model.with_name(f"{model.stem}.analysis") if ctx.command.name == "analyze" else None
+
+
+def _files(command: str | None, option: str, path: Path, model: Path | None) -> tuple[tuple[Path, ...], bool]:
+    """The files that become of an output; or the folder, where their names depend on what is read, and True."""
+    if option not in ("--output", "the output"):
+        return (path,), False
+    if command == "analyze":
+        return tuple(path / name for name in _ANALYSIS), False
+    if command == "export" or (command == "compress" and model is not None and model.is_dir()):
+        return (path,), True
+    if command in ("compress", "revert") and path.name:
+        return (path, path.with_name(f"{path.name}.data")), False
+    return (path,), False
+
+
+def _refuse_clash(option: str, file: Path, written: dict[str, str]) -> None:
+    place = os.path.join(os.path.realpath(file.parent), file.name)
+    for other, owner in written.items():
+        if owner != option and (place == other or place.startswith(other + os.sep) or other.startswith(place + os.sep)):
+            raise CannotWrite(f"{option} {file}: {owner} writes there, too; name another file")
+    written[place] = option
+
+
+def _refuse_input(output: Path, inputs: Iterable[Path], *, is_model: bool) -> None:
+    """An output that is not there yet overwrites nothing."""
+    if not output.exists():
+        return
+    for path in inputs:
+        if path.is_dir():
+            if output.resolve().is_relative_to(path.resolve()):
+                raise CannotWrite(f"{output} is a file of {path}, which is never overwritten; name another file")
+        # `save` compares a model with the data files of its input itself, when it has read them.
+        elif path.exists() and (output.samefile(path) or (not is_model and _is_data_of(path, output))):
+            raise CannotWrite(f"{output} is an input, which is never overwritten; name another file")
+
+
+def _is_data_of(model: Path, file: Path) -> bool:
+    """Whether a file has weights of a model. Only looked at for a file that exists in the model's folder."""
+    if not any(file.resolve().is_relative_to(folder) for folder in (model.parent.resolve(), model.resolve().parent)):
+        return False
+    from onnx_attnq.errors import AttnqError
+    from onnx_attnq.model import input_files, load
+
+    try:
+        return any(path.exists() and path.samefile(file) for path in input_files(load(model)))
+    except AttnqError:
+        return False  # no model, or one that the command will refuse
+
+
+def _refuse_special(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # the command says it better
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InvalidData(f"{path} is not a regular file")
+
+
+__all__ = ["CONFIG", "WRITTEN", "guard"]
