@@ -184,13 +184,18 @@ def apply(undo: Undo, model: ir.Model) -> None:
     values: dict[ir.Graph, dict[str, ir.Value]] = {}
     orders: list[tuple[ir.Graph, list[ir.Node]]] = []
     inserted: list[ir.Node] = []
+    taken: set[ir.Node | None] = set()
     for index, graph in enumerate(flow.graphs):  # outer before inner, which uses the values of the outer
         change = changes.get(index) or GraphUndo(index, (), (), b"", (), _names(graph.outputs), ())
-        nodes = list(graph)
+        nodes, owner = list(graph), flow.owner(graph)
+        if owner in taken:  # a branch of what is taken out goes with it
+            inserted += nodes
+            taken.update(nodes)
+            continue
         inserted += [nodes[i] for i in change.inserted]
+        taken.update(inserted)
         taken_out = set(change.inserted)
         nodes = _merge([n for i, n in enumerate(nodes) if i not in taken_out], change)
-        owner = flow.owner(graph)
         outer = values[owner.graph] if owner is not None and isinstance(owner.graph, ir.Graph) else {}
         kept = (value for name, value in graph.initializers.items() if name not in change.initializers)
         local = (*graph.inputs, *kept, *(output for node in nodes for output in node.outputs))

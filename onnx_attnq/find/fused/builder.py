@@ -6,6 +6,7 @@ that, so that the decompositions are written once. Nothing is in a graph before 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
@@ -34,6 +35,7 @@ class NodeBuilder:
         self.opset = opset
         self.nodes: list[ir.Node] = []
         self._prefix = prefix
+        self._branches = itertools.count()
 
     def ops(
         self, op_type: str, *inputs: ir.Value | None, outputs: int, **attributes: int | float | Sequence[int]
@@ -56,8 +58,32 @@ class NodeBuilder:
     def discard(self) -> None:
         """Takes back every use of the model's values by the nodes built so far."""
         for node in self.nodes:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.GRAPH:
+                    for inner in attribute.as_graph():
+                        inner.resize_inputs(0)
             node.resize_inputs(0)
         self.nodes.clear()
+
+    # Branches.
+
+    def branch(self) -> NodeBuilder:
+        """A builder of nodes that are computed only if `choose` decides so; they may use all that is there before."""
+        return NodeBuilder(self.opset, f"{self._prefix}/branch_{next(self._branches)}")
+
+    def choose(
+        self, condition: ir.Value, then: NodeBuilder, when_true: ir.Value, other: NodeBuilder, when_false: ir.Value
+    ) -> ir.Value:
+        """An If: the value of one branch or of the other."""
+
+        def graph(branch: NodeBuilder, result: ir.Value) -> ir.Graph:
+            return ir.Graph([], [result], nodes=branch.nodes, name=branch._prefix)
+
+        attributes = (
+            ir.AttrGraph("then_branch", graph(then, when_true)),
+            ir.AttrGraph("else_branch", graph(other, when_false)),
+        )
+        return self._add("If", (condition,), attributes, 1)[0]
 
     # Constants.
 

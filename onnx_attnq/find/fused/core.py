@@ -6,7 +6,9 @@
     probabilities softmax of masked, with a sink column that is cut off again
     context       probabilities @ value
 
-Shapes: query (B, N, L_q, D), key (B, N, L_k, D), value (B, N, L_k, D_v). float16 and bfloat16 models get
+Shapes: query (B, N, L_q, D), key (B, N, L_k, D), value (B, N, L_k, D_v). Key and value may have fewer heads than the
+query: head n of the query then belongs to head n // (N / N_kv) of theirs, and the queries of a group are rows of one
+matrix, so that nobody repeats a key. float16 and bfloat16 models get
 their scores and softmax in float32, as in the kernels of onnxruntime: a mask value of -10000 is harmless
 there, and -3.4e38 does not even exist in float16.
 """
@@ -81,8 +83,17 @@ def attend(b: NodeBuilder, query: ir.Value, key: ir.Value, value: ir.Value, how:
         stage.dtype, stage.shape = dtype, ir.Shape(shape)
         return stage
 
+    heads, kv_heads = known.size(query, 1), known.size(key, 1)
+    grouped = heads is not None and kv_heads is not None and heads != kv_heads
     transposed = b.transpose(b.cast(key, scores, how.dtype), 0, 1, 3, 2)
-    raw = typed(b.op("MatMul", b.cast(query, scores, how.dtype), transposed))
+    left = b.cast(query, scores, how.dtype)
+    if grouped:
+        left = b.reshape(left, 0, kv_heads or 0, -1, b.extent(query, 3))
+    raw = b.op("MatMul", left, transposed)
+    if grouped:
+        raw.dtype = scores
+        raw = b.reshape(raw, 0, heads or 0, b.extent(query, 2), -1)
+    raw = typed(raw)
     product = capped = typed(b.op("Mul", raw, _scale(b, query, how)))
     if how.softcap:
         softcap = b.constant(how.softcap, scores)
@@ -104,7 +115,12 @@ def attend(b: NodeBuilder, query: ir.Value, key: ir.Value, value: ir.Value, how:
         zero = b.constant(0.0, precision)
         probabilities = typed(b.op("Where", how.empty_rows, zero, probabilities), precision)
     probabilities = typed(b.cast(probabilities, how.dtype, precision), how.dtype)
-    context = b.op("MatMul", probabilities, value)
+    right = probabilities
+    if grouped:
+        right = b.reshape(probabilities, 0, kv_heads or 0, -1, b.extent(value, 2))
+    context = b.op("MatMul", right, value)
+    if grouped:
+        context = b.reshape(context, 0, heads or 0, b.extent(query, 2), -1)
     context.dtype = how.dtype
     return Stages(product, capped, masked, softmax, probabilities, context)
 

@@ -38,7 +38,10 @@ ATTRIBUTES: Final = frozenset(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Lengths:
-    """L_q, L and the greatest T; per batch entry, (B, 1): T, position of the first query, cached keys, new keys."""
+    """L_q, L and the greatest T; per batch entry, (B, 1): T, position of the first query, cached keys, new keys.
+
+    ``new`` is None where every batch entry has L.
+    """
 
     queries: Extent
     new_rows: Extent
@@ -46,7 +49,7 @@ class _Lengths:
     keys: ir.Value
     first: ir.Value
     cached: ir.Value
-    new: ir.Value
+    new: ir.Value | None
 
 
 def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | None]]:
@@ -66,8 +69,8 @@ def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | N
     if fused.integer("do_rotary"):
         query, key = _rotated(b, fused, lengths, query, key)
     present = _present(b, past, (key, value), kv_heads, lengths, dtype)
-    # The cache may be longer than what is in it.
-    keys, values = (core.repeat_heads(b, b.slice(x, 2, 0, lengths.total), heads, kv_heads) for x in present)
+    # The cache may be longer than what is in it: from here on, all costs follow what is in it.
+    keys, values = (_filled(b, x, lengths) for x in present)
     visible = _visible(b, fused, lengths)
     mask = core.select(b, visible, 0.0, core.lowest(dtype), dtype)
     if (bias := fused.get("attention_bias")) is not None:
@@ -106,12 +109,9 @@ def _refuse(fused: FusedNode) -> None:
 
 
 def _heads(b: NodeBuilder, fused: FusedNode, heads: int, kv_heads: int) -> Sequence[ir.Value]:
-    """Query (B, N, L, D), key and value (B, N_kv, L, D)."""
-    fused.rank("query", (3,))
+    """Query (B, N, L, D), key and value (B, N_kv, L, D). The op has no input of another rank than 3 to make them of."""
     query = fused.require("query")
     if pair := fused.both_or_none("key", "value"):
-        for name in ("key", "value"):
-            fused.rank(name, (3,))
         return [core.split_heads(b, query, heads), *(core.split_heads(b, x, kv_heads) for x in pair)]
     packed = core.split_heads(b, query, heads + 2 * kv_heads)
     parts = b.split(packed, 1, (heads, kv_heads, kv_heads))
@@ -135,8 +135,8 @@ def _lengths(b: NodeBuilder, fused: FusedNode, query: ir.Value, key: ir.Value) -
         new = b.reshape(b.cast(valid, ir.DataType.INT64), -1, 1)
         first = cached = before(new)
     else:
-        new = b.vector(new_rows)
-        cached = before(new)
+        new = None
+        cached = before(b.vector(new_rows))
         first = cached if known.same_size(query, 2, key, 2) else before(b.vector(queries))
     return _Lengths(queries, new_rows, total, keys, first, cached, new)
 
@@ -166,33 +166,77 @@ def _present(
     kv_heads: int,
     lengths: _Lengths,
     dtype: ir.DataType,
-) -> list[ir.Value]:
-    """The caches, (B, N_kv, C, D): per batch entry what was cached, then the new rows, then zeros.
+) -> Sequence[ir.Value]:
+    """The caches, (B, N_kv, C, D): what was cached, with the new rows written behind that.
 
-    C is the length of the past cache, or the greatest number of keys if that is more. Of the P rows of the
-    past and the new rows, one after the other, row j of the cache is row j while that is cached, then row
-    P + j - cached.
+    C is the length of the past cache, or the greatest number of keys if that is more. What stands behind the last
+    key is not defined.
     """
-    capacity, before = lengths.total, b.extent(past[0], 2) if past else 0
-    if past:
-        capacity = b.maximum(lengths.total, b.vector(before))
-    rows = b.arange(capacity)
+    if past is None:
+        return new
+    if lengths.new_rows == 0:
+        return past
+    if lengths.new is not None:
+        return _merged(b, past, new, kv_heads, lengths, lengths.new, dtype)
+    batch = b.extent(new[0], 0)
+    shape = b.vector(batch, kv_heads, lengths.new_rows, 1)
+    rows = b.unsqueeze(b.op("Add", lengths.cached, b.arange(lengths.new_rows)), 1, 3)
+    places = (b.reshape(b.arange(batch), -1, 1, 1, 1), b.reshape(b.arange(kv_heads), 1, -1, 1, 1), rows)
+    index = b.op("Concat", *(b.op("Expand", place, shape) for place in places), axis=3)
+    more = b.op("Sub", lengths.total, b.vector(b.extent(past[0], 2)))
+    grows = b.squeeze(core.exceeds(b, more, 0), 0)
+    present = []
+    for old, fresh in zip(past, new, strict=True):
+        # Where old and result are one buffer, onnxruntime's ScatterND writes nothing but the new rows.
+        fits, longer = b.branch(), b.branch()
+        result = fits.op("ScatterND", old, index, fresh)
+        zeros = longer.op("ConstantOfShape", longer.vector(batch, kv_heads, more, longer.extent(fresh, 3)))
+        padded = longer.op("Concat", old, longer.cast(zeros, dtype, ir.DataType.FLOAT), axis=2)
+        grown = longer.op("ScatterND", padded, index, fresh)
+        cache = b.choose(grows, longer, grown, fits, result)
+        size, _, _, head_size = (known.dimension(fresh, axis) for axis in range(4))
+        present.append(b.describe(cache, fresh, size, kv_heads, None, head_size))
+    return present
+
+
+def _merged(
+    b: NodeBuilder,
+    past: tuple[ir.Value, ir.Value],
+    fresh: tuple[ir.Value, ir.Value],
+    kv_heads: int,
+    lengths: _Lengths,
+    new: ir.Value,
+    dtype: ir.DataType,
+) -> Sequence[ir.Value]:
+    """The same where batch entries have different numbers of new rows; zeros stand behind the last key.
+
+    Of the P rows of the past and the new rows, one after the other, row j of the cache is row j while that is
+    cached, then row P + j - cached.
+    """
+    before = b.extent(past[0], 2)
+    rows = b.arange(b.maximum(lengths.total, b.vector(before)))
     behind = b.op("Sub", rows, lengths.cached)
-    used = b.op("Less", behind, lengths.new)
+    used = b.op("Less", behind, new)
     index = b.op("Where", b.op("Less", behind, b.ints(0)), rows, b.op("Add", behind, b.vector(before)))
     index = b.unsqueeze(b.op("Where", used, index, b.ints(0)), 1)
     # All heads of all batch entries one under the other, so that one Gather copies whole rows.
-    heads = b.arange(b.op("Mul", b.vector(b.extent(new[0], 0)), b.ints(kv_heads)))
+    heads = b.arange(b.op("Mul", b.vector(b.extent(fresh[0], 0)), b.ints(kv_heads)))
     top = b.op("Mul", heads, b.vector(b.add(before, lengths.new_rows)))
     index = b.op("Add", b.reshape(top, -1, kv_heads, 1), index)
     used = b.unsqueeze(used, 1, 3)
     present = []
-    for old, fresh in zip(past or (None, None), new, strict=True):
-        flat = b.reshape(core.append(b, old, fresh), -1, b.extent(fresh, 3))
+    for old, appended in zip(past, fresh, strict=True):
+        flat = b.reshape(core.append(b, old, appended), -1, b.extent(appended, 3))
         cache = b.op("Where", used, b.op("Gather", flat, index, axis=0), b.constant(0.0, dtype))
-        batch, _, _, head_size = (known.dimension(fresh, axis) for axis in range(4))
-        present.append(b.describe(cache, fresh, batch, kv_heads, None, head_size))
+        batch, _, _, head_size = (known.dimension(appended, axis) for axis in range(4))
+        present.append(b.describe(cache, appended, batch, kv_heads, None, head_size))
     return present
+
+
+def _filled(b: NodeBuilder, cache: ir.Value, lengths: _Lengths) -> ir.Value:
+    """The rows of a cache that hold a key of some batch entry."""
+    batch, kv_heads, _, head_size = (known.dimension(cache, axis) for axis in range(4))
+    return b.describe(b.slice(cache, 2, 0, lengths.total), cache, batch, kv_heads, None, head_size)
 
 
 def _visible(b: NodeBuilder, fused: FusedNode, lengths: _Lengths) -> ir.Value:
@@ -201,11 +245,11 @@ def _visible(b: NodeBuilder, fused: FusedNode, lengths: _Lengths) -> ir.Value:
     position = last_key
     if fused.integer("causal", 1):
         position = b.minimum(b.op("Add", lengths.first, b.arange(lengths.queries)), last_key)
-    distance = b.op("Sub", b.arange(lengths.total), b.unsqueeze(position, 1, 3))
-    visible = b.op("Less", distance, b.ints(1))
+    keys, position = b.arange(lengths.total), b.unsqueeze(position, 1, 3)
+    visible = b.op("Less", keys, b.op("Add", position, b.ints(1)))
     window = fused.integer("local_window_size", -1)
     if window > 0:
-        visible = b.op("And", visible, core.exceeds(b, distance, -window))
+        visible = b.op("And", visible, b.op("Less", b.op("Sub", position, b.ints(window)), keys))
     return visible
 
 

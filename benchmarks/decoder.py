@@ -1,0 +1,220 @@
+"""A llama-like decoder with random weights, prefill and decode: the rewritten model against the original, in turn.
+
+    python benchmarks/decoder.py [--context 2048:2080] [--int4] [--threads 2] [--memory]
+
+Past and present are bound to one buffer of the capacity behind the colon, as onnxruntime-genai does. Numbers are
+medians of process CPU time; above 1 is faster than the original. "flat" are weights as they come, with which every
+key counts; "pruned" are scaled so that at least 80 % of the keys are pruned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_attnq.job import compress
+from onnx_attnq.job.timing import peak_memory
+from onnx_attnq.run import native_library
+
+HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_SIZE, WIDTH, VOCABULARY = 512, 4, 8, 2, 64, 1408, 512
+CONTEXTS = ("128:160", "2048:2080", "2048:16384", "8192:8224")
+SHARPENING = 16.0  # makes scores of standard deviation 0.2 into such of 3
+
+
+def decoder(
+    *, sharp: bool = False, packed: bool = True, layers: int = LAYERS, positions: int = 16384
+) -> onnx.ModelProto:
+    """The model in the form that onnxruntime-genai's builder emits: GroupQueryAttention with the rotation inside."""
+    random = np.random.default_rng(0)
+    nodes: list[onnx.NodeProto] = []
+    weights: list[onnx.TensorProto] = []
+
+    def weight(name: str, array: Any) -> str:
+        weights.append(numpy_helper.from_array(np.asarray(array), name))
+        return name
+
+    def matrix(name: str, rows: int, columns: int, scale: float = 1.0) -> str:
+        return weight(name, (random.standard_normal((rows, columns)) * 0.02 * scale).astype(np.float32))
+
+    def op(op_type: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any) -> str:
+        nodes.append(helper.make_node(op_type, inputs, outputs, name=f"node_{len(nodes)}", domain=domain, **attributes))
+        return outputs[0]
+
+    def norm(x: str, name: str) -> str:
+        scale = weight(f"{name}.weight", np.ones(HIDDEN, np.float32))
+        return op("SimplifiedLayerNormalization", [x, scale], [name], epsilon=1e-5, axis=-1, stash_type=1)
+
+    angles = np.arange(positions)[:, None] / 10000.0 ** (np.arange(HEAD_SIZE // 2) * 2 / HEAD_SIZE)
+    cos, sin = (weight(n, f(angles).astype(np.float32)) for n, f in (("cos_cache", np.cos), ("sin_cache", np.sin)))
+    one, axis = weight("one", np.array([1], np.int64)), weight("axis", np.array(1, np.int64))
+    summed = op("ReduceSum", ["attention_mask", one], ["mask_sum"], keepdims=0)
+    last = op("Cast", [op("Sub", [summed, one], ["last"])], ["seqlens_k"], to=TensorProto.INT32)
+    length = op("Gather", [op("Shape", ["attention_mask"], ["mask_shape"]), axis], ["length"], axis=0)
+    total = op("Cast", [length], ["total_sequence_length"], to=TensorProto.INT32)
+
+    x = op("Gather", [matrix("embedding", VOCABULARY, HIDDEN, 50.0), "input_ids"], ["embedded"])
+    sharpening = SHARPENING if sharp else 1.0
+    sizes = {"q": (HEADS * HEAD_SIZE, sharpening), "k": (KV_HEADS * HEAD_SIZE, 1.0), "v": (KV_HEADS * HEAD_SIZE, 1.0)}
+    for i in range(layers):
+        h = norm(x, f"norm_{i}")
+        columns = {n: random.standard_normal((HIDDEN, size)) * 0.02 * scale for n, (size, scale) in sizes.items()}
+        if packed:
+            joined = weight(f"qkv_{i}.weight", np.concatenate(list(columns.values()), axis=1).astype(np.float32))
+            qkv = [op("MatMul", [h, joined], [f"qkv_{i}"]), "", ""]
+        else:
+            qkv = [
+                op("MatMul", [h, weight(f"{n}_{i}.weight", w.astype(np.float32))], [f"{n}_{i}"])
+                for n, w in columns.items()
+            ]
+        past = [f"past_key_values.{i}.{kind}" for kind in ("key", "value")]
+        present = [f"present.{i}.{kind}" for kind in ("key", "value")]
+        attention = op(
+            "GroupQueryAttention",
+            [*qkv, *past, last, total, cos, sin],
+            [f"attention_{i}", *present],
+            "com.microsoft",
+            num_heads=HEADS,
+            kv_num_heads=KV_HEADS,
+            scale=HEAD_SIZE**-0.5,
+            do_rotary=1,
+        )
+        projected = op("MatMul", [attention, matrix(f"o_{i}.weight", HEADS * HEAD_SIZE, HIDDEN)], [f"o_{i}"])
+        x = op("Add", [x, projected], [f"after_attention_{i}"])
+        h = norm(x, f"norm_mlp_{i}")
+        gate = op("MatMul", [h, matrix(f"gate_{i}.weight", HIDDEN, WIDTH)], [f"gate_{i}"])
+        up = op("MatMul", [h, matrix(f"up_{i}.weight", HIDDEN, WIDTH)], [f"up_{i}"])
+        gated = op("Mul", [gate, op("Sigmoid", [gate], [f"sigmoid_{i}"])], [f"silu_{i}"])
+        product = op("Mul", [gated, up], [f"gated_{i}"])
+        down = op("MatMul", [product, matrix(f"down_{i}.weight", WIDTH, HIDDEN)], [f"down_{i}"])
+        x = op("Add", [x, down], [f"after_mlp_{i}"])
+    h = norm(x, "norm_last")
+    op("MatMul", [h, matrix("lm_head.weight", HIDDEN, VOCABULARY)], ["logits"])
+
+    def info(name: str, element_type: int, *shape: int | str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, element_type, shape)
+
+    cache = ("batch_size", KV_HEADS, "past_sequence_length", HEAD_SIZE)
+    grown = ("batch_size", KV_HEADS, "total_sequence_length", HEAD_SIZE)
+    names = [f"{i}.{kind}" for i in range(layers) for kind in ("key", "value")]
+    graph = helper.make_graph(
+        nodes,
+        "decoder",
+        [
+            info("input_ids", TensorProto.INT64, "batch_size", "sequence_length"),
+            info("attention_mask", TensorProto.INT64, "batch_size", "total_sequence_length"),
+            *(info(f"past_key_values.{name}", TensorProto.FLOAT, *cache) for name in names),
+        ],
+        [
+            info("logits", TensorProto.FLOAT, "batch_size", "sequence_length", VOCABULARY),
+            *(info(f"present.{name}", TensorProto.FLOAT, *grown) for name in names),
+        ],
+        weights,
+    )
+    imports = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=10)
+
+
+def int4(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the weights of its products in 4 bits, blocks of 32, by onnxruntime's quantizer."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    quantizer = MatMulNBitsQuantizer(model, block_size=32, is_symmetric=True, accuracy_level=4)
+    quantizer.process()
+    return quantizer.model.model
+
+
+class Decoder:
+    """A session whose caches are one buffer each, past and present."""
+
+    def __init__(self, path: Path, capacity: int, *, native: bool, threads: int = 1) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        if native:
+            options.register_custom_ops_library(str(native_library()))
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._binding = self._session.io_binding()
+        self._caches = {}
+        for value in self._session.get_inputs():
+            if value.name.startswith("past_key_values."):
+                cache = np.zeros((1, value.shape[1], capacity, value.shape[3]), np.float32)
+                self._caches[value.name] = onnxruntime.OrtValue.ortvalue_from_numpy(cache)
+
+    def step(self, ids: Any, past: int) -> Any:
+        """The logits of tokens (L,) after a past of that many tokens, which are in the caches."""
+        binding = self._binding
+        binding.bind_cpu_input("input_ids", ids[None])
+        binding.bind_cpu_input("attention_mask", np.ones((1, past + len(ids)), np.int64))
+        for name, cache in self._caches.items():
+            binding.bind_ortvalue_input(name, cache)
+            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)
+        binding.bind_output("logits")
+        self._session.run_with_iobinding(binding)
+        return binding.get_outputs()[-1].numpy()
+
+    def timed(self, ids: Any, past: int) -> float:
+        """Process CPU time of a step, seconds."""
+        start = time.process_time()
+        self.step(ids, past)
+        return time.process_time() - start
+
+
+def compare(folder: Path, model: onnx.ModelProto, context: str, threads: int, repeats: int, memory: bool) -> None:
+    """Prints a line for each of prefill and decode."""
+    length, capacity = map(int, context.split(":"))
+    original, rewritten = folder / "decoder.onnx", folder / "decoder.attnq.onnx"
+    if not rewritten.exists():
+        onnx.save(model, original)
+        compress(original, rewritten, verification=False)
+    variants = {"original": (original, False), "portable": (rewritten, False)}
+    if native_library() is not None:
+        variants["native"] = (rewritten, True)
+    decoders = {
+        name: Decoder(path, capacity, native=native, threads=threads) for name, (path, native) in variants.items()
+    }
+    ids = np.random.default_rng(1).integers(0, VOCABULARY, length + 1)
+    for phase, tokens, past in (("prefill", ids[:-1], 0), ("decode", ids[-1:], length)):
+        count = repeats * (4 if phase == "decode" else 1)
+        spent: dict[str, list[float]] = {name: [] for name in decoders}
+        for _ in range(count + 1):
+            for name, session in decoders.items():
+                spent[name].append(session.timed(tokens, past))
+        medians = {name: statistics.median(times[1:]) for name, times in spent.items()}
+        columns = "  ".join(
+            f"{name} {seconds * 1e3:9.2f} ms {medians['original'] / seconds:5.2f}" for name, seconds in medians.items()
+        )
+        print(f"  {context:11} {phase:8} {columns}", flush=True)
+    if memory:
+        print(f"  {context:11} peak     {peak_memory():.0f} MB, of all together")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--context", action="append", help="tokens:capacity")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--int4", action="store_true")
+    parser.add_argument("--separate", action="store_true", help="query, key and value as three inputs")
+    parser.add_argument("--weights", choices=("flat", "pruned"), action="append")
+    parser.add_argument("--memory", action="store_true")
+    arguments = parser.parse_args()
+    for weights in arguments.weights or ("flat", "pruned"):
+        print(f"{weights}, {'int4' if arguments.int4 else 'float32'}, {arguments.threads} threads")
+        with tempfile.TemporaryDirectory() as folder:
+            model = decoder(sharp=weights == "pruned", packed=not arguments.separate)
+            model = int4(model) if arguments.int4 else model
+            for context in arguments.context or CONTEXTS:
+                compare(Path(folder), model, context, arguments.threads, arguments.repeats, arguments.memory)
+
+
+if __name__ == "__main__":
+    main()
