@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from onnx_attnq.job import Compression
+    from onnx_attnq.scheme import SiteScheme
     from onnx_attnq.verification import Verification
 
 
@@ -210,7 +211,7 @@ def _show(result: Compression, original: ir.Model, out: Console, *, real_data: b
     from onnx_attnq.run import native_library
 
     rewritten = [entry for entry in result.plan.sites if entry.scheme is not None]
-    schemes = sorted({_describe(entry.scheme) for entry in rewritten})
+    schemes = sorted({_describe(entry.scheme) for entry in result.plan.sites if entry.scheme is not None})
     out.print(f"{result.source}: {len(rewritten)} of {len(result.sites.sites)} sites, {', '.join(schemes)}")
     for rejection in result.sites.rejections:
         out.print(f"  left: {rejection.op_type} {rejection.node!r}: {rejection.reason}")
@@ -264,6 +265,15 @@ def _show_verification(verification: Verification, out: Console, *, real_data: b
     out.print("Verified" if verification.passed else "Not verified", style="green" if verification.passed else "red")
 
 
-def _describe(scheme: Any) -> str:
-    bits = "" if scheme.bits is None else f"{scheme.bits} bits, "
-    return f"{scheme.name} ({bits}threshold {scheme.threshold:g})"
+def _describe(scheme: SiteScheme) -> str:
+    from onnx_attnq.scheme import schemes_of
+
+    bits = sorted({one.bits for one in schemes_of(scheme) if one.bits is not None})
+    thresholds = sorted({one.threshold for one in schemes_of(scheme)})
+    of_bits = f"{_range(bits)} bits, " if bits else ""
+    return f"{scheme.name} ({of_bits}threshold {_range(thresholds)})"
+
+
+def _range(numbers: Sequence[float]) -> str:
+    low, high = f"{numbers[0]:g}", f"{numbers[-1]:g}"
+    return low if low == high else f"{low} to {high}"

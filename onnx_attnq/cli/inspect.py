@@ -31,6 +31,7 @@ def inspect(model: Path, explain: str | None, json_path: str | None) -> None:
     from onnx_attnq.job import inspection_json
     from onnx_attnq.model import load
     from onnx_attnq.rewriting import read_record
+    from onnx_attnq.scheme import schemes_of
 
     loaded = load(model)
     record = read_record(loaded)
@@ -54,8 +55,10 @@ def inspect(model: Path, explain: str | None, json_path: str | None) -> None:
     if record is not None:
         table = plain_table("site", "form", "scheme", "bits", "threshold")
         for done in record.sites:
-            s = done.scheme
-            table.add_row(done.id, str(done.form), s.name, "-" if s.bits is None else str(s.bits), f"{s.threshold:g}")
+            schemes = schemes_of(done.scheme)
+            bits = ("-" if one.bits is None else str(one.bits) for one in schemes)
+            thresholds = (f"{one.threshold:g}" for one in schemes)
+            table.add_row(done.id, str(done.form), done.scheme.name, " ".join(bits), " ".join(thresholds))
         out.print(f"{model}: rewritten by onnx-attnq {record.version}")
         out.print(f"original: {record.structure_hash}")
         out.print(f"plan:     {record.plan}")

@@ -24,7 +24,18 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 
-from onnx_attnq.scheme import TAIL_NATS, Normalize, Pruned, QuantScheme, Reference, Rounding, Spacing, numerics
+from onnx_attnq.scheme import (
+    TAIL_NATS,
+    Normalize,
+    Pruned,
+    QuantScheme,
+    Reference,
+    Rounding,
+    SiteScheme,
+    Spacing,
+    numerics,
+    schemes_of,
+)
 
 DOMAIN: Final = "onnx_attnq"
 DOMAIN_VERSION: Final = 1
@@ -70,17 +81,36 @@ def _suffix(scheme: QuantScheme) -> str:
     return "".join(f"_{field.replace('-', '_')}" for field in fields if field is not None) + mean
 
 
-def scheme_attributes(scheme: QuantScheme) -> list[ir.Attr]:
-    """The attributes of a node that carry its scheme's numbers, float32, one table for all heads."""
-    numbers = {"threshold": scheme.threshold}
-    if scheme.bits is not None:
-        numbers |= {"step": scheme.step, "offset": scheme.offset, "levels": scheme.levels}
-    return [ir.AttrTensor(name, ir.tensor(np.array([value], np.float32), name=name)) for name, value in numbers.items()]
+def scheme_attributes(scheme: SiteScheme, shape: Sequence[int] = (1,)) -> list[ir.Attr]:
+    """The attributes of a node that carry its scheme's numbers: float32 tables of a shape.
+
+    Args:
+        scheme: One scheme, or one for each head.
+        shape: (1,), or that of `table_shape`, (H, 1, 1).
+    """
+    schemes = schemes_of(scheme)
+    numbers = {"threshold": [one.threshold for one in schemes]}
+    if schemes[0].bits is not None:
+        numbers |= {
+            "step": [one.step for one in schemes],
+            "offset": [one.offset for one in schemes],
+            "levels": [one.levels for one in schemes],
+        }
+    return [
+        ir.AttrTensor(name, ir.tensor(np.array(values, np.float32).reshape(shape), name=name))
+        for name, values in numbers.items()
+    ]
 
 
-def softmax_function(scheme: QuantScheme, opset: int) -> ir.Function:
-    """The body of `softmax_op`: scores (..., L_q, L_k) to probabilities of the same shape."""
-    body = _Body(opset)
+def softmax_function(scheme: QuantScheme, opset: int, *, by_head: bool = False) -> ir.Function:
+    """The body of `softmax_op`: scores (..., L_q, L_k) to probabilities of the same shape.
+
+    Args:
+        scheme: Of the family; its threshold decides how careful the body must be.
+        opset: The model's.
+        by_head: Whether nodes may have a table for each head, which costs two passes more.
+    """
+    body = _Body(opset, by_head=by_head)
     scores = body.input("scores")
     row_max = functools.cache(lambda: body.row_max(scores))
     if scheme.reference is Reference.ABSOLUTE:
@@ -107,9 +137,9 @@ def softmax_function(scheme: QuantScheme, opset: int) -> ir.Function:
     return body.function(softmax_op(scheme), result, scheme_attributes(scheme))
 
 
-def probabilities_function(scheme: QuantScheme, opset: int) -> ir.Function:
+def probabilities_function(scheme: QuantScheme, opset: int, *, by_head: bool = False) -> ir.Function:
     """The body of `probabilities_op`: probabilities (..., L_q, L_k) to probabilities of the same shape."""
-    body = _Body(opset)
+    body = _Body(opset, by_head=by_head)
     probabilities = body.input("probabilities")
     row_max = functools.cache(lambda: body.row_max(probabilities))
     x, peak = probabilities, body.number(1.0)
@@ -129,9 +159,9 @@ def probabilities_function(scheme: QuantScheme, opset: int) -> ir.Function:
     return body.function(probabilities_op(scheme), result, scheme_attributes(scheme))
 
 
-def attention_function(scheme: QuantScheme, opset: int) -> ir.Function:
+def attention_function(scheme: QuantScheme, opset: int, *, by_head: bool = False) -> ir.Function:
     """The body of `attention_op`: query, key, value and mask to the context."""
-    body = _Body(opset)
+    body = _Body(opset, by_head=by_head)
     query, key, value, mask = (body.input(name) for name in ("query", "key", "value", "mask"))
     scaled = body.op("Mul", body.transpose(query, "q_perm"), body.constant_of("scale"))
     scores = body.op("Add", body.op("MatMul", scaled, body.transpose(key, "k_perm")), mask)
@@ -282,7 +312,7 @@ def _factor(
     base: ir.Value | None,
 ) -> ir.Value:
     if scheme.normalize is Normalize.NONE:
-        return rows.peak() if base is None else body.op("Mul", rows.peak(), base)
+        return rows.peak() if base is None else body.op("Mul", rows.peak(), body.per_row(base))
     if scheme.normalize is Normalize.UNIT:
         target = rows.total()
     else:
@@ -295,13 +325,18 @@ def _log_exponents(body: _Body, rows: _Rows, scheme: QuantScheme) -> tuple[ir.Va
     step, offset, levels = body.constant_of("step"), body.constant_of("offset"), body.constant_of("levels")
     if scheme.rounding is Rounding.NEAREST:
         # code = round(ln(x) / step) + n. QuantizeLinear saturates, so Exp need not go where it underflows and is slow.
-        # The scale is a number here; of a table for each head, [H, 1, 1], Squeeze makes [H], which needs an axis.
-        scale = body.op("Squeeze", step)
         top, zero = levels, None
         if scheme.pruned is Pruned.MEAN:
             top = body.op("Max", levels, body.op("Ceil", body.op("Div", body.number(TAIL_NATS), step)))
             zero = body.op("Sub", top, levels)
-        exponent = body.dequantize(body.op("QuantizeLinear", rows.log(), scale, body.byte(top)), scale, zero)
+        if body.by_head:
+            # QuantizeLinear takes a scale for each index of one axis, not a table that broadcasts.
+            codes = body.op("QuantizeLinear", body.affine(rows.log(), step, top), body.number(1.0), body.byte(None))
+            exponent = body.products(codes, step, zero)
+        else:
+            scale = body.op("Squeeze", step)
+            codes = body.op("QuantizeLinear", rows.log(), scale, body.byte(top))
+            exponent = body.dequantize(codes, scale, zero)
     else:
         code = body.op("Floor", body.affine(rows.log(), step, body.op("Add", offset, body.number(1.0))))
         exponent = body.op("Mul", body.op("Min", code, levels), step)  # x = 1 stays in the top bin
@@ -319,8 +354,9 @@ def _linear_levels(body: _Body, x: ir.Value) -> ir.Value:
 class _Body:
     """The nodes of a function under construction, written for one opset."""
 
-    def __init__(self, opset: int) -> None:
+    def __init__(self, opset: int, *, by_head: bool) -> None:
         self._opset = opset
+        self.by_head = by_head
         self._nodes: list[ir.Node] = []
         self._inputs: list[ir.Value] = []
         self._constants: dict[float | str | tuple[int, ...], ir.Value] = {}
@@ -343,16 +379,28 @@ class _Body:
         """The quotient value / step, plus shift, without a division for each element."""
         return self.op("Add", self.op("Mul", value, self.op("Reciprocal", step)), shift)
 
-    def byte(self, number: ir.Value) -> ir.Value:
-        """A whole number from 0 to 255, as QuantizeLinear takes it."""
+    def byte(self, number: ir.Value | None) -> ir.Value:
+        """A whole number from 0 to 255 as QuantizeLinear takes it; None is 0."""
+        if number is None:
+            return self._constant("zero byte", np.array(0, np.uint8))
         return self.op("Cast", self.op("Squeeze", number), to=ir.DataType.UINT8.value)
 
     def dequantize(self, codes: ir.Value, scale: ir.Value, zero: ir.Value | None) -> ir.Value:
         """The product (codes - zero) * scale, float32."""
         if self._opset >= 19:  # onnx's ReferenceEvaluator does not know DequantizeLinear of the opsets before
             return self.op("DequantizeLinear", codes, scale, *(() if zero is None else (self.byte(zero),)))
+        return self.products(codes, scale, zero)
+
+    def products(self, codes: ir.Value, scale: ir.Value, zero: ir.Value | None) -> ir.Value:
+        """The same with scale and zero that may be tables."""
         number = self.op("Cast", codes, to=ir.DataType.FLOAT.value)
         return self.op("Mul", number if zero is None else self.op("Sub", number, zero), scale)
+
+    def per_row(self, table: ir.Value) -> ir.Value:
+        """A table of shape (1,) or (H, 1, 1) as it broadcasts to what `row` makes."""
+        if self._opset >= 13:
+            return self.op("Squeeze", table, self._last_axis())
+        return self.op("Squeeze", table, axes=[-1])
 
     def stride(self, value: ir.Value) -> ir.Value:
         """`numerics.sample_stride` of the size of the last axis, int64 of shape (1,)."""
@@ -416,7 +464,7 @@ class _Body:
         """An int64 constant of one axis."""
         return self._constant(numbers, np.array(numbers, np.int64))
 
-    def _constant(self, key: float | tuple[int, ...], array: np.ndarray[Any, Any]) -> ir.Value:
+    def _constant(self, key: float | str | tuple[int, ...], array: np.ndarray[Any, Any]) -> ir.Value:
         if key not in self._constants:
             self._constants[key] = self.op("Constant", value=ir.AttrTensor("value", ir.tensor(array)))
         return self._constants[key]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,10 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from onnx_attnq.atomic import replacing
-from onnx_attnq.errors import AttnqError, InvalidPlan
+from onnx_attnq.errors import AttnqError, InvalidPlan, InvalidScheme
 from onnx_attnq.find import left_out
 from onnx_attnq.reading import check_fields, parse_json, read_regular
-from onnx_attnq.scheme import QuantScheme
+from onnx_attnq.scheme import HeadSchemes, QuantScheme, SiteScheme, schemes_of
 
 FORMAT: Final = 2
 """Version of the JSON form. Version 1 called the structure hash "model"."""
@@ -26,12 +27,12 @@ class SitePlan:
 
     Attributes:
         site: Id of the site.
-        scheme: The scheme, or None to leave the site as it is.
+        scheme: The scheme, one for each head, or None to leave the site as it is.
         reason: Why it is left; empty where there is a scheme.
     """
 
     site: str
-    scheme: QuantScheme | None
+    scheme: SiteScheme | None
     reason: str = ""
 
     def __post_init__(self) -> None:
@@ -66,8 +67,8 @@ class Plan:
                 raise InvalidPlan(f"site {entry.site!r} is listed twice in the plan")
             seen.add(entry.site)
 
-    def scheme_of(self, site: str) -> QuantScheme | None:
-        """The scheme of a site, None when it is left as it is."""
+    def scheme_of(self, site: str) -> SiteScheme | None:
+        """The scheme or schemes of a site, None when it is left as it is."""
         return next((entry.scheme for entry in self.sites if entry.site == site), None)
 
     @property
@@ -97,12 +98,17 @@ class Plan:
                 raise InvalidPlan(f"the plan has no entry for the site {site!r}")
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values; each scheme stands once, under a name, and the sites refer to it."""
+        """JSON values; each scheme stands once, under a name; a site refers to one, or to one for each of its heads."""
         names: dict[QuantScheme, str] = {}
         for entry in self.sites:
-            if entry.scheme is not None and entry.scheme not in names:
-                taken = sum(scheme.name == entry.scheme.name for scheme in names)
-                names[entry.scheme] = entry.scheme.name + (f"-{taken + 1}" if taken else "")
+            for scheme in () if entry.scheme is None else schemes_of(entry.scheme):
+                if scheme not in names:
+                    numbered = (f"{scheme.name}-{number}" for number in itertools.count(2))
+                    names[scheme] = next(n for n in itertools.chain([scheme.name], numbered) if n not in names.values())
+
+        def spelled(scheme: SiteScheme) -> str | list[str]:
+            return [names[one] for one in scheme.heads] if isinstance(scheme, HeadSchemes) else names[scheme]
+
         return {
             "format": FORMAT,
             "structure_hash": self.structure_hash,
@@ -110,7 +116,7 @@ class Plan:
             "sites": [
                 {"id": e.site, "scheme": None, "reason": e.reason}
                 if e.scheme is None
-                else {"id": e.site, "scheme": names[e.scheme]}
+                else {"id": e.site, "scheme": spelled(e.scheme)}
                 for e in self.sites
             ],
         }
@@ -138,12 +144,20 @@ class Plan:
         for index, item in enumerate(data["sites"]):
             what = f"site {index} of the plan"
             _expect(item, what, {"id": str}, optional=("scheme", "reason"))
-            name, reason = item.get("scheme"), item.get("reason", "")
+            named, reason = item.get("scheme"), item.get("reason", "")
             if not isinstance(reason, str):
                 raise InvalidPlan(f"'reason' of {what} must be of type str")
-            if name is not None and (not isinstance(name, str) or name not in schemes):
-                raise InvalidPlan(f"site {item['id']!r} refers to the scheme {name!r}, which the plan does not define")
-            entries.append(SitePlan(item["id"], None if name is None else schemes[name], reason))
+            for name in named if isinstance(named, list) else [] if named is None else [named]:
+                if not isinstance(name, str) or name not in schemes:
+                    raise InvalidPlan(
+                        f"site {item['id']!r} refers to the scheme {name!r}, which the plan does not define"
+                    )
+            try:
+                by_head = HeadSchemes(tuple(schemes[name] for name in named)) if isinstance(named, list) else None
+            except InvalidScheme as error:
+                raise InvalidPlan(f"site {item['id']!r}: {error}") from None
+            given = by_head if named is None or by_head is not None else schemes[named]
+            entries.append(SitePlan(item["id"], given, reason))
         return cls(data["structure_hash"], tuple(entries))
 
 

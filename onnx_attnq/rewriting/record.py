@@ -14,7 +14,7 @@ from onnx_attnq.find import Form
 from onnx_attnq.graph import Undo
 from onnx_attnq.reading import check_fields, parse_json
 from onnx_attnq.rewriting.bodies import DOMAIN
-from onnx_attnq.scheme import QuantScheme
+from onnx_attnq.scheme import SiteScheme, site_scheme_from_json
 
 METADATA: Final = "onnx_attnq"
 """Key of the model's metadata under which a `Record` is kept."""
@@ -30,7 +30,7 @@ class RewrittenSite:
         node: Name of that node.
         scope: ``main``, or the path of the subgraph.
         form: What was replaced.
-        scheme: What it was replaced by.
+        scheme: What it was replaced by; one for each head where they differ.
         inputs: Names of the float32 values that enter the new op: scores, probabilities, or query, key, value, mask.
         output: Name of the value that leaves it: quantized probabilities or, of an attention, the context.
     """
@@ -40,7 +40,7 @@ class RewrittenSite:
     node: str
     scope: str
     form: Form
-    scheme: QuantScheme
+    scheme: SiteScheme
     inputs: tuple[str, ...]
     output: str
 
@@ -60,7 +60,7 @@ class RewrittenSite:
         check_fields(data, "a site of the record", {**text, "scheme": dict, "inputs": list})
         if not all(isinstance(name, str) for name in data["inputs"]):
             raise ValueError("'inputs' of a site of the record must be names")
-        scheme = QuantScheme.from_json(data["scheme"])
+        scheme = site_scheme_from_json(data["scheme"])
         return cls(**{**data, "form": Form(data["form"]), "scheme": scheme, "inputs": tuple(data["inputs"])})
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from onnx_attnq.errors import InvalidModel, InvalidPlan
+from onnx_attnq.errors import InvalidModel, InvalidPlan, InvalidScheme
 from onnx_attnq.find import (
     Added,
     Attention,
@@ -26,7 +26,7 @@ from onnx_attnq.model import files
 from onnx_attnq.rewriting import bodies
 from onnx_attnq.rewriting.plan import Plan
 from onnx_attnq.rewriting.record import Record, RewrittenSite, refuse_rewritten, write_record
-from onnx_attnq.scheme import QuantScheme
+from onnx_attnq.scheme import HeadSchemes, QuantScheme, SiteScheme, schemes_of, table_shape
 from onnx_attnq.version import __version__
 
 _LOG: Final = logging.getLogger(__name__)
@@ -77,8 +77,8 @@ def rewrite(
         raise InvalidPlan("the sites were found in another model than the one to rewrite")
     plan.check(exposed.structure_hash, [site.id for site in sites.sites])
     names = _Names(model)
-    inserted: list[tuple[AttentionSite, Form, QuantScheme, ir.Node]] = []
-    families: dict[tuple[Form, str], QuantScheme] = {}
+    inserted: list[tuple[AttentionSite, Form, SiteScheme, ir.Node]] = []
+    families: dict[tuple[Form, str], list[SiteScheme]] = {}
     # The last first: what enters a site may be what leaves an earlier one, and is replaced together with it.
     for site in reversed(sites.sites):
         scheme = plan.scheme_of(site.id)
@@ -88,10 +88,7 @@ def rewrite(
         form = Form.SOFTMAX if inline and site.form is Form.ATTENTION else site.form
         op = _rewrite_site(site, form, scheme, model, names, quantize_outputs, int16_products)
         inserted.append((site, form, scheme, op))
-        # One body serves all schemes of a family; the lowest threshold decides how careful it must be.
-        family = (form, bodies.softmax_op(scheme))
-        if family not in families or scheme.threshold < families[family].threshold:
-            families[family] = scheme
+        families.setdefault((form, bodies.softmax_op(schemes_of(scheme)[0])), []).append(scheme)
     done = [_rewritten_site(*entry) for entry in reversed(inserted)]
     for entry in done:
         _LOG.debug("rewrote %s: %s, %s", entry.id, entry.form, entry.scheme.name)
@@ -99,8 +96,11 @@ def rewrite(
     record = Record(__version__, exposed.structure_hash, plan.hash, inline, tuple(done))
     if not done:
         return record
-    for (form, _), scheme in families.items():
-        body = _BODIES[form](scheme, files.opset(model))
+    for (form, _), given in families.items():
+        # One body serves all schemes of a family; the lowest threshold decides how careful it must be.
+        lowest = min((one for scheme in given for one in schemes_of(scheme)), key=lambda one: one.threshold)
+        by_head = any(isinstance(scheme, HeadSchemes) for scheme in given)
+        body = _BODIES[form](lowest, files.opset(model), by_head=by_head)
         model.functions[body.identifier()] = body
     model.graph.opset_imports[bodies.DOMAIN] = bodies.DOMAIN_VERSION
     model.ir_version = max(model.ir_version or 0, _LOWEST_IR_VERSION)
@@ -119,7 +119,7 @@ def rewrite(
 def _rewrite_site(
     site: AttentionSite,
     form: Form,
-    scheme: QuantScheme,
+    scheme: SiteScheme,
     model: ir.Model,
     names: _Names,
     quantize_outputs: bool,
@@ -132,13 +132,13 @@ def _rewrite_site(
     return _insert_op(site, form, scheme, model, names, quantize_outputs)
 
 
-def _rewritten_site(site: AttentionSite, form: Form, scheme: QuantScheme, op: ir.Node) -> RewrittenSite:
+def _rewritten_site(site: AttentionSite, form: Form, scheme: SiteScheme, op: ir.Node) -> RewrittenSite:
     inputs = tuple(value.name or "" for value in op.inputs if value is not None)
     return RewrittenSite(site.id, site.op_type, site.node, site.scope, form, scheme, inputs, op.outputs[0].name or "")
 
 
 def _insert_op(
-    site: AttentionSite, form: Form, scheme: QuantScheme, model: ir.Model, names: _Names, quantize_outputs: bool
+    site: AttentionSite, form: Form, scheme: SiteScheme, model: ir.Model, names: _Names, quantize_outputs: bool
 ) -> ir.Node:
     """Quantize scores or probabilities, with the casts and transposes that it takes; returns the op."""
     original = site.probabilities
@@ -162,7 +162,8 @@ def _insert_op(
     if swap:
         chain.add("Transpose", perm=swap)
     make = bodies.softmax_op if form is Form.SOFTMAX else bodies.probabilities_op
-    op = chain.add(make(scheme), domain=bodies.DOMAIN, attributes=bodies.scheme_attributes(scheme))
+    tables = bodies.scheme_attributes(scheme, _table_shape(site, scheme))
+    op = chain.add(make(schemes_of(scheme)[0]), domain=bodies.DOMAIN, attributes=tables)
     if swap:
         chain.add("Transpose", perm=swap)
     if quantization:
@@ -178,10 +179,22 @@ def _insert_op(
     return op
 
 
+def _table_shape(site: AttentionSite, scheme: SiteScheme) -> tuple[int, ...]:
+    """The shape of the op's tables: one number, or one for each head."""
+    if isinstance(scheme, QuantScheme):
+        return (1,)
+    shape = site.probabilities.shape
+    sizes = () if shape is None else tuple(dim if isinstance(dim, int) else None for dim in shape)
+    try:
+        return table_shape(scheme, sizes)
+    except InvalidScheme as error:
+        raise InvalidPlan(f"site {site.id!r}: {error}") from None
+
+
 def _insert_attention(
     site: AttentionSite,
     attention: Attention,
-    scheme: QuantScheme,
+    scheme: SiteScheme,
     model: ir.Model,
     names: _Names,
     int16_products: bool,
@@ -204,12 +217,12 @@ def _insert_attention(
     )
     chain = _Chain(query.value, prefix, names)
     op = chain.add(
-        bodies.attention_op(scheme),
+        bodies.attention_op(schemes_of(scheme)[0]),
         key.value,
         value.value,
         mask,
         domain=bodies.DOMAIN,
-        attributes=[*bodies.scheme_attributes(scheme), *attributes],
+        attributes=[*bodies.scheme_attributes(scheme, _table_shape(site, scheme)), *attributes],
     )
     product.graph.insert_before(product, [*nodes, op])
     chain.value.type, chain.value.shape = ir.TensorType(ir.DataType.FLOAT), attention.context.shape

@@ -1,6 +1,15 @@
 """What a quantization scheme is, and what it does to attention probabilities (`numerics`, in numpy and float64)."""
 
 from onnx_attnq.scheme import numerics
+from onnx_attnq.scheme.head_schemes import (
+    HeadSchemes,
+    SiteScheme,
+    for_heads,
+    schemes_of,
+    site_scheme_from_json,
+    split_heads,
+    table_shape,
+)
 from onnx_attnq.scheme.numerics import FloatArray
 from onnx_attnq.scheme.presets import PRESETS, preset
 from onnx_attnq.scheme.quant_scheme import TAIL_NATS, Normalize, Pruned, QuantScheme, Reference, Rounding, Spacing
@@ -11,13 +20,20 @@ __all__ = [
     "PRESETS",
     "TAIL_NATS",
     "FloatArray",
+    "HeadSchemes",
     "Normalize",
     "Pruned",
     "QuantScheme",
     "Reference",
     "Rounding",
+    "SiteScheme",
     "Spacing",
+    "for_heads",
     "numerics",
     "parse_scheme",
     "preset",
+    "schemes_of",
+    "site_scheme_from_json",
+    "split_heads",
+    "table_shape",
 ]

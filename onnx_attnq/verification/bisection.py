@@ -20,7 +20,7 @@ from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load_mapped, structure_hash
 from onnx_attnq.rewriting import Plan, SitePlan, read_record, rewrite
 from onnx_attnq.run import Arrays, Session
-from onnx_attnq.scheme import QuantScheme
+from onnx_attnq.scheme import SiteScheme
 from onnx_attnq.verification.deviation import Deviation, compare
 from onnx_attnq.verification.rewritten_model import Progress, is_distribution
 from onnx_attnq.verification.two_models import Bounds, OutputComparison, compare_output
@@ -186,7 +186,7 @@ class _Trials:
     def __init__(
         self,
         original: ir.Model,
-        schemes: Mapping[str, QuantScheme],
+        schemes: Mapping[str, SiteScheme],
         samples: Sequence[Sample],
         threads: int | None,
         bounds: Bounds,
@@ -233,7 +233,7 @@ class _Trials:
             total = total.merge(compare(x, y))
         return total.relative_error
 
-    def _rewrite(self, schemes: Mapping[str, QuantScheme]) -> ir.Model:
+    def _rewrite(self, schemes: Mapping[str, SiteScheme]) -> ir.Model:
         model = self._original.clone()
         sites = find_sites(expose(model))
         entries = [

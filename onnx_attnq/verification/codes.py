@@ -8,7 +8,17 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from onnx_attnq.scheme import FloatArray, Normalize, Pruned, QuantScheme, Reference, numerics
+from onnx_attnq.scheme import (
+    FloatArray,
+    HeadSchemes,
+    Normalize,
+    Pruned,
+    QuantScheme,
+    Reference,
+    SiteScheme,
+    numerics,
+    split_heads,
+)
 
 MAX_DISAGREEMENT_SHARE: Final = 1e-4
 """Largest share of codes that may differ, all of them next to an edge.
@@ -64,7 +74,7 @@ class CodeCheck:
 def check_rows(
     source: npt.ArrayLike,
     result: npt.ArrayLike,
-    scheme: QuantScheme,
+    scheme: SiteScheme,
     *,
     is_scores: bool,
     counted: npt.NDArray[np.bool_] | None = None,
@@ -75,7 +85,7 @@ def check_rows(
     Args:
         source: Scores, or probabilities.
         result: Quantized probabilities of the same shape.
-        scheme: What the op was told to do.
+        scheme: What the op was told to do; with a scheme for each head, heads are on the axes before the queries.
         is_scores: Whether ``source`` are scores.
         counted: Rows (shape without the last axis) that count as real tokens for the share of pruned values.
         score_error: How far the scores that the op saw may be from ``source``.
@@ -86,6 +96,14 @@ def check_rows(
     CodeCheck(codes=3, disagreements=0, errors=0, pruned=1, positive=3)
     """
     source, result = np.asarray(source, np.float64), np.asarray(result, np.float64)
+    if isinstance(scheme, HeadSchemes):
+        real = np.ones(source.shape[:-1], np.bool_) if counted is None else counted
+        arrays = (source, result, *(np.broadcast_to(a, source.shape) for a in (real[..., None], score_error)))
+        total = CodeCheck()
+        for one, (x, y, tokens, error) in split_heads(scheme, *arrays):
+            of_head = check_rows(x, y, one, is_scores=is_scores, counted=tokens[..., 0], score_error=error)
+            total = total.merge(of_head)
+        return total
     if source.shape[-1] == 0:
         return CodeCheck()
     p = numerics.softmax(source) if is_scores else source

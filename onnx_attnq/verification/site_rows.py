@@ -20,7 +20,7 @@ from onnx_attnq.inputs import Sample
 from onnx_attnq.model import opset
 from onnx_attnq.rewriting import DOMAIN, DOMAIN_VERSION, RewrittenSite
 from onnx_attnq.run import Session
-from onnx_attnq.scheme import Reference, Spacing, numerics
+from onnx_attnq.scheme import Pruned, QuantScheme, Reference, Spacing, for_heads, numerics, schemes_of
 from onnx_attnq.verification.codes import LEVEL_TOLERANCE
 
 _INPUTS = ("query", "key", "value", "mask")
@@ -143,6 +143,11 @@ class _AttentionAlone:
         flips = self._flips(scores, p, error)
         moved = rounding + flips.sum(-1, keepdims=True)  # by normalization, a flip moves the rest of the row
         allowed = moved * (np.abs(p) @ magnitude) + flips @ magnitude + np.finfo(np.float32).tiny
+        if (
+            schemes_of(self._scheme)[0].pruned is Pruned.MEAN
+        ):  # what a key gives to the pruned is spread over the sample
+            stride = numerics.sample_stride(p.shape[-1])
+            allowed += flips.sum(-1, keepdims=True) * magnitude[..., ::stride, :].max(-2, keepdims=True)
         return int((np.abs(context - (p @ v).transpose(self._out_perm)) > allowed.transpose(self._out_perm)).sum())
 
     def _flips(self, scores: Array, probabilities: Array, error: Array) -> Array:
@@ -150,13 +155,8 @@ class _AttentionAlone:
 
         Next to an edge the code may be another one, which moves the value by one level.
         """
-        relative = self._scheme.reference is Reference.ROW_MAX
-        x = numerics.relative_scores(scores) if relative else numerics.softmax(scores)
-        near = numerics.near_edge(x, self._scheme, error)
-        step = 0.0 if self._scheme.bits is None else self._scheme.step
-        level = x * np.exp(step) if self._scheme.spacing is not Spacing.LINEAR else x + step
-        scale = probabilities.max(-1, keepdims=True) / np.maximum(x.max(-1, keepdims=True), np.finfo(np.float32).tiny)
-        return np.asarray(scale * np.where(near, level, 0.0))
+        scores, error = np.broadcast_arrays(scores, error)
+        return for_heads(self._scheme, _flips, scores, probabilities, error)
 
     def _with_masked_rows(self, scores: Array, probabilities: Array) -> Array:
         """The probabilities, with NaN for fully masked rows that the op zeroes as the original's guard did."""
@@ -177,3 +177,16 @@ class _AttentionAlone:
         imports = {"": opset(model), DOMAIN: DOMAIN_VERSION}
         graph = ir.Graph(inputs, alone.outputs, nodes=[alone], opset_imports=imports, name="attention")
         return ir.Model(graph, ir_version=model.ir_version, functions=[model.functions[node.op_identifier()].clone()])
+
+
+def _flips(scores: Array, probabilities: Array, error: Array, scheme: QuantScheme) -> Array:
+    x = numerics.relative_scores(scores) if scheme.reference is Reference.ROW_MAX else numerics.softmax(scores)
+    near = numerics.near_edge(x, scheme, error)
+    if scheme.pruned is Pruned.MEAN:
+        width = numerics.EDGE_ULPS * _EPS + error
+        low, high = (numerics.continued_levels(x * np.exp(sign * width), scheme) for sign in (-1.0, 1.0))
+        near |= (low != high) & (scheme.bits is not None)
+    step = 0.0 if scheme.bits is None else scheme.step
+    level = x * np.exp(step) if scheme.spacing is not Spacing.LINEAR else x + step
+    scale = probabilities.max(-1, keepdims=True) / np.maximum(x.max(-1, keepdims=True), np.finfo(np.float32).tiny)
+    return np.asarray(scale * np.where(near, level, 0.0))
