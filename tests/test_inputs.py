@@ -17,10 +17,17 @@ import small_models
 from onnx_attnq.errors import InvalidData, InvalidModel
 from onnx_attnq.inputs import attention_mask_of, check_sample, generate_samples, load_samples, model_inputs
 from onnx_attnq.inputs.signature import evaluate_dim
+from onnx_attnq.model import load
+from onnx_attnq.run import Session
+
+CASES = Path(__file__).parent / "cases"
 
 TWO_INPUTS = """
 <ir_version: 8, opset_import: ["" : 17]>
-two (int64[batch, length] ids, float[batch, 8] features) => (float[batch, 8] y) { y = Identity(features) }
+two (int64[batch, length] ids, float[batch, 8] features) => (float[batch, n] y) {
+    numbers = Cast<to = 1>(ids)
+    y = Concat<axis = 1>(numbers, features)
+}
 """
 WITH_PAST = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -40,6 +47,11 @@ def with_past() -> ir.Model:
     proto = small_models.parse(WITH_PAST)
     proto.graph.input[2].type.tensor_type.shape.dim[1].dim_param = "past_n + n"
     return ir.from_proto(proto)
+
+
+def write_npz(path: Path, **arrays: np.ndarray | np.generic) -> Path:
+    np.savez(path, **arrays)
+    return path
 
 
 def write_pb(folder: Path, arrays: dict[str, np.ndarray], names: bool = True) -> None:
@@ -251,10 +263,37 @@ def test_inputs_that_are_not_tensors_are_refused() -> None:
         model_inputs(model(text))
 
 
-def test_an_input_with_an_initializer_need_not_be_fed() -> None:
-    proto = small_models.parse(TWO_INPUTS)
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(FEATURES, "features"))
-    assert [item.name for item in model_inputs(ir.from_proto(proto))] == ["ids"]
+def test_an_input_with_an_initializer_may_be_fed_and_need_not_be(tmp_path: Path) -> None:
+    original = load(CASES / "overridable_initializer.onnx")
+    assert [item.name for item in model_inputs(original)] == ["x"]
+    assert [item.name for item in model_inputs(original, with_defaults=True)] == ["x", "wq", "wk", "wv", "sc"]
+    x = np.random.RandomState(0).rand(2, 3, 8).astype(np.float32)
+    np.savez(tmp_path / "0.npz", x=x)
+    np.savez(tmp_path / "1.npz", x=x, sc=np.float32(5))
+    plain, overridden = load_samples(tmp_path, original)
+    outputs = [Session(original).run(sample)["y"] for sample in (plain, overridden)]
+    assert not np.allclose(*outputs)
+    write_pb(tmp_path / "pb", {"x": x, "sc": np.float32(5).reshape(())})
+    (from_pb,) = load_samples(tmp_path / "pb", original)
+    np.testing.assert_array_equal(Session(original).run(from_pb)["y"], outputs[1])
+    with pytest.raises(InvalidData, match="input 'x' is missing"):
+        load_samples(write_npz(tmp_path / "no_x.npz", sc=np.float32(5)), original)
+
+
+def test_before_ir_version_4_an_initializer_is_no_input() -> None:
+    original = load(CASES / "overridable_initializer.onnx")
+    original.ir_version = 3
+    assert [item.name for item in model_inputs(original, with_defaults=True)] == ["x"]
+
+
+def test_a_symbol_that_stands_for_two_things_is_what_the_graph_takes(tmp_path: Path) -> None:
+    original = load(CASES / "symbol_reused.onnx")
+    random = np.random.RandomState(0)
+    q, k = (random.rand(2, 2, length, 4).astype(np.float32) for length in (5, 7))
+    (sample,) = load_samples(write_npz(tmp_path / "a.npz", q=q, k=k, v=k), original)
+    assert Session(original).run(sample)["y"].shape == (2, 2, 5, 4)
+    with pytest.raises(InvalidData, match="'M' is 7 in input 'k', but 5 in input 'v'; they must be equal"):
+        load_samples(write_npz(tmp_path / "b.npz", q=q[:, :, :2], k=k, v=k[:, :, :5]), original)
 
 
 @pytest.mark.parametrize(

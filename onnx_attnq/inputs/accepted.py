@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from typing import Final
 
 import onnx_ir as ir
 
 from onnx_attnq.errors import InvalidData
-from onnx_attnq.inputs.made_up import edge_samples, generate_samples
+from onnx_attnq.inputs.made_up import Draft, draft_samples, edge_samples
+from onnx_attnq.inputs.shape_check import Misfit
 from onnx_attnq.inputs.signature import Sample
 from onnx_attnq.run import Session
+
+MOST_RUNS: Final = 60
+"""How often the model is run to find sizes that it takes, where shape inference finds none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +36,8 @@ def made_up_samples(
 ) -> MadeUp:
     """Make samples as `generate_samples` does, and leave out those that the model does not run on.
 
+    Where it runs on none, what onnxruntime says is used to look for sizes that it takes.
+
     Args:
         model: The original.
         count: How many samples to make.
@@ -41,20 +49,53 @@ def made_up_samples(
         InvalidModel: onnxruntime does not take the model.
         InvalidData: The model runs on none of them.
     """
-    samples = generate_samples(model, count, seed) + (edge_samples(model, seed) if edges else ())
     session = Session(model, threads=threads)
+    drafts = draft_samples(model, count, seed)
+    samples = tuple(draft.sample() for draft in drafts) + (edge_samples(model, seed) if edges else ())
     accepted, refused = [], []
     for sample in samples:
-        try:
-            session.run(sample, session.outputs[:1])
-        except InvalidData as error:
+        if (error := _error(session, sample)) is None:
+            accepted.append(sample)
+        else:
             name, array = next(iter(sample.items()))
             refused.append(f"{name} of shape {array.shape}: {error}")
-        else:
-            accepted.append(sample)
     if not accepted:
-        raise InvalidData(f"the model runs on none of the samples that were made up; give it data. {refused[0]}")
+        accepted = [_looked_for(model, session, drafts, refused[0])]
     return MadeUp(tuple(accepted), tuple(refused))
+
+
+def _looked_for(model: ir.Model, session: Session, drafts: tuple[Draft, ...], refusal: str) -> Sample:
+    """A sample with sizes that onnxruntime takes, found by what it says to others."""
+    places = {node.name: place for place, node in enumerate(model.graph) if node.name}
+
+    def complaint(draft: Draft) -> Misfit | None:
+        error = _error(session, draft.sample())
+        return None if error is None else _misfit(error, places)
+
+    # The last draft is the shortest, so that a long search costs least.
+    found = drafts[-1].fitted(complaint, MOST_RUNS) if drafts and drafts[-1].sizes else None
+    if found is None or found.doubt is not None:
+        doubts = [draft.doubt for draft in (*drafts, *([found] if found else ())) if draft.doubt is not None]
+        inferred = f" By shape inference, {doubts[0]}." if doubts else ""
+        raise InvalidData(f"the model runs on none of the samples that were made up; give it data. {refusal}{inferred}")
+    return found.sample()
+
+
+def _error(session: Session, sample: Sample) -> str | None:
+    try:
+        session.run(sample, session.outputs[:1])
+    except InvalidData as error:
+        return str(error)
+    return None
+
+
+def _misfit(error: str, places: dict[str, int]) -> Misfit:
+    """What onnxruntime says, as what shape inference would: the node, and two sizes that should be equal."""
+    named = re.search(r"[Nn]ode\. Name:'([^']*)'", error)
+    name = named.group(1) if named is not None else ""
+    gap = re.search(r"(\d+) by (\d+)|[Gg]ot:? (\d+)\D{1,20}[Ee]xpected:? (\d+)", error)
+    sizes = None if gap is None else tuple(int(group) for group in gap.groups() if group is not None)
+    return Misfit(places.get(name, 0), name or "onnxruntime", error, () if sizes is None else ((sizes[0], sizes[1]),))
 
 
 __all__ = ["MadeUp", "made_up_samples"]

@@ -8,7 +8,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from onnx_attnq.inputs.input_uses import uses
+from onnx_attnq.inputs.uses import uses, walk
 
 PATCHES: Final = 8
 """Patches along an edge of an image, or frames of a signal, where the model does not fix them."""
@@ -39,7 +39,7 @@ def image_shape(model: ir.Model, value: ir.Value) -> tuple[int, int, int] | None
 def signal_length(model: ir.Model, value: ir.Value) -> int | None:
     """Samples that give `PATCHES` frames after all 1-D convolutions that a signal runs through; None without any."""
     length = None
-    for node, kernel in reversed(list(_front(value))):
+    for node, kernel in reversed(list(_front(model, value))):
         stride = node.attributes.get_ints("strides", [1])[0]
         dilation = node.attributes.get_ints("dilations", [1])[0]
         length = ((length or PATCHES) - 1) * stride + dilation * (kernel - 1) + 1
@@ -58,22 +58,13 @@ def _table_side(model: ir.Model, width: int) -> int | None:
     return None
 
 
-def _front(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+def _front(model: ir.Model, value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
     """The 1-D convolutions before the first product, in order, with their kernel sizes."""
-    pending, seen = [value], {value}
-    while pending:
-        current = pending.pop(0)
-        for node, index in current.uses():
-            if node.op_type in _END_OF_FRONT:
-                continue
-            if node.op_type == "Conv" and index == 0:
-                weight = node.inputs[1].const_value if node.inputs[1] is not None else None
-                if weight is not None and len(weight.shape) == 3:
-                    yield node, weight.shape.numpy()[2]
-            for output in node.outputs:
-                if output not in seen:
-                    seen.add(output)
-                    pending.append(output)
+    for use, _ in walk(model, value, True, lambda use, _: None if use.node.op_type in _END_OF_FRONT else True):
+        if use.node.op_type == "Conv" and use.index == 0:
+            weight = use.tensor(1)
+            if weight is not None and len(weight.shape) == 3:
+                yield use.node, weight.shape.numpy()[2]
 
 
 __all__ = ["PATCHES", "image_shape", "signal_length"]

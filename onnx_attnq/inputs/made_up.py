@@ -1,4 +1,4 @@
-"""Sample inputs made up from a model's signature, for when nobody has data.
+"""Sample inputs made up from a model's signature and graph, for when nobody has data.
 
 They run, and they exercise padding, a past, single steps and different lengths. They say nothing
 about accuracy, for which real data is needed.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -16,9 +16,21 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_attnq.errors import InvalidData
-from onnx_attnq.inputs.conv_geometry import image_shape, signal_length
-from onnx_attnq.inputs.input_roles import Role, role_of, table_rows
-from onnx_attnq.inputs.signature import Dim, ModelInput, Sample, evaluate_dim, is_expression, model_inputs
+from onnx_attnq.inputs.fitting import Fitted, fit
+from onnx_attnq.inputs.made_up_values import PADDING, follows_from_lengths, values_of
+from onnx_attnq.inputs.mask_meaning import Meaning
+from onnx_attnq.inputs.open_dims import (
+    KnownInput,
+    Lengths,
+    OpenDim,
+    first_sizes,
+    groups_of,
+    known_inputs,
+    shapes_of,
+)
+from onnx_attnq.inputs.roles import Role
+from onnx_attnq.inputs.shape_check import Misfit, ShapeCheck
+from onnx_attnq.inputs.signature import Sample, is_expression
 from onnx_attnq.model import MAX_RANK
 
 SHAPES: Final = ((2, 16), (1, 9), (2, 12), (1, 7))
@@ -27,14 +39,86 @@ SHAPES: Final = ((2, 16), (1, 9), (2, 12), (1, 7))
 PAST_LENGTH: Final = 6
 """Tokens that a decoder has seen before."""
 
-PADDING: Final = 2
-"""Positions of the last row that the mask hides: the last ones, or the first where there is a past."""
+PASTS: Final = (PAST_LENGTH, PAST_LENGTH, 0, 1)
+"""The same for the samples in turn: none is the first step of a loop, one the shortest cache there is."""
 
-MAX_BYTES: Final = 2**30
-"""The largest array that is made; a hostile model may declare an input of any size."""
+SPARE: Final = 5
+"""Places that a past has beyond what is in it, where it is a buffer."""
 
-FIRST_WORD: Final = 4
-"""Lower ids are padding and other special tokens, from which some models derive a mask."""
+MAX_BYTES: Final = 2**28
+"""The largest sample that is made: a hostile model may declare inputs of any size and number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """A sample to be, whose sizes may still change.
+
+    Attributes:
+        inputs: What the model takes.
+        lengths: The sizes from which the others follow.
+        sizes: Of the open dims.
+        seed: Of token ids and features: the caller's, and the number of the sample.
+        doubt: Why these sizes may not fit, one line; None if nothing speaks against them.
+    """
+
+    inputs: tuple[KnownInput, ...]
+    lengths: Lengths
+    sizes: Mapping[OpenDim, int]
+    seed: tuple[int, int]
+    doubt: str | None = None
+
+    def sample(self) -> Sample:
+        """The arrays.
+
+        Raises:
+            InvalidData: An input is too large to be made up.
+        """
+        # RandomState, because numpy promises that its stream never changes; that of Generator may.
+        random = np.random.RandomState(self.seed)
+        shapes = self._shapes()
+        lengths = self.lengths.fitted_to(self.inputs, shapes)
+        return {
+            entry.item.name: values_of(entry, shapes[entry.item.name], lengths, random).astype(entry.item.dtype)
+            for entry in self.inputs
+        }
+
+    def misfit(self, check: ShapeCheck) -> Misfit | None:
+        """What speaks against the sizes, by shape inference."""
+        shapes = self._shapes()
+        lengths = self.lengths.fitted_to(self.inputs, shapes)
+        values = {
+            entry.item.name: values_of(entry, shapes[entry.item.name], lengths, _NO_RANDOM).astype(entry.item.dtype)
+            for entry in self.inputs
+            if follows_from_lengths(entry.role) and math.prod(shapes[entry.item.name]) <= _SMALL
+        }
+        return check.misfit(
+            {entry.item.name: (entry.item.dtype, shapes[entry.item.name]) for entry in self.inputs}, values
+        )
+
+    def fitted(self, complaint: Callable[[Draft], Misfit | None], most_checks: int) -> Draft:
+        """The same with sizes that nothing speaks against, or with these and the reason for doubt."""
+
+        def check(sizes: Mapping[OpenDim, int]) -> Misfit | None:
+            changed = dataclasses.replace(self, sizes=sizes)
+            try:
+                return complaint(changed)
+            except InvalidData as error:  # too large
+                return Misfit(-1, "inputs", str(error))
+
+        found = fit(check, self.sizes, groups_of(self.inputs, self.sizes), most_checks=most_checks)
+        if found.misfit is None:
+            return dataclasses.replace(self, sizes=found.sizes)
+        return dataclasses.replace(self, doubt=_doubt(found))
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes = shapes_of(self.inputs, self.sizes)
+        _check_total(self.inputs, shapes)
+        return shapes
+
+
+_NO_RANDOM: Final = np.random.RandomState(0)
+_SMALL: Final = 4096
+_MOST_CHECKS: Final = 150
 
 
 def generate_samples(
@@ -42,35 +126,41 @@ def generate_samples(
 ) -> tuple[Sample, ...]:
     """Make inputs for a model; equal arguments give equal arrays on every platform.
 
-    A model that takes a past gets, in turn, a text after a past, and one token after a past.
+    A model that takes a past gets, in turn, a text after a past, and one token after a past. Sizes that the graph
+    fixes are found by shape inference.
 
     Args:
-        model: The model; only its inputs, and the shapes of some weights, are looked at.
+        model: The model; only its inputs, its graph, and the shapes of some weights, are looked at.
         count: How many samples.
         seed: Of token ids and features.
         shapes: (batch, length) of the samples, in turn, where the model leaves them open.
 
     Raises:
         InvalidModel: An input is not a tensor.
-        InvalidData: An input is too large to be made up.
+        InvalidData: The inputs are too large to be made up.
     """
-    values = {value.name: value for value in model.graph.inputs}
-    inputs = [_Input.of(model, values[item.name], item) for item in model_inputs(model)]
-    # onnxruntime takes several rows of several tokens only without a past.
-    prompts_have_past = not any(node.op_type == "GroupQueryAttention" for node in model.graph.all_nodes())
-    # RandomState, because numpy promises that its stream never changes; that of Generator may.
-    random = np.random.RandomState(seed)
-    samples = []
+    return tuple(draft.sample() for draft in draft_samples(model, count, seed, shapes))
+
+
+def draft_samples(
+    model: ir.Model, count: int = len(SHAPES), seed: int = 0, shapes: Sequence[tuple[int, int]] = SHAPES
+) -> tuple[Draft, ...]:
+    """What `generate_samples` makes arrays of."""
+    inputs = known_inputs(model)
+    check = ShapeCheck(model)
+    drafts: list[Draft] = []
+    learned: dict[OpenDim, int] = {}
     for index in range(count):
-        batch, tokens = shapes[index % len(shapes)]
-        encoder = shapes[(index + 1) % len(shapes)][1]
-        past = 0
-        if any(entry.role is Role.PAST for entry in inputs):
-            is_step = index % 2 == 1
-            tokens = 1 if is_step else tokens
-            past = PAST_LENGTH if is_step or prompts_have_past else 0
-        samples.append(_sample(inputs, _Lengths(batch, tokens, past, encoder).fitted_to(inputs), random))
-    return tuple(samples)
+        lengths = _lengths(model, inputs, index, shapes)
+        declared = lengths.fitted_to(inputs, {entry.item.name: entry.dims for entry in inputs})
+        first = first_sizes(inputs, declared)
+        draft = Draft(inputs, declared, {**first, **learned}, (seed, index))
+        if first and (not drafts or drafts[0].doubt is None):
+            draft = draft.fitted(lambda changed: changed.misfit(check), _MOST_CHECKS)
+            # What the graph fixes it fixes for every sample.
+            learned |= {dim: size for dim, size in draft.sizes.items() if size != first[dim]}
+        drafts.append(draft)
+    return tuple(drafts)
 
 
 def edge_samples(model: ir.Model, seed: int = 0) -> tuple[Sample, ...]:
@@ -81,14 +171,14 @@ def edge_samples(model: ir.Model, seed: int = 0) -> tuple[Sample, ...]:
     Returns:
         Up to two samples: one for a model with a mask, one for a model that takes real numbers.
     """
-    (base,) = generate_samples(model, 1, seed)
-    values = {value.name: value for value in model.graph.inputs}
-    roles = {item.name: role_of(model, values[item.name], item) for item in model_inputs(model)}
-    masks = [name for name, role in roles.items() if role is Role.MASK and base[name].ndim > 1]
-    features = [name for name, role in roles.items() if role is Role.FEATURES and base[name].size]
+    (draft,) = draft_samples(model, 1, seed)
+    base = draft.sample()
+    masks = [entry for entry in draft.inputs if entry.role is Role.MASK and base[entry.item.name].ndim > 1]
+    features = [entry.item.name for entry in draft.inputs if entry.role is Role.FEATURES and base[entry.item.name].size]
     found: list[Sample] = []
     if masks:
-        found.append({**base, **{name: _with_hidden_row(base[name]) for name in masks}})
+        hidden = {entry.item.name: _with_hidden_row(base[entry.item.name], entry.meaning) for entry in masks}
+        found.append({**base, **hidden})
     if features:
         spoiled = base[features[0]].copy()
         spoiled.flat[-1] = np.nan
@@ -96,159 +186,54 @@ def edge_samples(model: ir.Model, seed: int = 0) -> tuple[Sample, ...]:
     return tuple(found)
 
 
-def _with_hidden_row(mask: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _with_hidden_row(mask: npt.NDArray[Any], meaning: Meaning | None) -> npt.NDArray[Any]:
     """The mask, with nothing visible in the last row of the batch."""
     hidden = mask.copy()
-    # As in `_values`: an additive mask is one of real numbers with an axis for queries.
-    hidden[-1] = np.finfo(mask.dtype).min if mask.dtype.kind == "f" and mask.ndim > 2 else 0
+    added = meaning is Meaning.ADDED or (meaning is None and mask.dtype.kind == "f" and mask.ndim > 2)
+    hidden[-1] = np.finfo(mask.dtype).min if added else meaning is Meaning.ONE_IS_HIDDEN
     return hidden
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Input:
-    """An input and what is known about it."""
-
-    item: ModelInput
-    role: Role
-    rows: int | None
-    """Of the table that it is an index into."""
-    sizes: tuple[int | None, ...]
-    """Of its dims, where convolutions demand them."""
-
-    @classmethod
-    def of(cls, model: ir.Model, value: ir.Value, item: ModelInput) -> _Input:
-        role = role_of(model, value, item)
-        sizes: tuple[int | None, ...] = ()
-        if role is Role.FEATURES and item.shape is not None:
-            if len(item.shape) == 4 and (image := image_shape(model, value)) is not None:
-                sizes = (None, *image)
-            elif len(item.shape) in (2, 3):
-                sizes = (*[None] * (len(item.shape) - 1), signal_length(model, value))
-        return cls(item, role, table_rows(model, value), sizes)
-
-    @property
-    def dims(self) -> tuple[Dim, ...]:
-        return (None, None) if self.item.shape is None else self.item.shape
-
-    @property
-    def past_axis(self) -> int:
-        """Where the past is in an array of keys or values: (batch, heads, past, width), unless a name tells."""
-        named = [axis for axis, dim in enumerate(self.dims) if isinstance(dim, str) and "past" in dim]
-        return named[0] if named else len(self.dims) - 2
+def _lengths(model: ir.Model, inputs: Sequence[KnownInput], index: int, shapes: Sequence[tuple[int, int]]) -> Lengths:
+    """Of the sample of a number."""
+    batch, tokens = shapes[index % len(shapes)]
+    encoder = shapes[(index + 1) % len(shapes)][1]
+    pasts = [entry for entry in inputs if entry.role is Role.PAST]
+    if not pasts:
+        return Lengths(batch, tokens, 0, encoder)
+    # onnxruntime takes several rows of several tokens only without a past.
+    prompts_have_past = not any(node.op_type == "GroupQueryAttention" for node in model.graph.all_nodes())
+    is_step = index % 2 == 1
+    past = PASTS[index % len(PASTS)] if is_step or prompts_have_past else 0
+    # A buffer has room to spare, unless its length is said to be that of the past.
+    has_room = any(entry.is_buffer for entry in pasts) and not any(
+        isinstance(dim, str) and is_expression(dim) for entry in inputs for dim in entry.dims
+    )
+    return Lengths(batch, 1 if is_step else tokens, past, encoder, SPARE if has_room and index % 4 == 3 else 0)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Lengths:
-    """The sizes from which all others follow."""
-
-    batch: int
-    tokens: int
-    past: int
-    encoder: int
-
-    def fitted_to(self, inputs: Sequence[_Input]) -> _Lengths:
-        """The same, but for what the model fixes."""
-        tokens, past = self.tokens, self.past
-        for entry in inputs:
-            fixed = entry.dims
-            if entry.role is Role.TOKENS and len(fixed) == 2 and isinstance(fixed[1], int):
-                tokens = fixed[1]
-            if entry.role is Role.PAST and len(fixed) > 2 and "encoder" not in entry.item.name:
-                size = fixed[entry.past_axis]
-                past = size if isinstance(size, int) else past
-        return dataclasses.replace(self, tokens=tokens, past=past)
-
-    def guess(self, entry: _Input, axis: int) -> int:
-        """The size of an open dim, by its name, its place and the role of the input."""
-        dim = entry.dims[axis]
-        name = dim.lower() if isinstance(dim, str) else ""
-        rank = len(entry.dims)
-        if "batch" in name or (axis == 0 and rank > 1) or entry.role is Role.LAST_INDEX:
-            return self.batch
-        if axis < len(entry.sizes) and (size := entry.sizes[axis]) is not None:
-            return size
-        if "encoder" in name:
-            return self.encoder
-        if "total" in name or "max" in name or (entry.role is Role.MASK and axis == rank - 1):
-            return self.past + self.tokens
-        if "past" in name or entry.role is Role.PAST:
-            return self.past
-        return self.tokens
-
-
-def _sample(inputs: Sequence[_Input], lengths: _Lengths, random: np.random.RandomState) -> Sample:
-    symbols = _symbols(inputs, lengths)
-    return {
-        entry.item.name: _values(entry, _shape(entry, lengths, symbols), lengths, random).astype(entry.item.dtype)
+def _check_total(inputs: Sequence[KnownInput], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    # numpy counts the axes of size 0 out, too.
+    sizes = {
+        entry.item.name: math.prod(max(size, 1) for size in shapes[entry.item.name]) * max(entry.item.dtype.itemsize, 1)
         for entry in inputs
     }
+    if not sizes:
+        return
+    largest = max(sizes, key=lambda name: (len(shapes[name]) > MAX_RANK, sizes[name]))
+    if len(shapes[largest]) > MAX_RANK or sizes[largest] > MAX_BYTES:
+        raise InvalidData(f"input {largest!r} of shape {shapes[largest]} is too large to be made up; give data")
+    if (total := sum(sizes.values())) > MAX_BYTES:
+        raise InvalidData(
+            f"the inputs, the largest of which is {largest!r} of shape {shapes[largest]}, need {total >> 20} MiB, "
+            f"which is too large to be made up (limit {MAX_BYTES >> 20} MiB); give data"
+        )
 
 
-def _symbols(inputs: Sequence[_Input], lengths: _Lengths) -> dict[str, int]:
-    """The sizes of all symbols; and of all expressions, which follow from the symbols if these are known."""
-    symbols: dict[str, int] = {}
-    named = [
-        (dim, lengths.guess(entry, axis))
-        for entry in sorted(inputs, key=lambda entry: entry.role.value)
-        for axis, dim in enumerate(entry.dims)
-        if isinstance(dim, str)
-    ]
-    for dim, guess in sorted(named, key=lambda pair: is_expression(pair[0])):
-        computed = evaluate_dim(dim, symbols)
-        symbols[dim] = guess if computed is None or computed < 0 else computed
-    return symbols
+def _doubt(found: Fitted[OpenDim]) -> str:
+    """What stands against the sizes, and what was tried."""
+    tried = [f"{dim}: {', '.join(map(str, sizes[:8]))}" for dim, sizes in found.tried.items() if len(sizes) > 3]
+    return f"{found.misfit}" + (f"; tried {'; '.join(tried[:4])}" if tried else "")
 
 
-def _shape(entry: _Input, lengths: _Lengths, symbols: Mapping[str, int]) -> tuple[int, ...]:
-    shape = tuple(
-        symbols[dim] if isinstance(dim, str) else lengths.guess(entry, axis) if dim is None else dim
-        for axis, dim in enumerate(entry.dims)
-    )
-    # numpy counts the axes of size 0 out, too, and random numbers are float64 at first.
-    if len(shape) > MAX_RANK or math.prod(max(size, 1) for size in shape) * 8 > MAX_BYTES:
-        raise InvalidData(f"input {entry.item.name!r} of shape {shape} is too large to be made up; give data")
-    return shape
-
-
-def _values(
-    entry: _Input, shape: tuple[int, ...], lengths: _Lengths, random: np.random.RandomState
-) -> npt.NDArray[Any]:
-    total = lengths.past + lengths.tokens
-    whole = entry.item.dtype.kind in "biu"
-    match entry.role:
-        case Role.TOKENS:
-            rows = entry.rows or 1
-            lowest = min(FIRST_WORD, rows - 1)
-            return lowest + np.floor(random.random_sample(shape) * (rows - lowest))
-        case Role.POSITIONS:
-            positions = lengths.past + (np.arange(shape[-1]) if shape else np.array(0))
-            return np.broadcast_to(positions if entry.rows is None else np.minimum(positions, entry.rows - 1), shape)
-        case Role.MASK:
-            visible = _visible(shape, lengths)
-            # One for tokens; or, if it has an axis for queries and is not whole, what is added to the scores.
-            return visible if whole or len(shape) <= 2 else np.where(visible, 0.0, -1e4)
-        case Role.LAST_INDEX:
-            return np.full(shape, total - 1)
-        case Role.TOTAL_LENGTH:
-            return np.full(shape, total)
-        case Role.SWITCH:
-            return np.full(shape, lengths.tokens == 1)
-        case Role.SEGMENTS:
-            return np.zeros(shape)
-        case Role.OTHER:
-            return np.ones(shape)
-        case Role.PAST if whole:
-            return np.full(shape, lengths.past)
-        case Role.PAST | Role.FEATURES:
-            # Uniform with variance 1: unlike the normal distribution it needs no logarithm, which differs by platform.
-            return (random.random_sample(shape) * 2 - 1) * math.sqrt(3)
-
-
-def _visible(shape: tuple[int, ...], lengths: _Lengths) -> npt.NDArray[np.bool_]:
-    visible = np.ones(shape, dtype=np.bool_)
-    if len(shape) > 1 and min(shape) > 0 and shape[-1] > PADDING + 1:
-        visible[-1, ..., slice(PADDING) if lengths.past else slice(-PADDING, None)] = False
-    return visible
-
-
-__all__ = ["PADDING", "PAST_LENGTH", "SHAPES", "edge_samples", "generate_samples"]
+__all__ = ["PADDING", "PAST_LENGTH", "SHAPES", "Draft", "draft_samples", "edge_samples", "generate_samples"]

@@ -1,7 +1,8 @@
-"""Sample inputs: read from files and checked against the model's signature, or made up (`generate`)."""
+"""Sample inputs: read from files and checked against the model's signature, or made up (`made_up`)."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_attnq.errors import InvalidData, InvalidModel
-from onnx_attnq.inputs.made_up import generate_samples
+from onnx_attnq.inputs.shape_check import ShapeCheck
 from onnx_attnq.inputs.signature import ModelInput, Sample, evaluate_dim, model_inputs
 from onnx_attnq.model import check_tensor
 
@@ -35,12 +36,13 @@ def load_samples(path: str | os.PathLike[str], model: ir.Model) -> tuple[Sample,
     * a folder with folders test_data_set_0, test_data_set_1, … of these.
 
     Samples may have different lengths where the model's dims are symbolic. Whole numbers of another
-    type are converted if every value fits; nothing else is. Pickled objects are refused.
+    type are converted if every value fits; nothing else is. Pickled objects are refused. An input with an initializer
+    may be missing.
 
     Raises:
         InvalidData: Nothing there, not readable, or not what the model takes. The line names file and input.
     """
-    inputs = model_inputs(model)
+    inputs = _Inputs(model_inputs(model, with_defaults=True), ShapeCheck(model))
     place = Path(path)
     if not place.exists():
         raise InvalidData(f"{place} does not exist")
@@ -57,25 +59,42 @@ def load_samples(path: str | os.PathLike[str], model: ir.Model) -> tuple[Sample,
     return tuple(_load_file(file, inputs) for file in files)
 
 
-def check_sample(sample: Sample, inputs: Iterable[ModelInput], source: str) -> Sample:
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+    """What samples are held against."""
+
+    items: tuple[ModelInput, ...]
+    graph: ShapeCheck
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The names that must be there."""
+        return tuple(item.name for item in self.items if not item.has_default)
+
+
+def check_sample(sample: Sample, inputs: Iterable[ModelInput], source: str, graph: ShapeCheck | None = None) -> Sample:
     """The sample in the model's order and types.
 
     Args:
         sample: Arrays by input name.
         inputs: What the model takes.
         source: Where the sample comes from, for messages.
+        graph: Is asked where a symbol has two sizes: some exporters use one name for two things, and what the graph
+            takes is right. None refuses such a sample.
 
     Raises:
         InvalidData: A name, type, rank, static dim, or symbolic dim does not fit.
     """
     inputs = tuple(inputs)
     expected = [item.name for item in inputs]
-    if missing := [name for name in expected if name not in sample]:
+    if missing := [item.name for item in inputs if item.name not in sample and not item.has_default]:
         raise InvalidData(f"{source}: input {missing[0]!r} is missing; the file has {_names(sample)}")
     if extra := [name for name in sample if name not in expected]:
         raise InvalidData(f"{source}: {extra[0]!r} is not an input of the model; its inputs are {_names(expected)}")
+    inputs = tuple(item for item in inputs if item.name in sample)
     checked = {item.name: _convert(sample[item.name], item, source) for item in inputs}
-    _check_symbols(checked, inputs, source)
+    if (problem := _symbol_problem(checked, inputs)) is not None and (graph is None or _misfit(checked, graph)):
+        raise InvalidData(f"{source}: {problem}")
     return checked
 
 
@@ -96,29 +115,35 @@ def attention_mask_of(sample: Sample) -> npt.NDArray[np.bool_] | None:
     return None
 
 
-def _load_file(file: Path, inputs: tuple[ModelInput, ...]) -> Sample:
+def _misfit(sample: Sample, graph: ShapeCheck) -> bool:
+    shapes = {name: (array.dtype, array.shape) for name, array in sample.items()}
+    return graph.misfit(shapes, sample) is not None
+
+
+def _load_file(file: Path, inputs: _Inputs) -> Sample:
     if file.suffix not in (".npz", ".npy"):
         raise InvalidData(f"{file} is neither .npz nor .npy nor a folder")
     loaded = _read(file, _read_numpy)
     if isinstance(loaded, np.ndarray):
-        if len(inputs) != 1:
-            raise InvalidData(f"{file} holds one array, but the model has the inputs {_names(i.name for i in inputs)}")
-        loaded = {inputs[0].name: loaded}
-    return check_sample(loaded, inputs, str(file))
+        if len(inputs.required) != 1:
+            raise InvalidData(f"{file} holds one array, but the model has the inputs {_names(inputs.required)}")
+        loaded = {inputs.required[0]: loaded}
+    return check_sample(loaded, inputs.items, str(file), inputs.graph)
 
 
-def _load_folder(folder: Path, inputs: tuple[ModelInput, ...]) -> Sample:
+def _load_folder(folder: Path, inputs: _Inputs) -> Sample:
     files = _sorted(folder.glob("input_*.pb"))
-    if len(files) != len(inputs):
-        raise InvalidData(
-            f"{folder} has {len(files)} files input_*.pb, but the model has the inputs {_names(i.name for i in inputs)}"
-        )
+    required, everything = inputs.required, tuple(item.name for item in inputs.items)
     named = [_read(file, _read_tensor) for file in files]
-    expected = [item.name for item in inputs]
-    if sorted(name for name, _ in named) == sorted(expected):
-        return check_sample(dict(named), inputs, str(folder))
+    names = tuple(name for name, _ in named)
+    if len(set(names)) < len(names) or not set(required) <= set(names) <= set(everything):
+        if len(files) not in (len(required), len(everything)):
+            raise InvalidData(
+                f"{folder} has {len(files)} files input_*.pb, but the model has the inputs {_names(required)}"
+            )
+        names = required if len(files) == len(required) else everything
     arrays = (array for _, array in named)
-    return check_sample(dict(zip(expected, arrays, strict=True)), inputs, str(folder))
+    return check_sample(dict(zip(names, arrays, strict=True)), inputs.items, str(folder), inputs.graph)
 
 
 def _read(file: Path, reader: Callable[[Path], Any]) -> Any:
@@ -165,8 +190,8 @@ def _convert(array: npt.NDArray[Any], item: ModelInput, source: str) -> npt.NDAr
     return array
 
 
-def _check_symbols(sample: Sample, inputs: tuple[ModelInput, ...], source: str) -> None:
-    """Equal symbols stand for equal sizes, and sums for the sum."""
+def _symbol_problem(sample: Sample, inputs: tuple[ModelInput, ...]) -> str | None:
+    """Equal symbols stand for equal sizes, and sums for the sum; one line if they do not."""
     sizes: dict[str, tuple[int, str]] = {}
     dims = [
         (item.name, dim, size)
@@ -177,15 +202,14 @@ def _check_symbols(sample: Sample, inputs: tuple[ModelInput, ...], source: str) 
     for name, dim, size in dims:
         known, first = sizes.setdefault(dim, (size, name))
         if known != size:
-            raise InvalidData(
-                f"{source}: {dim!r} is {known} in input {first!r}, but {size} in input {name!r}; they must be equal"
-            )
+            return f"{dim!r} is {known} in input {first!r}, but {size} in input {name!r}; they must be equal"
     values = {dim: size for dim, (size, _) in sizes.items()}
     for name, dim, size in dims:
         plain = {symbol: value for symbol, value in values.items() if symbol != dim}
         computed = evaluate_dim(dim, plain)
-        if computed is not None and computed != size:
-            raise InvalidData(f"{source}: {dim!r} must be {computed} in input {name!r}, but is {size}")
+        if computed is not None and computed >= 0 and computed != size:
+            return f"{dim!r} must be {computed} in input {name!r}, but is {size}"
+    return None
 
 
 def _sorted(paths: Iterable[Path]) -> list[Path]:
@@ -197,4 +221,4 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names)
 
 
-__all__ = ["MASK_NAMES", "Sample", "attention_mask_of", "check_sample", "generate_samples", "load_samples"]
+__all__ = ["MASK_NAMES", "Sample", "attention_mask_of", "check_sample", "load_samples"]

@@ -28,11 +28,13 @@ class ModelInput:
         name: The name to feed it by.
         dtype: Its numpy type; bfloat16 and the 8-bit floats come from ml_dtypes.
         shape: Its dims, or None when not even the rank is known.
+        has_default: Whether an initializer of the same name is what it holds unless it is fed.
     """
 
     name: str
     dtype: np.dtype
     shape: tuple[Dim, ...] | None
+    has_default: bool = False
 
     def __str__(self) -> str:
         """As in an error message: int64[batch, 12]."""
@@ -40,20 +42,25 @@ class ModelInput:
         return f"{self.dtype.name}[{dims}]"
 
 
-def model_inputs(model: ir.Model) -> tuple[ModelInput, ...]:
-    """The inputs that must be fed, in the model's order; those with an initializer have a value already.
+def model_inputs(model: ir.Model, *, with_defaults: bool = False) -> tuple[ModelInput, ...]:
+    """The inputs that must be fed, in the model's order.
+
+    Args:
+        model: The model.
+        with_defaults: Also those that may be fed: from IR version 4 on, an input with an initializer is optional.
 
     Raises:
         InvalidModel: An input is a sequence, an optional, or has no type.
     """
     found = []
     for value in model.graph.inputs:
-        if value.name in model.graph.initializers:
+        has_default = value.name in model.graph.initializers
+        if has_default and not (with_defaults and model.ir_version >= 4):
             continue
         if not isinstance(value.type, ir.TensorType) or value.dtype in (None, ir.DataType.UNDEFINED):
             raise InvalidModel(f"input {value.name!r} is not a tensor of known type: it is {value.type}")
         shape = None if value.shape is None else tuple(map(_dim, value.shape))
-        found.append(ModelInput(str(value.name), np.dtype(value.type.dtype.numpy()), shape))
+        found.append(ModelInput(str(value.name), np.dtype(value.type.dtype.numpy()), shape, has_default))
     return tuple(found)
 
 

@@ -68,6 +68,8 @@ class Session:
         except _ERRORS as error:
             raise InvalidModel(f"{name}: onnxruntime does not load it: {_first_line(error)}") from None
         self.inputs = tuple(value.name for value in self._session.get_inputs())
+        # Those with an initializer may be fed, too.
+        self._fed = {*self.inputs, *(value.name for value in self._session.get_overridable_initializers())}
         self.outputs = tuple(value.name for value in self._session.get_outputs())
 
     def run(self, sample: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] | None = None) -> Arrays:
@@ -81,7 +83,7 @@ class Session:
             InvalidData: onnxruntime does not take the sample.
         """
         names = self.outputs if outputs is None else tuple(outputs)
-        feeds = {name: array for name, array in sample.items() if name in self.inputs}
+        feeds = {name: array for name, array in sample.items() if name in self._fed}
         try:
             return dict(zip(names, map(np.asarray, self._session.run(names, feeds)), strict=True))
         except (*_ERRORS, ValueError) as error:
