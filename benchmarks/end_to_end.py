@@ -14,7 +14,8 @@ from pathlib import Path
 import onnx
 from bert import bert
 
-from onnx_attnq.job import bench, compress
+from onnx_attnq.job import TimingSettings, bench, compress
+from onnx_attnq.run import RunSettings
 
 
 def main() -> None:
@@ -35,14 +36,13 @@ def main() -> None:
             quantized = Path(folder, "bert.int8.onnx")
             quantize_dynamic(original, quantized, weight_type=QuantType.QInt8)
             original = quantized
-        result = compress(original, rewritten, verification=False)
+        result = compress(original, rewritten, verification=None)
         print(f"{len(result.sites.sites)} sites, {arguments.threads} threads")
         timings, missing = bench(
             original,
             [rewritten],
-            tokens=arguments.tokens or [128, 512],
-            threads=arguments.threads,
-            repeats=arguments.repeats,
+            settings=TimingSettings(tuple(arguments.tokens or (128, 512)), repeats=arguments.repeats),
+            run=RunSettings(arguments.threads),
         )
         print(f"{'variant':32} tokens    CPU ms   ratio  peak MB")
         for t in timings:

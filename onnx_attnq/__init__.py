@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onnx_attnq.rewriting import (
         Plan,
         Record,
+        RewriteSettings,
         SitePlan,
         load_plan,
         read_record,
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
         save_plan,
         uniform_plan,
     )
-    from onnx_attnq.run import native_library, session
+    from onnx_attnq.run import RunSettings, native_library, session
     from onnx_attnq.scheme import PRESETS, QuantScheme, preset
-    from onnx_attnq.verification import Limit, Verification, verify
+    from onnx_attnq.verification import Limit, Limits, Verification, VerifySettings, verify
 
 _NAMES = {
     "diff": ("Difference", "ModelDiff", "canonicalize", "diff_models", "fingerprint"),
@@ -42,12 +43,12 @@ _NAMES = {
     "job": ("Compression", "compress"),
     "model": ("load", "save", "structure_hash"),
     "rewriting": (
-        *("Plan", "Record", "SitePlan", "load_plan", "read_record"),
+        *("Plan", "Record", "RewriteSettings", "SitePlan", "load_plan", "read_record"),
         *("revert", "rewrite", "save_plan", "uniform_plan"),
     ),
-    "run": ("native_library", "session"),
+    "run": ("RunSettings", "native_library", "session"),
     "scheme": ("PRESETS", "QuantScheme", "preset"),
-    "verification": ("Limit", "Verification", "verify"),
+    "verification": ("Limit", "Limits", "Verification", "VerifySettings", "verify"),
 }
 """The package that each public name is imported from: the imports above, for the interpreter (PEP 562)."""
 
@@ -61,14 +62,18 @@ __all__ = [
     "Difference",
     "Exposed",
     "Limit",
+    "Limits",
     "ModelDiff",
     "Plan",
     "QuantScheme",
     "Record",
     "Rejection",
+    "RewriteSettings",
+    "RunSettings",
     "SitePlan",
     "Sites",
     "Verification",
+    "VerifySettings",
     "__version__",
     "canonicalize",
     "compress",

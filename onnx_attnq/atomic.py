@@ -160,7 +160,7 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
 _NEVER: Final = "which is never replaced"
 
 _SYSTEM: Final = (("/", "dev"), ("/", "proc"), ("/", "sys"))
-"""Folders of devices, where nothing belongs: /dev/stdout is a link to a regular file when output is redirected to one."""
+"""Folders of devices, where nothing belongs: /dev/stdout links to a regular file when output is redirected to one."""
 
 _KINDS: Final = {
     stat.S_IFDIR: "a folder",

@@ -59,3 +59,15 @@ class VerificationFailed(AttnqError):
     """The rewritten model does not do what it should, or deviates more than was allowed."""
 
     exit_code = 1
+
+
+def first_line(error: BaseException) -> str:
+    r"""What an error of another library says, in one line that can be shown: no more than 300 characters.
+
+    >>> first_line(ValueError("no such axis\nat node 3"))
+    'no such axis'
+    >>> first_line(KeyError())
+    'KeyError'
+    """
+    line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return "".join(character if character.isprintable() else "?" for character in line)

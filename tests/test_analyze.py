@@ -25,6 +25,7 @@ from onnx_attnq.cli import cli
 from onnx_attnq.errors import AttnqError, InvalidData
 from onnx_attnq.report.html_report import report_html
 from onnx_attnq.report.tables import study_csv, study_json
+from onnx_attnq.run import RunSettings
 from onnx_attnq.scheme import preset
 from onnx_attnq.study import (
     METRICS,
@@ -189,9 +190,9 @@ def test_a_model_without_attention_says_what_was_found_instead(tmp_path):
 
 def test_weights_on_disk_change_nothing(model, data, monkeypatch):
     samples = [tokens([5, 9])]
-    before = analyze(model, samples, "x", threads=1)
+    before = analyze(model, samples, "x", run=RunSettings(1))
     monkeypatch.setattr("onnx_attnq.model.mapped.LARGE_WEIGHTS", 1)
-    after = analyze(model, samples, "x", threads=1)
+    after = analyze(model, samples, "x", run=RunSettings(1))
     assert study_csv(before) == study_csv(after)
 
 

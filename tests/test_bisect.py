@@ -11,13 +11,13 @@ import small_models
 from onnx_attnq.cli import main
 from onnx_attnq.errors import InvalidModel, InvalidScheme
 from onnx_attnq.inputs import generate_samples
-from onnx_attnq.job import compress
+from onnx_attnq.job import compress, plan_only
 from onnx_attnq.model import load, structure_hash
-from onnx_attnq.rewriting import Plan, SitePlan, save_plan
+from onnx_attnq.rewriting import Plan, RewriteSettings, SitePlan, save_plan
 from onnx_attnq.run import Session
 from onnx_attnq.scheme import preset
-from onnx_attnq.verification import Bounds, Tolerance, bisect, compare_models
-from onnx_attnq.verification.deviation import compare
+from onnx_attnq.verification import Limit, Limits, bisect, verify
+from onnx_attnq.verification.deviation import deviation_of
 
 LAYERS = 4
 MILD = preset(bits=8, threshold=1e-6)
@@ -52,9 +52,14 @@ def original(tmp_path_factory):
 
 
 def rewrite(original, target, harsh=()):
-    ids = [site.id for site in compress(original, dry_run=True).sites.sites]
+    ids = [site.id for site in plan_only(original).sites.sites]
     entries = tuple(SitePlan(site, HARSH if i in harsh else MILD) for i, site in enumerate(ids))
-    compress(original, target, plan=Plan(structure_hash(load(original)), entries), verification=False)
+    compress(
+        original,
+        target,
+        rewriting=RewriteSettings(plan=Plan(structure_hash(load(original)), entries)),
+        verification=None,
+    )
     return ids
 
 
@@ -76,13 +81,13 @@ def test_figures_are_what_a_run_gives(original, tmp_path):
     found = bisect(original, tmp_path / "b.onnx", samples)
     entries = tuple(SitePlan(site, MILD) if i != 1 else SitePlan(site, None, "by hand") for i, site in enumerate(ids))
     plan = Plan(structure_hash(load(original)), entries)
-    compress(original, tmp_path / "c.onnx", plan=plan, verification=False)
+    compress(original, tmp_path / "c.onnx", rewriting=RewriteSettings(plan=plan), verification=None)
     a, c = Session(original), Session(tmp_path / "c.onnx")
     x = np.concatenate([a.run(sample)["y"].ravel() for sample in samples])
     y = np.concatenate([c.run(sample)["y"].ravel() for sample in samples])
     # float32 sums, in float64: the cancellation in a norm of a difference leaves half of the digits.
     assert found.sites[0].without == pytest.approx(np.linalg.norm(y - x) / np.linalg.norm(x), rel=1e-3, abs=1e-7)
-    whole = compare_models(load(original), load(tmp_path / "b.onnx"), samples).runs["standard"].outputs["y"]
+    whole = verify(load(original), load(tmp_path / "b.onnx"), samples).runs["standard"].outputs["y"]
     assert found.deviation == whole.deviation.relative_error
 
 
@@ -90,13 +95,13 @@ def test_tolerances_say_how_many_sites_to_leave(original, tmp_path):
     ids = rewrite(original, tmp_path / "b.onnx", [0, 2])
     samples = generate_samples(load(original))
     plain = bisect(original, tmp_path / "b.onnx", samples)
-    loose = bisect(original, tmp_path / "b.onnx", samples, bounds=Bounds(atol=1e3))
+    loose = bisect(original, tmp_path / "b.onnx", samples, limits=Limits(atol=1e3))
     assert loose.exclude == ()
     assert loose.remaining == loose.deviation == plain.deviation
-    mild = bisect(original, tmp_path / "b.onnx", samples, bounds=Bounds((Tolerance("cosine", 0.99999),)))
+    mild = bisect(original, tmp_path / "b.onnx", samples, limits=Limits((Limit("cosine", 0.99999),)))
     assert set(mild.exclude) == {ids[0], ids[2]}
     assert mild.remaining < mild.deviation
-    everything = bisect(original, tmp_path / "b.onnx", samples, bounds=Bounds(atol=0.0, rtol=0.0))
+    everything = bisect(original, tmp_path / "b.onnx", samples, limits=Limits(atol=0.0, rtol=0.0))
     assert set(everything.exclude) == set(ids)
     assert everything.remaining == 0.0
 
@@ -108,7 +113,7 @@ def test_what_it_suggests_mends_the_model(original, tmp_path, capsys):
         main(arguments)
     assert not stop.value.code
     lines = {entry["id"]: entry for entry in json.loads(capsys.readouterr().out)["plan"]}
-    plan = compress(original, scheme=MILD, dry_run=True).plan
+    plan = plan_only(original, RewriteSettings(MILD)).plan
     data = plan.to_json()
     data["sites"] = [lines.get(entry["id"], entry) for entry in data["sites"]]
     save_plan(Plan.from_json(data), tmp_path / "plan.json")
@@ -139,12 +144,12 @@ def test_models_that_do_not_belong_together(original, tmp_path):
     with pytest.raises(InvalidModel, match="was made from another model"):
         bisect(other, tmp_path / "b.onnx", samples)
     with pytest.raises(InvalidScheme, match="no output is called so"):
-        bisect(original, tmp_path / "b.onnx", samples, bounds=Bounds((Tolerance("cosine", 0.9, "z"),)))
+        bisect(original, tmp_path / "b.onnx", samples, limits=Limits((Limit("cosine", 0.9, "z"),)))
 
 
 def test_relative_error_against_numpy():
     random = np.random.default_rng(0)
     x, y = random.standard_normal((2, 100))
-    assert compare(x, y).relative_error == pytest.approx(np.linalg.norm(x - y) / np.linalg.norm(x))
-    assert compare(np.zeros(3), np.zeros(3)).relative_error == 0.0
-    assert compare(np.zeros(3), np.ones(3)).relative_error == np.inf
+    assert deviation_of(x, y).relative_error == pytest.approx(np.linalg.norm(x - y) / np.linalg.norm(x))
+    assert deviation_of(np.zeros(3), np.zeros(3)).relative_error == 0.0
+    assert deviation_of(np.zeros(3), np.ones(3)).relative_error == np.inf

@@ -14,14 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_attnq.cli import main
-from onnx_attnq.errors import InvalidModel, InvalidScheme, VerificationFailed
+from onnx_attnq.errors import InvalidModel, InvalidScheme
 from onnx_attnq.inputs import generate_samples
 from onnx_attnq.inputs.made_up import edge_samples
 from onnx_attnq.job import compress
 from onnx_attnq.model import load
-from onnx_attnq.verification import Bounds, Tolerance, compare_models
-from onnx_attnq.verification.deviation import METRICS
-from onnx_attnq.verification.two_models import QUANTILES, compare_output
+from onnx_attnq.verification import Limit, Limits
+from onnx_attnq.verification import verify as compare_models
+from onnx_attnq.verification.deviation import FIGURES
+from onnx_attnq.verification.outputs import QUANTILES, OutputComparison
 
 MODELS = Path(__file__).parent / "models"
 
@@ -55,33 +56,43 @@ def test_figures_against_numpy(seed, size, rtol, atol):
     b = [x + random.standard_normal(x.shape).astype(np.float32) * 0.1 for x in a]
     a[0].flat[0] = b[0].flat[0] = np.nan
     a[1].flat[0], b[1].flat[1] = np.inf, -np.inf
-    found = compare_output("y", a, b, rtol=rtol, atol=atol)
+    output = OutputComparison(rtol=rtol, atol=atol)
+    for pair in zip(a, b, strict=True):
+        output.add(*pair)
+    found = output.result()
     x, y = np.concatenate(a).astype(np.float64).ravel(), np.concatenate(b).astype(np.float64).ravel()
     both = np.isfinite(x) & np.isfinite(y)
     far = ~np.isclose(y, x, rtol=rtol, atol=atol, equal_nan=True)
     assert found.far == (far & both).sum()
-    assert found.kinds == (far & ~both).sum() == 2
+    assert found.deviation.one_sided == (far & ~both).sum() == 2
     for name, q in QUANTILES.items():
         assert found.figure(name) == pytest.approx(np.quantile(np.abs(x - y)[both], q))
 
 
 @given(
-    st.sampled_from([*METRICS, *QUANTILES]), st.floats(0, 1e6), st.none() | st.sampled_from(["y", "a:b", "logits>=1"])
+    st.sampled_from([*FIGURES, *QUANTILES]), st.floats(0, 1e6), st.none() | st.sampled_from(["y", "a:b", "logits>=1"])
 )
 def test_tolerances_survive_being_written(metric, value, output):
-    tolerance = Tolerance(metric, float(f"{value:g}"), output)
-    assert Tolerance.parse(str(tolerance)) == tolerance
+    tolerance = Limit(metric, float(f"{value:g}"), output)
+    assert Limit.parse(str(tolerance)) == tolerance
 
 
-@pytest.mark.parametrize("text", ["", "cosine", "cosine>=", "cosine=0.9", "cosin>=0.9", "cosine>=x", "y:>=1"])
-def test_what_is_no_tolerance_is_refused(text):
-    with pytest.raises(InvalidScheme, match="is no tolerance"):
-        Tolerance.parse(text)
+@pytest.mark.parametrize(
+    "text", ["", "cosine", "cosine>=", "cosine==0.9", "cosine=nan", "cosin>=0.9", "cosine>=x", "y:>=1"]
+)
+def test_what_is_no_limit_is_refused(text):
+    with pytest.raises(InvalidScheme, match="is no limit"):
+        Limit.parse(text)
+
+
+def test_an_equals_sign_stands_for_the_one_that_the_figure_demands():
+    assert Limit.parse("cosine=0.9") == Limit.parse("cosine>=0.9")
+    assert Limit.parse("y:max_abs=0.1") == Limit.parse("y:max_abs<=0.1")
 
 
 def test_a_bound_from_the_wrong_side_is_refused():
     with pytest.raises(InvalidScheme, match=r"write cosine>=0\.9"):
-        Tolerance.parse("cosine<=0.9")
+        Limit.parse("cosine<=0.9")
 
 
 def test_equal_models_pass(bert, capsys):
@@ -108,7 +119,7 @@ def test_the_tolerance_decides(bert, moved):
 
 @pytest.mark.parametrize("way", ["standard", "native"])
 def test_a_rewritten_model_is_checked_site_by_site(bert, tmp_path, way):
-    compress(bert, tmp_path / "b.onnx", verification=False)
+    compress(bert, tmp_path / "b.onnx", verification=None)
     a, b = load(bert), load(tmp_path / "b.onnx")
     found = compare_models(a, b, (*generate_samples(a), *edge_samples(a)))
     if way not in found.runs:
@@ -117,13 +128,13 @@ def test_a_rewritten_model_is_checked_site_by_site(bert, tmp_path, way):
     (check,) = found.runs[way].sites.values()
     assert check.codes > 0
     assert found.runs[way].outputs["y"].deviation.max_abs > 1e-3  # it is another model
-    tight = compare_models(a, b, generate_samples(a), bounds=Bounds((Tolerance("max_abs", 1e-6),)))
+    tight = compare_models(a, b, generate_samples(a), limits=Limits((Limit("max_abs", 1e-6),)))
     assert any(failure.startswith(way) for failure in tight.failures)
 
 
 def test_a_wrong_scheme_in_the_graph_is_found(bert, tmp_path):
     """The record says one threshold, the op has another."""
-    compress(bert, tmp_path / "b.onnx", verification=False)
+    compress(bert, tmp_path / "b.onnx", verification=None)
     b = load(tmp_path / "b.onnx")
     (op,) = [node for node in b.graph if node.domain == "onnx_attnq"]
     step = ir.tensor(op.attributes["step"].as_tensor().numpy() * np.float32(2))
@@ -148,8 +159,8 @@ def test_another_shape_of_an_output(tmp_path):
     text = '<ir_version: 8, opset_import: ["" : 17]> f (float[n] x) => (float[m] y) { y = %s }'
     a = small_models.write(small_models.parse(text % "Relu(x)"), tmp_path / "a.onnx")
     b = small_models.write(small_models.parse(text % "Concat<axis = 0>(x, x)"), tmp_path / "b.onnx")
-    with pytest.raises(VerificationFailed, match="has the shape"):
-        compare_models(load(a), load(b), [{"x": np.ones(3, np.float32)}])
+    found = compare_models(load(a), load(b), [{"x": np.ones(3, np.float32)}])
+    assert found.failures == ("standard: output 'y': the shape is [3] in A and [6] in B",)
 
 
 def test_edge_samples_hide_a_row_and_have_a_nan(bert, tmp_path):

@@ -42,7 +42,7 @@ def test_it_prints_the_output_of_the_model(program: Path, native: bool, tmp_path
     if native and native_library() is None:
         pytest.skip("the native library was not built")
     save(bert_like(17), tmp_path / "model.onnx")
-    compress(tmp_path / "model.onnx", verification=False)
+    compress(tmp_path / "model.onnx", verification=None)
     ids = np.random.default_rng(0).integers(20, size=(2, 5))
     library = str(native_library()) if native else "-"
     command = [program, tmp_path / "model.attnq.onnx", library, "2", "5", *map(str, ids.ravel())]

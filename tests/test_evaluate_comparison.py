@@ -20,6 +20,7 @@ from onnx_attnq.evaluate.data import Pair
 from onnx_attnq.evaluate.records import mean_of
 from onnx_attnq.extras import first_problem
 from onnx_attnq.job import compress
+from onnx_attnq.run import RunSettings
 from onnx_attnq.scheme import preset
 
 ACCURACY = Metric("accuracy", mean_of(0))
@@ -84,9 +85,9 @@ def softmaxes(text: str) -> np.ndarray:
 def test_share_pruned_and_kept_mass_of_a_pruned_model(original: Path, tmp_path: Path) -> None:
     threshold = 1e-2
     path = tmp_path / "pruned.onnx"
-    compress(original, path, scheme=preset("prune-only", threshold=threshold), verification=False)
+    compress(original, path, scheme=preset("prune-only", threshold=threshold), verification=None)
     model = load(path)
-    found = attention_figures(path, [model.sample(model.tokenizer([text])) for text in TEXTS], threads=1)
+    found = attention_figures(path, [model.sample(model.tokenizer([text])) for text in TEXTS], run=RunSettings(1))
     p = [softmaxes(text) for text in TEXTS]
     values = np.concatenate([rows.ravel() for rows in p])
     rows = sum(len(rows) for rows in p)
@@ -97,9 +98,9 @@ def test_share_pruned_and_kept_mass_of_a_pruned_model(original: Path, tmp_path: 
 
 
 def test_rows_of_row_log_have_mass_one(original: Path, tmp_path: Path) -> None:
-    compress(original, tmp_path / "a.onnx", verification=False)
+    compress(original, tmp_path / "a.onnx", verification=None)
     model = load(tmp_path / "a.onnx")
-    found = attention_figures(tmp_path / "a.onnx", [model.sample(model.tokenizer([TEXTS[0]]))], threads=1)
+    found = attention_figures(tmp_path / "a.onnx", [model.sample(model.tokenizer([TEXTS[0]]))], run=RunSettings(1))
     assert found.row_mass == pytest.approx(1.0, abs=1e-6)
     assert found.kept_mass < 1.0
 
@@ -110,13 +111,19 @@ def test_a_model_without_a_record_has_no_figures(original: Path) -> None:
 
 
 def test_identity_loses_nothing(original: Path, tmp_path: Path) -> None:
-    compress(original, tmp_path / "same.onnx", scheme=preset("identity"), verification=False)
-    compress(original, tmp_path / "coarse.onnx", scheme=preset("row-log", bits=1), verification=False)
+    compress(original, tmp_path / "same.onnx", scheme=preset("identity"), verification=None)
+    compress(original, tmp_path / "coarse.onnx", scheme=preset("row-log", bits=1), verification=None)
     task = SentenceSimilarity(PAIRS)
     paths = [tmp_path / "same.onnx", tmp_path / "coarse.onnx"]
     seen: list[tuple[int, int]] = []
     found = evaluate(
-        task, original, paths, tokenizer(), threads=1, resamples=50, progress=lambda *step: seen.append(step)
+        task,
+        original,
+        paths,
+        tokenizer(),
+        run=RunSettings(1),
+        resamples=50,
+        progress=lambda _, *step: seen.append(step),
     )
     same, coarse = found.compressed
     assert same.comparisons[0].relative_loss.estimate == 0.0

@@ -172,7 +172,7 @@ def test_a_model_with_fixed_shapes_is_refused(tmp_path: Path) -> None:
 def test_progress_counts_every_example(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     pairs = tuple(Pair(a, b, 1.0) for a, b in itertools.pairwise(WORDS))
-    SentenceSimilarity(pairs).records(load(attention(tmp_path)), lambda done, total: seen.append((done, total)))
+    SentenceSimilarity(pairs).records(load(attention(tmp_path)), lambda _, done, total: seen.append((done, total)))
     assert seen == [(i + 1, len(pairs)) for i in range(len(pairs))]
 
 

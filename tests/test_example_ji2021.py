@@ -11,6 +11,7 @@ import numpy as np
 from text_models import WORDS, attention, load, tokenizer
 
 from onnx_attnq.evaluate import TextModel, load_task
+from onnx_attnq.run import RunSettings
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "examples" / "ji2021"
@@ -41,7 +42,7 @@ def test_a_classifier_is_fitted_on_one_half_and_studied_on_the_other(tmp_path: P
     assert fitted.returncode == 0, fitted.stderr
     made = tmp_path / "made" / encoder.name
     held_out = load_task("text-classification", tmp_path / "made" / "held_out.tsv")
-    model = TextModel.load(made, tokenizer(), threads=1)
+    model = TextModel.load(made, tokenizer(), run=RunSettings(1))
     records = held_out.records(model)
     assert len(records) == len(SENTENCES) - len(SENTENCES) // 2
     assert records[:, 0].mean() > 0.6

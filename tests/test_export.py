@@ -23,7 +23,7 @@ from onnx_attnq.errors import CannotWrite, ExportFailed, InvalidModel
 from onnx_attnq.evaluate import TextModel, load_tokenizer
 from onnx_attnq.export import Attention, Exporter, export
 from onnx_attnq.job import compress
-from onnx_attnq.run import Session
+from onnx_attnq.run import RunSettings, Session
 
 pytestmark = [
     pytest.mark.pipeline,
@@ -44,7 +44,7 @@ def test_optimum_exports_what_it_knows(tmp_path: Path, head: str, task: str, att
     made = export(source(tmp_path / "bert", "Bert", head), tmp_path / "onnx", attention=attention)
     assert (made.task, made.exporter, made.files) == (task, Exporter.OPTIMUM, ("model.onnx",))
     assert load_tokenizer(made.folder)("red").input_ids == [2, WORDS.index("red"), 3]
-    assert len(compress(made.folder / "model.onnx", verification=True).sites.sites) == 2
+    assert len(compress(made.folder / "model.onnx").sites.sites) == 2
 
 
 def test_a_decoder_gets_a_past(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_decoder_gets_a_past(tmp_path: Path) -> None:
     assert result.verification is not None
     assert result.verification.passed
     ids = [[5, 6, 7, 8]]
-    model = TextModel.load(made.folder / "model.onnx", tokenizer(), threads=1)
+    model = TextModel.load(made.folder / "model.onnx", tokenizer(), run=RunSettings(1))
     expected = transformers.AutoModelForCausalLM.from_pretrained(folder)(torch.tensor(ids)).logits.detach().numpy()
     np.testing.assert_allclose(model.logits({"input_ids": ids}), expected, atol=ATOL)
 
@@ -64,7 +64,7 @@ def test_torch_exports_what_optimum_does_not_know(tmp_path: Path) -> None:
     folder = source(tmp_path / "ernie", "Ernie", "ForMaskedLM")
     made = export(folder, tmp_path / "onnx")
     assert (made.task, made.exporter) == ("fill-mask", Exporter.TORCH)
-    model = TextModel.load(made.folder / "model.onnx", load_tokenizer(made.folder), threads=1)
+    model = TextModel.load(made.folder / "model.onnx", load_tokenizer(made.folder), run=RunSettings(1))
     tokens = model.tokenizer(["red house big car tree"])
     reference = transformers.AutoModelForMaskedLM.from_pretrained(folder)
     expected = reference(**{name: torch.tensor(value) for name, value in tokens.items()}).logits.detach().numpy()

@@ -24,7 +24,8 @@ from onnx_attnq.evaluate import TextModel
 from onnx_attnq.export import export
 from onnx_attnq.inputs import Sample
 from onnx_attnq.job import compress
-from onnx_attnq.run import Session
+from onnx_attnq.rewriting import RewriteSettings
+from onnx_attnq.run import RunSettings, Session
 
 pytestmark = [
     pytest.mark.pipeline,
@@ -42,7 +43,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoder")
     export(source(folder / "bert", "Bert", "ForMaskedLM"), folder / "onnx")
     compress(folder / "onnx" / "model.onnx")
-    compress(folder / "onnx" / "model.onnx", folder / "onnx" / "model.inline.onnx", inline=True)
+    compress(
+        folder / "onnx" / "model.onnx", folder / "onnx" / "model.inline.onnx", rewriting=RewriteSettings(inline=True)
+    )
     return folder / "onnx"
 
 
@@ -52,7 +55,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("decoder") / "onnx"
     export(ROOT / "examples" / "decoder" / "model", folder)
     compress(folder / "model.onnx")
-    compress(folder / "model.onnx", folder / "model.inline.onnx", inline=True)
+    compress(folder / "model.onnx", folder / "model.inline.onnx", rewriting=RewriteSettings(inline=True))
     return folder
 
 
@@ -72,7 +75,7 @@ def tokens(folder: Path) -> Sample:
 
 def tokens_with_a_past(folder: Path) -> Sample:
     """Three tokens after nine whose keys and values are fed: one step of a generation."""
-    model = TextModel.load(folder / "model.attnq.onnx", None, threads=1)
+    model = TextModel.load(folder / "model.attnq.onnx", None, run=RunSettings(1))
     ids = np.random.default_rng(0).integers(5, 1000, (2, 12))
     past = model.run({"input_ids": ids[:, :9]})
     return {
@@ -90,7 +93,7 @@ def deployed(request: pytest.FixtureRequest) -> Deployed:
     name, feed = request.param
     folder = request.getfixturevalue(name)
     sample = feed(folder)
-    return Deployed(folder, sample, Session(folder / "model.attnq.onnx", threads=1).run(sample)["logits"])
+    return Deployed(folder, sample, Session(folder / "model.attnq.onnx", RunSettings(1)).run(sample)["logits"])
 
 
 def test_generation_with_a_past_gives_the_tokens_of_the_whole_sequence(decoder: Path) -> None:
@@ -155,7 +158,7 @@ def test_onnxruntime_web(encoder: Path, web: Callable[..., list[str]]) -> None:
     sample = tokens(encoder)
     ids = sample["input_ids"]
     found = np.array(web("run.mjs", encoder / "model.attnq.onnx", *ids.shape, *ids.ravel()), dtype=np.float64)
-    expected = Session(encoder / "model.attnq.onnx", threads=1).run(sample)["logits"]
+    expected = Session(encoder / "model.attnq.onnx", RunSettings(1)).run(sample)["logits"]
     np.testing.assert_allclose(found, expected.ravel(), atol=ATOL)
 
 

@@ -31,7 +31,7 @@ def rewritten(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
     original = small_models.write(small_models.attention(), folder / "a.onnx")
-    compress(original, folder / "b.onnx", verification=False)
+    compress(original, folder / "b.onnx", verification=None)
     return folder / "b.onnx"
 
 
@@ -326,7 +326,7 @@ def test_a_revert_with_data_beside_a_link_to_the_model(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     original = small_models.write_external(small_models.attention(), folder / "a.onnx")
-    compress(original, folder / "b.onnx", verification=False)
+    compress(original, folder / "b.onnx", verification=None)
     (tmp_path / "blob").mkdir()
     (folder / "b.onnx").rename(tmp_path / "blob" / "b")
     (folder / "b.onnx").symlink_to("../blob/b")

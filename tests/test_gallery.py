@@ -17,7 +17,9 @@ from onnx_attnq.errors import NothingToRewrite
 from onnx_attnq.find import expose, find_sites
 from onnx_attnq.job import compress
 from onnx_attnq.model import load
+from onnx_attnq.rewriting import RewriteSettings
 from onnx_attnq.scheme import QuantScheme, preset
+from onnx_attnq.verification import VerifySettings
 
 REFUSED_OPS = {"QAttention", "DecoderMaskedMultiHeadAttention"}
 """Fused ops that are left alone, because what they compute cannot be told from their inputs alone."""
@@ -85,7 +87,7 @@ def test_a_scheme_that_changes_nothing_reproduces_the_outputs(
     model: GalleryModel, scheme: QuantScheme, inline: bool, tmp_path: Path
 ) -> None:
     output = tmp_path / "out.onnx"
-    compress(model.path, output, scheme=scheme, inline=inline, verification=False)
+    compress(model.path, output, rewriting=RewriteSettings(scheme, inline=inline), verification=None)
     sample = model.sample()
     expected = run(model.path, sample)
     assert_close(run(output, sample), expected, tolerance(model))
@@ -94,7 +96,7 @@ def test_a_scheme_that_changes_nothing_reproduces_the_outputs(
 @EACH
 def test_eight_bits_with_a_tiny_threshold_stay_close(model: GalleryModel, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
-    compress(model.path, output, scheme=preset("row-log", bits=8, threshold=1e-6), verification=False)
+    compress(model.path, output, scheme=preset("row-log", bits=8, threshold=1e-6), verification=None)
     sample = model.sample()
     # A level is at most 2.7 % of its value away, and the errors of a row's keys cancel in part: outputs move by up to
     # 1.5 %. CLIP's embeddings move by 1.0 %; its logits are cosines of embeddings that are almost orthogonal, so that
@@ -110,11 +112,13 @@ def test_eight_bits_with_a_tiny_threshold_stay_close(model: GalleryModel, tmp_pa
 def test_three_bits_pass_the_verifier_and_load_everywhere(model: GalleryModel, inline: bool, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
     sample = model.sample()
-    result = compress(model.path, output, samples=[sample], inline=inline)
+    result = compress(
+        model.path, output, rewriting=RewriteSettings(inline=inline), verification=VerifySettings((sample,))
+    )
     assert result.verification is not None
     assert result.verification.passed, result.verification.failures
-    assert len(result.verification.sites) == model.sites
-    assert all(check.codes for check in checked_sites(result.verification.sites, model))
+    assert len(result.verification.standard.sites) == model.sites
+    assert all(check.codes for check in checked_sites(result.verification.standard.sites, model))
     if "ort-extended" not in model.name:  # onnxruntime's own optimizer saves ops that onnx does not know
         onnx.checker.check_model(str(output))
     for level in LEVELS:
@@ -131,7 +135,7 @@ def checked_sites(sites: Any, model: GalleryModel) -> list[Any]:
 def test_two_runs_write_the_same_bytes(model: GalleryModel, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        compress(model.path, tmp_path / name / "out.onnx", verification=False)
+        compress(model.path, tmp_path / name / "out.onnx", verification=None)
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert files == sorted(path.name for path in (tmp_path / "b").iterdir())
     for name in files:

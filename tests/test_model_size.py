@@ -14,7 +14,7 @@ REWRITE = """
 import resource, sys
 from pathlib import Path
 from onnx_attnq import compress
-result = compress(sys.argv[1], sys.argv[2], external_data=sys.argv[3], verification=False)
+result = compress(sys.argv[1], sys.argv[2], external_data=sys.argv[3], verification=None)
 usage = resource.getrusage(resource.RUSAGE_SELF)
 # Not ru_maxrss, which begins with the peak of the process that started this one.
 status = Path("/proc/self/status").read_text().split()

@@ -145,7 +145,7 @@ def test_attributes_of_another_size_are_refused(numbers: list[float]) -> None:
     model = attention_model(preset("row-log"), rank=3)
     (attribute,) = [a for a in model.graph.node[0].attribute if a.name == "scale"]
     attribute.t.CopyFrom(onnx.numpy_helper.from_array(np.array(numbers, np.float32), "scale"))
-    with pytest.raises(Exception, match="attribute scale (is empty|must be one number)"):
+    with pytest.raises(Exception, match=r"attribute scale (is empty|must be one number)"):
         session(model)
 
 

@@ -27,7 +27,7 @@ ATOL = 1e-5
 def test_the_library_takes_what_the_rewriter_writes(name: str, scheme: str, tmp_path: Path) -> None:
     form = FORMS[name]
     save(parse(form.text, opset=form.opset, functions=form.functions), tmp_path / "model.onnx")
-    written = compress(tmp_path / "model.onnx", scheme=preset(scheme), verification=False).output
+    written = compress(tmp_path / "model.onnx", scheme=preset(scheme), verification=None).output
     options = onnxruntime.SessionOptions()
     portable = onnxruntime.InferenceSession(str(written), options, providers=["CPUExecutionProvider"])
     options.register_custom_ops_library(str(native_library()))

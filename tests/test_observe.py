@@ -14,8 +14,10 @@ from onnx.reference import ReferenceEvaluator
 
 from onnx_attnq.errors import InvalidData, NothingToRewrite
 from onnx_attnq.find import find_sites
+from onnx_attnq.progress import no_progress
+from onnx_attnq.run import RunSettings
 from onnx_attnq.scheme import preset
-from onnx_attnq.study import EDGES, SiteStats
+from onnx_attnq.study import EDGES, SiteStats, StudySettings
 from onnx_attnq.study.mergeable_arrays import array_fields
 from onnx_attnq.study.observation import EXAMPLE_TOKENS, Source, observe
 from onnx_attnq.study.probability_statistics import measure
@@ -26,8 +28,9 @@ SOURCE = Source("model.onnx", "00" * 32, "random tokens")
 FLOAT32 = 1e-4  # relative: sums of float32 probabilities that two executions rounded differently
 
 
-def study_of(model, samples, schemes=SCHEMES, **options):
-    return observe(model, find_sites(model).sites, samples, schemes, SOURCE, threads=1, **options)
+def study_of(model, samples, schemes=SCHEMES, *, memory=2**20, progress=no_progress, **options):
+    settings, run = StudySettings(tuple(schemes), **options), RunSettings(1, memory=memory)
+    return observe(model, find_sites(model).sites, samples, SOURCE, settings=settings, run=run, progress=progress)
 
 
 def raw(model, sample, names, execution):
@@ -331,7 +334,7 @@ def test_past_keys_count_and_padding_among_them_does_not():
 def test_no_sites_and_no_samples_are_errors():
     model = encoder(layers=1)
     with pytest.raises(NothingToRewrite, match=r"model\.onnx"):
-        observe(model, (), [tokens([3])], SCHEMES, SOURCE)
+        observe(model, (), [tokens([3])], SOURCE)
     with pytest.raises(InvalidData, match="no samples"):
         study_of(model, [])
 

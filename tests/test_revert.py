@@ -18,9 +18,9 @@ from onnx_attnq.diff import diff_models
 from onnx_attnq.errors import CannotRevert, NothingToRewrite
 from onnx_attnq.graph import Snapshot
 from onnx_attnq.graph.undo import LIMIT
-from onnx_attnq.job import compress
+from onnx_attnq.job import compress, plan_only
 from onnx_attnq.model import load, save, structure_hash
-from onnx_attnq.rewriting import Plan, SitePlan, read_record, revert
+from onnx_attnq.rewriting import Plan, RewriteSettings, SitePlan, read_record, revert
 from onnx_attnq.rewriting.record import METADATA, write_record
 from onnx_attnq.scheme import preset
 
@@ -30,7 +30,7 @@ MODELS = sorted((Path(__file__).parent / "models").glob("*.onnx"))
 @pytest.fixture
 def rewritten(tmp_path):
     original = small_models.write(small_models.attention(), tmp_path / "a.onnx")
-    compress(original, tmp_path / "b.onnx", verification=False)
+    compress(original, tmp_path / "b.onnx", verification=None)
     return original, tmp_path / "b.onnx"
 
 
@@ -38,7 +38,7 @@ def rewritten(tmp_path):
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_gives_back_the_original(path, options, tmp_path):
     try:
-        compress(path, tmp_path / "b.onnx", verification=False, **options)
+        compress(path, tmp_path / "b.onnx", rewriting=RewriteSettings(**options), verification=None)
     except NothingToRewrite:
         pytest.skip("has no attention that can be rewritten")
     model = load(tmp_path / "b.onnx")
@@ -62,11 +62,11 @@ def test_gives_back_types_of_values(rewritten, tmp_path):
 
 def test_some_sites_only(tmp_path):
     path = next(path for path in MODELS if path.stem == "odd_if__ts17-script")
-    ids = [site.id for site in compress(path, dry_run=True).sites.sites]
+    ids = [site.id for site in plan_only(path).sites.sites]
     for chosen in itertools.chain.from_iterable(itertools.combinations(ids, n) for n in range(1, len(ids))):
         entries = [SitePlan(i, preset()) if i in chosen else SitePlan(i, None, "left") for i in ids]
         plan = Plan(structure_hash(load(path)), tuple(entries))
-        result = compress(path, tmp_path / "b.onnx", plan=plan, verification=False)
+        result = compress(path, tmp_path / "b.onnx", rewriting=RewriteSettings(plan=plan), verification=None)
         assert result.record.plan == plan.hash
         model = load(tmp_path / "b.onnx")
         revert(model)
@@ -118,8 +118,8 @@ def test_a_removed_node_with_subgraphs_cannot_be_put_back():
 
 def test_the_same_bytes_each_time(tmp_path):
     for path in MODELS[:1]:
-        compress(path, tmp_path / "b.onnx", verification=False)
-        compress(path, tmp_path / "c.onnx", verification=False)
+        compress(path, tmp_path / "b.onnx", verification=None)
+        compress(path, tmp_path / "c.onnx", verification=None)
         assert (tmp_path / "b.onnx").read_bytes() == (tmp_path / "c.onnx").read_bytes()
 
 
@@ -152,7 +152,7 @@ def test_inspect_reads_the_provenance(rewritten, capsys):
         main(["inspect", str(path), "--json", "-"])
     data = json.loads(capsys.readouterr().out)
     assert data["original"]["structure_hash"] == structure_hash(load(original))
-    assert data["plan"]["sha256"] == compress(original, dry_run=True).plan.hash
+    assert data["plan"]["sha256"] == plan_only(original).plan.hash
     assert data["written_by"] == read_record(load(path)).version
     assert data["sites"][0]["scheme"] == preset().to_json()
     assert data["revertible"]
@@ -160,7 +160,7 @@ def test_inspect_reads_the_provenance(rewritten, capsys):
 
 def test_the_record_of_the_first_version_is_read(tmp_path: Path) -> None:
     save(small_transformers.bert_like(17), tmp_path / "m.onnx")
-    result = compress(tmp_path / "m.onnx", verification=False)
+    result = compress(tmp_path / "m.onnx", verification=None)
     written = load(tmp_path / "m.attnq.onnx")
     data = json.loads(written.metadata_props[METADATA])
     data["original"] = data.pop("structure_hash")

@@ -21,10 +21,10 @@ from onnx_attnq.find import Form, expose, find_sites
 from onnx_attnq.inputs import generate_samples
 from onnx_attnq.job import compress
 from onnx_attnq.model import load, save, structure_hash
-from onnx_attnq.rewriting import Plan, Record, SitePlan, read_record, rewrite, uniform_plan
+from onnx_attnq.rewriting import Plan, Record, RewriteSettings, SitePlan, read_record, rewrite, uniform_plan
 from onnx_attnq.run import Session
 from onnx_attnq.scheme import QuantScheme, numerics, preset
-from onnx_attnq.verification import Limit, verify
+from onnx_attnq.verification import Limit, Limits, verify
 
 OPSETS = (11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24)
 
@@ -60,7 +60,11 @@ def sample(batch: int = 2, length: int = 6) -> dict[str, np.ndarray]:
 def test_every_opset(make, opset: int, inline: bool) -> None:  # type: ignore[no-untyped-def]
     require_opset(opset)
     original = make(opset)
-    for scheme, limits in ((preset("identity"), [Limit("max_abs", 1e-5)]), (preset(), []), (preset("ji2021"), [])):
+    for scheme, limits in (
+        (preset("identity"), Limits((Limit("max_abs", 1e-5),))),
+        (preset(), Limits()),
+        (preset("ji2021"), Limits()),
+    ):
         model, record = rewritten(original, scheme, inline=inline)
         assert len(record.sites) == 2
         assert model.graph.opset_imports[""] == opset
@@ -149,7 +153,7 @@ def test_two_runs_write_the_same_bytes(name: str, inline: bool, tmp_path: Path) 
     form = FORMS[name]
     save(parse(form.text, opset=form.opset, functions=form.functions, inferred=True), tmp_path / "m.onnx")
     for output in ("a.onnx", "b.onnx"):
-        compress(tmp_path / "m.onnx", tmp_path / output, inline=inline, verification=False)
+        compress(tmp_path / "m.onnx", tmp_path / output, rewriting=RewriteSettings(inline=inline), verification=None)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
@@ -303,7 +307,7 @@ def test_both_branches_of_an_if_are_verified_when_samples_take_both() -> None:
     (feeds,) = generate_samples(original, 1, 0)
     result = verify(original, model, [{**feeds, "c": np.array(taken)} for taken in (True, False)])
     assert result.passed, result.failures
-    assert all(check.codes for check in result.sites.values())
+    assert all(check.codes for check in result.standard.sites.values())
 
 
 def test_a_rewritten_model_has_one_fingerprint_in_memory_and_in_a_file(tmp_path: Path) -> None:
@@ -338,7 +342,7 @@ def test_fused_ops_without_a_name_are_told_apart(exclude: tuple[str, ...], kept:
     for node in model.graph:
         node.name = None
     save(model, tmp_path / "m.onnx")
-    result = compress(tmp_path / "m.onnx", exclude=exclude)
+    result = compress(tmp_path / "m.onnx", rewriting=RewriteSettings(exclude=exclude))
     written = ir.load(tmp_path / "m.attnq.onnx")
     assert [n.outputs[0].name for n in written.graph if n.op_type == "MultiHeadAttention"] == kept
     assert result.verification is not None

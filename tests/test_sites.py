@@ -20,7 +20,7 @@ from onnx_attnq.inputs import generate_samples
 from onnx_attnq.model import load, save, structure_hash
 from onnx_attnq.rewriting import rewrite, uniform_plan
 from onnx_attnq.scheme import preset
-from onnx_attnq.verification import Limit, verify
+from onnx_attnq.verification import Limit, Limits, verify
 
 SHAPES = pytest.mark.parametrize("inferred", [False, True], ids=["no shapes", "shapes"])
 
@@ -99,7 +99,7 @@ def test_identity_in_its_place_changes_nothing_and_three_bits_are_the_right_ones
     original = parse(form.text, opset=form.opset, functions=form.functions, inferred=inferred)
     samples = generate_samples(original, 1, 0)
     tolerance = 1e-2 if "float16" in form.text else 1e-5
-    for scheme, limits in ((preset("identity"), [Limit("max_abs", tolerance)]), (preset(), [])):
+    for scheme, limits in ((preset("identity"), Limits((Limit("max_abs", tolerance),))), (preset(), Limits())):
         model = original.clone()
         sites = find(model)
         plan = uniform_plan(structure_hash(original), [site.id for site in sites.sites], scheme)
@@ -107,7 +107,7 @@ def test_identity_in_its_place_changes_nothing_and_three_bits_are_the_right_ones
         onnx.checker.check_model(ir.to_proto(model))
         result = verify(original, model, samples, limits=limits)
         assert result.passed, result.failures
-        assert len(result.sites) == form.sites
+        assert len(result.standard.sites) == form.sites
 
 
 def test_a_site_knows_what_a_person_asks_for() -> None:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from onnx_attnq.evaluate import TextModel
+from onnx_attnq.run import RunSettings
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "green", "blue", "big", "small", "house", "tree", "car")
 
@@ -57,7 +58,7 @@ def attention(folder: Path, seed: int = 0, width: int = 8) -> Path:
 
 
 def load(path: Path) -> TextModel:
-    return TextModel.load(path, tokenizer(), threads=1)
+    return TextModel.load(path, tokenizer(), run=RunSettings(1))
 
 
 def _save(

@@ -22,13 +22,14 @@ from sklearn.linear_model import LogisticRegression
 
 from onnx_attnq.evaluate import TextModel, load_tokenizer
 from onnx_attnq.evaluate.data import read_labelled_texts
+from onnx_attnq.run import RunSettings
 
 HIDDEN = "last_hidden_state"
 
 
 def means(model: Path, texts: list[str]) -> npt.NDArray[np.float32]:
     """The mean hidden state of each text, (n, D)."""
-    encoder = TextModel.load(model, load_tokenizer(model.parent), threads=1)
+    encoder = TextModel.load(model, load_tokenizer(model.parent), run=RunSettings(1))
     return np.stack([encoder.run(encoder.tokenizer([text]))[HIDDEN][0].mean(axis=0) for text in texts])
 
 

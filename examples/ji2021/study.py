@@ -22,6 +22,7 @@ from onnx_attnq.cli.output import progress_bar
 from onnx_attnq.evaluate import TASKS, Evaluation, Interval, Task, evaluate, load_task, load_tokenizer
 from onnx_attnq.export import export
 from onnx_attnq.job import compress
+from onnx_attnq.run import RunSettings
 from onnx_attnq.scheme import QuantScheme, preset
 
 HERE = Path(__file__).parent
@@ -131,17 +132,18 @@ def measure(model: Path, task: Task, schemes: dict[str, QuantScheme], threads: i
     names = ("original", *schemes)
     with tempfile.TemporaryDirectory() as folder, progress_bar("Evaluating") as bar:
 
-        def progress(done: int, total: int) -> None:
+        def progress(what: str, done: int, total: int) -> None:
             number, examples = divmod(done - 1, total // len(names))
-            if bar is not None:
-                bar(f"{task.name}: {names[number]}", done, total)
-            elif examples == 0:  # a log gets a line for each model
+            bar(f"{task.name}: {names[number]}", done, total)
+            if not sys.stderr.isatty() and examples == 0:  # a log gets a line for each model
                 print(f"{task.name}: {names[number]}", file=sys.stderr, flush=True)
 
         compressed = [Path(folder) / f"{number}.onnx" for number in range(len(schemes))]
         for path, scheme in zip(compressed, schemes.values(), strict=True):
-            compress(model, path, scheme=scheme, verification=False)
-        return evaluate(task, model, compressed, load_tokenizer(model.parent), threads=threads, progress=progress)
+            compress(model, path, scheme=scheme, verification=None)
+        return evaluate(
+            task, model, compressed, load_tokenizer(model.parent), run=RunSettings(threads), progress=progress
+        )
 
 
 def markdown(title: str, schemes: dict[str, QuantScheme], found: Evaluation) -> str:

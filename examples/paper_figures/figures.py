@@ -19,7 +19,7 @@ import numpy as np
 from onnx_attnq.report import plots
 from onnx_attnq.report.picture_style import save_figure
 from onnx_attnq.scheme import preset
-from onnx_attnq.study import EDGES, MAJORITIES, Study, analyze, findings, scheme_label
+from onnx_attnq.study import EDGES, MAJORITIES, Study, StudySettings, analyze, findings, scheme_label
 from onnx_attnq.study import head_metrics as metrics
 
 HERE = Path(__file__).parent
@@ -132,7 +132,7 @@ def main() -> None:
     results = json.loads(file.read_text()) if file.exists() else {}
     for name, title, model, tokens, description, inputs in jobs:
         samples, labels = samples_of(tokens, inputs)
-        study = analyze(model, samples, description, schemes=SCHEMES, labels=labels)
+        study = analyze(model, samples, description, settings=StudySettings(SCHEMES, labels=labels))
         study = dataclasses.replace(study, model=title)  # the file is called model.onnx
         draw(study, name)
         results[name] = numbers(study)

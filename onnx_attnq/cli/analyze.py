@@ -16,16 +16,17 @@ from onnx_attnq.cli.options import (
     data_option,
     json_option,
     path_type,
+    run_options,
     samples_for,
     samples_option,
     scheme_of,
     seed_option,
-    threads_option,
 )
 from onnx_attnq.cli.output import console, progress_bar, show_refused, write_json
 from onnx_attnq.errors import CannotWrite, MissingExtra
 
 if TYPE_CHECKING:
+    from onnx_attnq.run import RunSettings
     from onnx_attnq.study import Study
 
 
@@ -93,7 +94,7 @@ if TYPE_CHECKING:
 )
 @samples_option
 @seed_option
-@threads_option
+@run_options
 @json_option
 def analyze(
     model: Path | None,
@@ -111,7 +112,7 @@ def analyze(
     combine: tuple[Path, ...],
     samples: int,
     seed: int,
-    threads: int | None,
+    run: RunSettings,
     json_path: str | None,
 ) -> int:
     """Measure the attention values of MODEL, and the cost of schemes.
@@ -120,8 +121,8 @@ def analyze(
     """
     from onnx_attnq.model import load
     from onnx_attnq.report.tables import study_json
-    from onnx_attnq.study import DEFAULT_SCHEMES, Study, load_token_labels, separator_ids
-    from onnx_attnq.study import analyze as run
+    from onnx_attnq.study import DEFAULT_SCHEMES, Study, StudySettings, load_token_labels, separator_ids
+    from onnx_attnq.study import analyze as observe
 
     if (model is None) != bool(combine):
         raise click.UsageError("give either a MODEL or --combine STUDY")
@@ -137,20 +138,22 @@ def analyze(
         output = folder if output is None else output
         original = load(model)
         labels = None if tokenizer is None else load_token_labels(tokenizer)
-        given = samples_for(original, data, samples, seed, threads=threads)
+        given = samples_for(original, data, samples, seed, run)
         if json_path != "-":
             show_refused(console(), given)
         with progress_bar("Observing") as progress:
-            study = run(
+            study = observe(
                 model,
                 given.samples,
                 data_name or (f"made-up inputs (seed {seed})" if data is None else data.name),
-                schemes=tuple(dict.fromkeys(scheme_of(text, None, None) for text in schemes)) or DEFAULT_SCHEMES,
-                include=include,
-                exclude=exclude,
-                separator_ids=separator_id or separator_ids(labels or {}),
-                labels=labels,
-                threads=threads,
+                settings=StudySettings(
+                    tuple(dict.fromkeys(scheme_of(text, None, None) for text in schemes)) or DEFAULT_SCHEMES,
+                    include,
+                    exclude,
+                    separator_id or separator_ids(labels or {}),
+                    labels,
+                ),
+                run=run,
                 progress=progress,
             )
     _write(study, output, safe_error, figures, report=not no_report)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from onnx_attnq.cli.command import command
-from onnx_attnq.cli.options import json_option, path_type, threads_option
+from onnx_attnq.cli.options import json_option, path_type, run_options
 from onnx_attnq.cli.output import console, plain_table, progress_bar, write_json
 
 if TYPE_CHECKING:
     from onnx_attnq.job import Timing
+    from onnx_attnq.run import RunSettings
 
 
 @command()
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     metavar="COUNT",
     help="Number of rows of the made-up inputs.",
 )
-@threads_option
+@run_options
 @click.option(
     "--repeats",
     type=click.IntRange(1),
@@ -52,7 +53,7 @@ def bench(
     rewritten: tuple[Path, ...],
     tokens: tuple[int, ...],
     batch: int,
-    threads: int | None,
+    run: RunSettings,
     repeats: int,
     data: Path | None,
     no_memory: bool,
@@ -64,22 +65,14 @@ def bench(
     median CPU time divided by the variant's: above 1 is faster.
     """
     from onnx_attnq.inputs import load_samples
-    from onnx_attnq.job import bench as run
+    from onnx_attnq.job import TimingSettings
+    from onnx_attnq.job import bench as time_models
     from onnx_attnq.model import load
 
     samples = () if data is None else load_samples(data, load(original))
     with progress_bar("Timing") as progress:
-        timings, missing = run(
-            original,
-            rewritten,
-            tokens=tokens,
-            batch=batch,
-            threads=threads,
-            repeats=repeats,
-            samples=samples,
-            memory=not no_memory,
-            progress=progress,
-        )
+        settings = TimingSettings(tokens, batch, repeats, samples, memory=not no_memory)
+        timings, missing = time_models(original, rewritten, settings=settings, run=run, progress=progress)
     if json_path is not None:
         write_json({"timings": [timing.to_json() for timing in timings], "missing": missing}, json_path)
     if json_path == "-":

@@ -10,20 +10,20 @@ import click
 
 from onnx_attnq.cli.command import command
 from onnx_attnq.cli.options import (
-    atol_option,
     data_option,
     json_option,
+    limits_options,
     path_type,
-    rtol_option,
+    run_options,
     samples_for,
     samples_option,
     seed_option,
-    threads_option,
 )
 from onnx_attnq.cli.output import console, plain_table, progress_bar, show_refused, write_json
 
 if TYPE_CHECKING:
-    from onnx_attnq.verification import Bisection
+    from onnx_attnq.run import RunSettings
+    from onnx_attnq.verification import Bisection, Limits
 
 
 @command()
@@ -32,16 +32,8 @@ if TYPE_CHECKING:
 @data_option
 @samples_option
 @seed_option
-@atol_option
-@rtol_option
-@click.option(
-    "--metric",
-    "metrics",
-    multiple=True,
-    metavar="[OUTPUT:]METRIC>=VALUE",
-    help="Bound on a figure of one output or of all, as for `verify`; may be repeated.",
-)
-@threads_option
+@limits_options
+@run_options
 @json_option
 def bisect(
     a: Path,
@@ -49,10 +41,8 @@ def bisect(
     data: Path | None,
     samples: int,
     seed: int,
-    atol: float | None,
-    rtol: float | None,
-    metrics: tuple[str, ...],
-    threads: int | None,
+    limits: Limits,
+    run: RunSettings,
     json_path: str | None,
 ) -> None:
     """Rank the sites of B by what they add to its deviation from A.
@@ -61,15 +51,13 @@ def bisect(
     without any, the worst one.
     """
     from onnx_attnq.model import load
-    from onnx_attnq.verification import Bounds, Tolerance
-    from onnx_attnq.verification import bisect as run
+    from onnx_attnq.verification import bisect as rank_sites
 
     original = load(a)
-    given = samples_for(original, data, samples, seed, threads=threads)
+    given = samples_for(original, data, samples, seed, run)
     del original  # its weights are read again, from a file
-    bounds = Bounds(tuple(Tolerance.parse(text) for text in metrics), rtol, atol)
     with progress_bar("Bisecting") as progress:
-        result = run(a, b, given.samples, bounds=bounds, threads=threads, progress=progress)
+        result = rank_sites(a, b, given.samples, limits=limits, run=run, progress=progress)
     if json_path is not None:
         write_json(result.to_json(), json_path)
     if json_path != "-":

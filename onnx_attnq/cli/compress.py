@@ -11,26 +11,28 @@ import click
 from onnx_attnq.cli.command import command
 from onnx_attnq.cli.model_source import export_first, is_transformers_model
 from onnx_attnq.cli.options import (
+    LIMIT_HELP,
     bits_option,
     data_option,
     json_option,
     path_type,
+    run_options,
     samples_option,
     scheme_of,
     scheme_option,
     seed_option,
-    threads_option,
     threshold_option,
 )
-from onnx_attnq.cli.output import console, in_megabytes, plain_table, progress_bar, show_refused, write_json
+from onnx_attnq.cli.output import compared, console, in_megabytes, plain_table, progress_bar, show_refused, write_json
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from rich.console import Console
 
-    from onnx_attnq.job import Compression
+    from onnx_attnq.job import Compression, FolderCompression
+    from onnx_attnq.run import RunSettings
     from onnx_attnq.scheme import SiteScheme
-    from onnx_attnq.verification import Verification
+    from onnx_attnq.verification import Limits, VariantCheck, Verification
 
 
 @command()
@@ -63,10 +65,10 @@ if TYPE_CHECKING:
 @click.option(
     "--max-deviation",
     multiple=True,
-    metavar="METRIC=VALUE",
-    help="Fail when an output deviates more: max_abs, mean_abs, kl, or less: cosine, top1_agreement.",
+    metavar="[OUTPUT:]FIGURE>=VALUE",
+    help=f"Fail when an output deviates more. {LIMIT_HELP}",
 )
-@threads_option
+@run_options
 @click.option("--inline", is_flag=True, help="Write plain ops, for runtimes without model-local functions (OpenVINO).")
 @click.option("--quantize-outputs", is_flag=True, help="Quantize probabilities that are outputs of the model, too.")
 @click.option(
@@ -101,7 +103,7 @@ def compress(
     samples: int,
     seed: int,
     max_deviation: tuple[str, ...],
-    threads: int | None,
+    run: RunSettings,
     inline: bool,
     quantize_outputs: bool,
     qk: str,
@@ -120,32 +122,17 @@ def compress(
     exported to a folder NAME-onnx first, which needs the extra `export`; `onnx-attnq export` has more options.
     """
     from onnx_attnq.inputs import load_samples
-    from onnx_attnq.job import compress as run
-    from onnx_attnq.job import compression_json
+    from onnx_attnq.job import compress as rewrite_and_verify
+    from onnx_attnq.job import compress_folder, compression_json, plan_folder, plan_only
     from onnx_attnq.model import load
-    from onnx_attnq.rewriting import load_plan, save_plan
-    from onnx_attnq.verification import Limit
+    from onnx_attnq.rewriting import RewriteSettings, load_plan, save_plan
+    from onnx_attnq.verification import Limit, Limits, VerifySettings
 
     chosen = {"--scheme": scheme, "--bits": bits, "--threshold": threshold, "--include": include, "--exclude": exclude}
     _refuse_beside("--plan says what every site gets", plan_path, chosen)
     unused = {"--data": data, "--max-deviation": max_deviation}
     _refuse_beside("--no-verify runs no model", no_verify, unused)
     _refuse_beside("--dry-run runs no model", dry_run, unused)
-    options: dict[str, Any] = {
-        "scheme": scheme_of(scheme, bits, threshold),
-        "include": include,
-        "exclude": exclude,
-        "limits": [Limit.parse(text) for text in max_deviation],
-        "inline": inline,
-        "quantize_outputs": quantize_outputs,
-        "keep_fused": keep_fused,
-        "int16_products": qk == "int16",
-        "dry_run": dry_run,
-        "verification": not no_verify,
-        "sample_count": samples,
-        "seed": seed,
-        "threads": threads,
-    }
     if is_transformers_model(model):
         _refuse_beside(f"{model} has to be exported first", True, {"--dry-run": dry_run or None})
         model = export_first(model, quiet=json_path == "-")
@@ -153,18 +140,43 @@ def compress(
         kept = external_data if external_data == "keep" else None
         of_one_model = {"--data": data, "--plan": plan_path, "--write-plan": write_plan, "--external-data keep": kept}
         _refuse_beside(f"{model} is a folder", True, of_one_model)
-        return _compress_folder(model, output, options, json_path)
+    settings = RewriteSettings(
+        scheme=None if plan_path is not None else scheme_of(scheme, bits, threshold),
+        include=include,
+        exclude=exclude,
+        plan=None if plan_path is None else load_plan(plan_path),
+        keep_fused=keep_fused,
+        inline=inline,
+        quantize_outputs=quantize_outputs,
+        int16_products=qk == "int16",
+    )
+    limits = Limits(tuple(Limit.parse(text) for text in max_deviation))
+    if model.is_dir():
+        verification = None if no_verify else VerifySettings(None, samples, seed, limits)
+        with progress_bar("Verifying") as progress:
+            if dry_run:
+                parts = plan_folder(model, settings)
+            else:
+                parts = compress_folder(
+                    model, output, rewriting=settings, verification=verification, run=run, progress=progress
+                )
+        return _show_folder(parts, json_path)
     original = load(model)
-    with progress_bar("Verifying") as progress:
-        result = run(
-            model,
-            output,
-            plan=None if plan_path is None else load_plan(plan_path),
-            samples=None if data is None else load_samples(data, original),
-            external_data=external_data,
-            progress=progress,
-            **options,
-        )
+    given = None if data is None else load_samples(data, original)
+    verification = None if no_verify else VerifySettings(given, samples, seed, limits)
+    if dry_run:
+        result = plan_only(model, settings)
+    else:
+        with progress_bar("Verifying") as progress:
+            result = rewrite_and_verify(
+                model,
+                output,
+                rewriting=settings,
+                verification=verification,
+                run=run,
+                external_data=external_data,
+                progress=progress,
+            )
     if write_plan is not None:
         save_plan(result.plan, write_plan)
     if json_path is not None:
@@ -174,12 +186,10 @@ def compress(
     return _exit_code(result)
 
 
-def _compress_folder(folder: Path, output: Path | None, options: dict[str, Any], json_path: str | None) -> int:
-    from onnx_attnq.job import compress_folder, folder_json
+def _show_folder(result: FolderCompression, json_path: str | None) -> int:
+    from onnx_attnq.job import folder_json
     from onnx_attnq.model import load
 
-    with progress_bar("Verifying") as progress:
-        result = compress_folder(folder, output, progress=progress, **options)
     if json_path is not None:
         write_json(folder_json(result), json_path)
     if json_path != "-":
@@ -195,8 +205,7 @@ def _compress_folder(folder: Path, output: Path | None, options: dict[str, Any],
 
 
 def _exit_code(result: Compression) -> int:
-    verified = (v.passed for v in (result.verification, result.native_verification) if v is not None)
-    return 0 if all(verified) else 1
+    return 0 if result.verification is None or result.verification.passed else 1
 
 
 def _refuse_beside(reason: str, given: object, others: Mapping[str, object]) -> None:
@@ -229,40 +238,47 @@ def _show(result: Compression, original: ir.Model, out: Console, *, real_data: b
         if result.made_up is not None:
             show_refused(out, result.made_up)
         _show_verification(result.verification, out, real_data=real_data)
-    if result.native_verification is not None:
-        checks = result.native_verification.sites.values()
-        passed = result.native_verification.passed
-        state = "verified" if passed else "not verified"
-        codes, rounded = sum(c.codes for c in checks), sum(c.disagreements for c in checks)
-        summary = f"Native library: {state} ({codes:,} codes, {rounded:,} rounded otherwise)"
-        out.print(summary, style="green" if passed else "red")
-        for failure in result.native_verification.failures:
-            out.print(f"failed: {failure}", style="red")
     if native_library() is None:
         out.print("Native library: not built (no C++ compiler at installation); the standard ops run instead")
     out.print(f"Wrote {result.output}")
 
 
-def _show_verification(verification: Verification, out: Console, *, real_data: bool) -> None:
+def _show_verification(found: Verification, out: Console, *, real_data: bool) -> None:
+    run = found.standard
     table = plain_table("site", "codes", "rounded otherwise", "wrong", "pruned")
-    for name, check in verification.sites.items():
-        share = verification.pruned[name]
+    for name, check in run.sites.items():
+        share = run.pruned[name]
         table.add_row(name, f"{check.codes:,}", f"{check.disagreements:,}", f"{check.errors:,}", f"{share:.1%}")
     out.print()
     out.print(table)
-    outputs = plain_table("output", "max abs", "mean abs", "cosine", "top-1", "KL")
-    for name, d in verification.deviation.items():
-        top1 = "-" if d.top1_agreement is None else f"{d.top1_agreement:.2%}"
-        kl = "-" if d.kl is None else f"{d.kl:.2e}"
-        outputs.add_row(name, f"{d.max_abs:.2e}", f"{d.mean_abs:.2e}", f"{d.cosine:.5f}", top1, kl)
+    outputs = plain_table("output", "max abs", "mean abs", "relative", "cosine", "top-1", "KL")
+    for name, output in run.outputs.items():
+        d = output.deviation
+        outputs.add_row(name, f"{d.max_abs:.2e}", f"{d.mean_abs:.2e}", *compared(d))
     out.print()
     out.print(outputs)
     out.print()
     kind = "samples" if real_data else "made-up samples; give real ones with --data"
-    out.print(f"{verification.pruned_share:.1%} of the attention values pruned ({verification.samples} {kind})")
-    for failure in verification.failures:
+    out.print(f"{run.pruned_share:.1%} of the attention values pruned ({found.samples} {kind})")
+    _show_verdict(run, found.limits, out)
+    from onnx_attnq.verification import NATIVE
+
+    if NATIVE in found.runs:
+        native = found.runs[NATIVE]
+        state = "not verified" if native.failures(found.limits) else "verified"
+        summary = (
+            f"Native library: {state} ({native.codes.codes:,} codes, {native.codes.disagreements:,} rounded otherwise)"
+        )
+        out.print(summary, style="red" if native.failures(found.limits) else "green")
+        for failure in native.failures(found.limits):
+            out.print(f"failed: {failure}", style="red")
+
+
+def _show_verdict(run: VariantCheck, limits: Limits, out: Console) -> None:
+    failures = run.failures(limits)
+    for failure in failures:
         out.print(f"failed: {failure}", style="red")
-    out.print("Verified" if verification.passed else "Not verified", style="green" if verification.passed else "red")
+    out.print("Not verified" if failures else "Verified", style="red" if failures else "green")
 
 
 def _describe(scheme: SiteScheme) -> str:

@@ -13,9 +13,9 @@ from onnx_attnq.cli.options import (
     bits_option,
     json_option,
     path_type,
+    run_options,
     scheme_of,
     scheme_option,
-    threads_option,
     threshold_option,
 )
 from onnx_attnq.cli.output import console, plain_table, progress_bar, write_json
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from onnx_attnq.evaluate import Evaluation, Interval
+    from onnx_attnq.run import RunSettings
 
 TASKS: Final = (
     "question-answering",
@@ -71,7 +72,7 @@ TASKS: Final = (
     help="Number of bootstrap samples that the intervals are computed from.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed for the bootstrap.")
-@threads_option
+@run_options
 @json_option
 def evaluate(
     model: Path,
@@ -88,7 +89,7 @@ def evaluate(
     limit: int | None,
     resamples: int,
     seed: int,
-    threads: int | None,
+    run: RunSettings,
     json_path: str | None,
 ) -> None:
     """Measure MODEL and its compressed form on a task.
@@ -103,7 +104,7 @@ def evaluate(
     sentence-similarity  STS-B: CSV sentence, sentence, score  Spearman
     retrieval            SQuAD v1.1 JSON, such as XQuAD        accuracy@1, MRR
     """  # noqa: D301 - click takes the character itself, and leaves the table as it is
-    from onnx_attnq.evaluate import evaluate as run
+    from onnx_attnq.evaluate import evaluate as measure
     from onnx_attnq.evaluate import load_task, load_tokenizer, task_from_hub
     from onnx_attnq.job import compress
 
@@ -118,18 +119,18 @@ def evaluate(
         if not compressed:
             chosen = scheme_of(scheme, bits, threshold)
             made = Path(folder) / f"{model.stem}.{_label(chosen.name, bits, threshold)}.onnx"
-            compress(model, made, scheme=chosen, verification=False)
+            compress(model, made, scheme=chosen, verification=None)
             compressed = (made,)
-        with progress_bar("Evaluating") as bar:
-            found = run(
+        with progress_bar("Evaluating") as progress:
+            found = measure(
                 task,
                 model,
                 compressed,
                 words,
-                threads=threads,
+                run=run,
                 resamples=resamples,
                 seed=seed,
-                progress=(lambda done, total: None) if bar is None else lambda done, total: bar(task_name, done, total),
+                progress=progress,
             )
     if json_path is not None:
         write_json(found.to_json(), json_path)

@@ -92,7 +92,8 @@ def export(
 def _compress(made: Exported, scheme: QuantScheme) -> Sequence[Compression]:
     """A model beside the export; a model with parts in a folder of its own, in which they find one another."""
     from onnx_attnq.job import compress, compress_folder
+    from onnx_attnq.rewriting import RewriteSettings
 
     if len(made.files) == 1:
         return [compress(made.folder / made.files[0], scheme=scheme)]
-    return compress_folder(made.folder, scheme=scheme).models
+    return compress_folder(made.folder, rewriting=RewriteSettings(scheme)).models

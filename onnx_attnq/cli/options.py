@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from click.shell_completion import CompletionItem
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from onnx_attnq.inputs import MadeUp
+    from onnx_attnq.run import RunSettings
     from onnx_attnq.scheme import QuantScheme
 
 path_type = click.Path(path_type=Path)
@@ -67,24 +70,77 @@ samples_option = click.option(
     help="Number of samples to make up where --data is not given.",
 )
 seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Random seed for made-up samples.")
-atol_option = click.option(
-    "--atol",
-    type=click.FloatRange(0.0),
-    help="Largest absolute difference that an element of an output may have.  [default: 1e-5 where no other bound is "
-    "given]",
+custom_ops_option = click.option(
+    "--custom-ops",
+    type=path_type,
+    multiple=True,
+    metavar="LIBRARY",
+    help="A library of custom ops that the models need; may be repeated.",
 )
-rtol_option = click.option(
-    "--rtol",
-    type=click.FloatRange(0.0),
-    help="Largest difference that an element of an output may have, relative to that of A.  [default: 1e-4 where no "
-    "other bound is given]",
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--threads, --custom-ops and --memory, which reach the command as ``run``."""
+
+    @functools.wraps(command)
+    def with_settings(*, threads: int | None, custom_ops: tuple[Path, ...], memory: int, **others: Any) -> Any:
+        from onnx_attnq.run import RunSettings
+
+        return command(run=RunSettings(threads, custom_ops, memory * 2**20), **others)
+
+    options = (
+        click.option(
+            "--threads",
+            type=click.IntRange(1),
+            metavar="COUNT",
+            help="Number of threads that onnxruntime uses inside an op.  [default: one for each core]",
+        ),
+        custom_ops_option,
+        click.option(
+            "--memory",
+            type=click.IntRange(1),
+            metavar="MB",
+            default=256,
+            show_default=True,
+            help="Memory for values inside of a model that one run may return, in units of 2^20 bytes.",
+        ),
+    )
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), with_settings)
+
+
+LIMIT_HELP: Final = (
+    "Bound on a figure of one output or all: cosine>=, top1_agreement>=, relative_error<=, max_abs<=, mean_abs<=, "
+    "median_abs<=, p90_abs<=, p99_abs<=, p999_abs<=, kl<=; may be repeated."
 )
-threads_option = click.option(
-    "--threads",
-    type=click.IntRange(1),
-    metavar="COUNT",
-    help="Number of threads that onnxruntime uses inside an op.  [default: one for each core]",
-)
+
+
+def limits_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--atol, --rtol and --metric, which reach the command as ``limits``."""
+
+    @functools.wraps(command)
+    def with_limits(*, atol: float | None, rtol: float | None, metrics: tuple[str, ...], **others: Any) -> Any:
+        from onnx_attnq.verification import Limit, Limits
+
+        return command(limits=Limits(tuple(Limit.parse(text) for text in metrics), rtol, atol), **others)
+
+    options = (
+        click.option(
+            "--atol",
+            type=click.FloatRange(0.0),
+            help="Largest absolute difference that an element of an output may have.  [default: 1e-5 where no other "
+            "bound is given]",
+        ),
+        click.option(
+            "--rtol",
+            type=click.FloatRange(0.0),
+            help="Largest difference that an element of an output may have, relative to that of A.  [default: 1e-4 "
+            "where no other bound is given]",
+        ),
+        click.option("--metric", "metrics", multiple=True, metavar="[OUTPUT:]FIGURE>=VALUE", help=LIMIT_HELP),
+    )
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), with_limits)
+
+
 json_option = click.option(
     "--json",
     "json_path",
@@ -113,11 +169,11 @@ threshold_option = click.option(
 
 
 def samples_for(
-    model: ir.Model, data: Path | None, count: int, seed: int, *, edges: bool = False, threads: int | None = None
+    model: ir.Model, data: Path | None, count: int, seed: int, run: RunSettings, *, edges: bool = False
 ) -> MadeUp:
     """What --data, --samples and --seed ask for: samples from files, or made up."""
     from onnx_attnq.inputs import MadeUp, load_samples, made_up_samples
 
     if data is not None:
         return MadeUp(load_samples(data, model))
-    return made_up_samples(model, count, seed, edges=edges, threads=threads)
+    return made_up_samples(model, count, seed, edges=edges, run=run)

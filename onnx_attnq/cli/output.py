@@ -13,13 +13,15 @@ import click
 
 from onnx_attnq.atomic import replacing
 from onnx_attnq.one_line import one_line
+from onnx_attnq.progress import no_progress
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
     from onnx_attnq.inputs import MadeUp
-    from onnx_attnq.verification import Progress as Callback
+    from onnx_attnq.progress import Progress as Callback
+    from onnx_attnq.verification import Deviation
 
 _UNLIMITED: Final = 100_000
 """Columns of a pipe or a file: a row stays one line, which `grep` finds."""
@@ -36,19 +38,27 @@ def console() -> Console:
 
 
 @contextlib.contextmanager
-def progress_bar(title: str) -> Iterator[Callback | None]:
-    """A callback that draws a bar on standard error; None where that is not a terminal."""
+def progress_bar(title: str) -> Iterator[Callback]:
+    """A callback that draws a bar on standard error; one that does nothing where that is not a terminal."""
     if not sys.stderr.isatty():
-        yield None
+        yield no_progress
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn(title),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
         TextColumn("{task.description}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -74,6 +84,13 @@ def plain_table(*headers: str) -> Table:
     for index, header in enumerate(headers):
         table.add_column(header, justify="left" if index == 0 else "right", overflow="fold")
     return table
+
+
+def compared(d: Deviation) -> tuple[str, str, str, str]:
+    """Relative error, cosine, top-1 agreement and KL of an output for a table; - for what it does not have."""
+    cosine = f"{d.cosine:.6f}" if d.cosine_tells else "-"
+    top1 = "-" if d.top1_agreement is None else f"{d.top1_agreement:.2%}"
+    return f"{d.relative_error:.2e}", cosine, top1, "-" if d.kl is None else f"{d.kl:.2e}"
 
 
 def show_refused(out: Console, samples: MadeUp) -> None:

@@ -9,19 +9,19 @@ import click
 
 from onnx_attnq.cli.command import command
 from onnx_attnq.cli.options import (
-    atol_option,
     data_option,
     json_option,
+    limits_options,
     path_type,
-    rtol_option,
+    run_options,
     samples_for,
     seed_option,
-    threads_option,
 )
-from onnx_attnq.cli.output import console, plain_table, progress_bar, show_refused, write_json
+from onnx_attnq.cli.output import compared, console, plain_table, progress_bar, show_refused, write_json
 
 if TYPE_CHECKING:
-    from onnx_attnq.verification import Comparison
+    from onnx_attnq.run import RunSettings
+    from onnx_attnq.verification import Limits, Verification
 
 
 @command()
@@ -38,17 +38,8 @@ if TYPE_CHECKING:
     "added.",
 )
 @seed_option
-@atol_option
-@rtol_option
-@click.option(
-    "--metric",
-    "metrics",
-    multiple=True,
-    metavar="[OUTPUT:]METRIC>=VALUE",
-    help="Bound on a figure of one output or all: cosine>=, top1_agreement>=, max_abs<=, mean_abs<=, median_abs<=, "
-    "p90_abs<=, p99_abs<=, p999_abs<=, kl<=; may be repeated.",
-)
-@threads_option
+@limits_options
+@run_options
 @json_option
 def verify(
     a: Path,
@@ -56,10 +47,8 @@ def verify(
     data: Path | None,
     samples: int,
     seed: int,
-    atol: float | None,
-    rtol: float | None,
-    metrics: tuple[str, ...],
-    threads: int | None,
+    limits: Limits,
+    run: RunSettings,
     json_path: str | None,
 ) -> int:
     """Compare what models A and B compute.
@@ -71,20 +60,12 @@ def verify(
     how far.
     """
     from onnx_attnq.model import load
-    from onnx_attnq.verification import Bounds, Tolerance, compare_models
+    from onnx_attnq.verification import verify as compare
 
     model_a, model_b = load(a), load(b)
-    given = samples_for(model_a, data, samples, seed, edges=True, threads=threads)
-    bounds = Bounds(tuple(Tolerance.parse(text) for text in metrics), rtol, atol)
+    given = samples_for(model_a, data, samples, seed, run, edges=True)
     with progress_bar("Verifying") as progress:
-        result = compare_models(
-            model_a,
-            model_b,
-            given.samples,
-            bounds=bounds,
-            threads=threads,
-            progress=progress,
-        )
+        result = compare(model_a, model_b, given.samples, limits=limits, run=run, progress=progress)
     if json_path is not None:
         write_json(result.to_json(), json_path)
     if json_path != "-":
@@ -93,21 +74,18 @@ def verify(
     return 0 if result.passed else 1
 
 
-def _show(result: Comparison) -> None:
+def _show(result: Verification) -> None:
     out = console()
-    table = plain_table("output", "run", "max abs", "mean", "median", "p99", "cosine", "top-1", "KL")
+    table = plain_table("output", "run", "max abs", "mean", "median", "p99", "relative", "cosine", "top-1", "KL")
     for way, run in result.runs.items():
         for name, output in run.outputs.items():
             d = output.deviation
-            top1 = "-" if d.top1_agreement is None else f"{d.top1_agreement:.2%}"
-            kl = "-" if d.kl is None else f"{d.kl:.2e}"
             figures = (d.max_abs, d.mean_abs, output.quantiles["median_abs"], output.quantiles["p99_abs"])
-            table.add_row(name, way, *(f"{figure:.2e}" for figure in figures), f"{d.cosine:.6f}", top1, kl)
+            table.add_row(name, way, *(f"{figure:.2e}" for figure in figures), *compared(d))
     out.print(table)
     for way, run in result.runs.items():
         if run.sites:
-            codes, wrong = (sum(getattr(check, n) for check in run.sites.values()) for n in ("codes", "errors"))
-            out.print(f"{way}: {len(run.sites)} sites, {codes:,} codes checked, {wrong:,} wrong")
+            out.print(f"{way}: {len(run.sites)} sites, {run.codes.codes:,} codes checked, {run.codes.errors:,} wrong")
     for failure in result.failures:
         out.print(f"failed: {failure}", style="red")
     out.print("Verified" if result.passed else "Not verified", style="green" if result.passed else "red")

@@ -13,7 +13,7 @@ from onnx_attnq.evaluate.causal_lm import CausalLanguageModelling
 from onnx_attnq.evaluate.evaluation import CompressedModel, Evaluation, evaluate
 from onnx_attnq.evaluate.masked_lm import MaskedLanguageModelling
 from onnx_attnq.evaluate.question_answering import QuestionAnswering
-from onnx_attnq.evaluate.records import Metric, Progress
+from onnx_attnq.evaluate.records import Metric
 from onnx_attnq.evaluate.retrieval import Retrieval
 from onnx_attnq.evaluate.sentence_similarity import SentenceSimilarity
 from onnx_attnq.evaluate.task import TASKS, Task, load_task, task_from_hub
@@ -33,7 +33,6 @@ __all__ = [
     "Interval",
     "MaskedLanguageModelling",
     "Metric",
-    "Progress",
     "QuestionAnswering",
     "Retrieval",
     "SentenceSimilarity",

@@ -14,6 +14,7 @@ from onnx_attnq.evaluate.text_model import TextModel
 from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load
 from onnx_attnq.rewriting import read_record
+from onnx_attnq.run import RunSettings
 from onnx_attnq.scheme import numerics
 from onnx_attnq.verification import SiteRows
 
@@ -44,14 +45,14 @@ class AttentionFigures:
 
 
 def attention_figures(
-    path: str | os.PathLike[str], samples: Iterable[Sample], *, threads: int | None = None
+    path: str | os.PathLike[str], samples: Iterable[Sample], *, run: RunSettings = RunSettings()
 ) -> AttentionFigures:
     """Look into a compressed model while it runs.
 
     Args:
         path: A model that this tool has rewritten.
         samples: What it is fed, without padding.
-        threads: Threads inside an op.
+        run: Threads and custom ops.
 
     Raises:
         InvalidModel: The model carries no record of a rewrite.
@@ -64,7 +65,7 @@ def attention_figures(
     positive = pruned = rows = 0
     kept_mass = row_mass = 0.0
     for site in record.sites:
-        site_rows = SiteRows(model, site, threads)
+        site_rows = SiteRows(model, site, run)
         for found in (found for sample in samples for found in site_rows.run(sample)):
             result = found.result.astype(np.float64)
             p = numerics.softmax(found.source) if found.is_scores else found.source

@@ -9,9 +9,10 @@ import numpy as np
 
 from onnx_attnq.errors import InvalidData
 from onnx_attnq.evaluate.data import read_texts, texts_from_rows
-from onnx_attnq.evaluate.records import FloatArray, Metric, Progress, exp_ratio_of, no_progress, ratio_of
+from onnx_attnq.evaluate.records import FloatArray, Metric, exp_ratio_of, ratio_of
 from onnx_attnq.evaluate.text_model import MAX_LENGTH, TextModel
 from onnx_attnq.extras import require
+from onnx_attnq.progress import Progress, no_progress
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class CausalLanguageModelling:
             predicted = ids[first:stop]
             nll = -log_softmax(logits.astype(np.float64), axis=-1)[np.arange(len(predicted)), predicted].sum()
             rows.append([nll, (logits.argmax(axis=-1) == predicted).sum(), len(predicted)])
-            progress(done, len(windows))
+            progress(self.name, done, len(windows))
         return np.array(rows, dtype=np.float64)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from onnx_attnq.errors import InvalidData
+from onnx_attnq.errors import InvalidData, first_line
 from onnx_attnq.extras import require
 
 Rows = Iterable[Mapping[str, Any]]
@@ -194,8 +194,7 @@ def _text(row: Mapping[str, Any], *names: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    text = f"no {error}" if isinstance(error, KeyError) else str(error)
-    return text.splitlines()[0] if text else type(error).__name__
+    return f"no {error}" if isinstance(error, KeyError) else first_line(error)
 
 
 __all__ = [

@@ -10,9 +10,11 @@ from typing import Any
 
 from onnx_attnq.evaluate.attention import AttentionFigures, Recording, attention_figures
 from onnx_attnq.evaluate.bootstrap import CONFIDENCE, RESAMPLES, SEED, Comparison, Interval, compare, interval
-from onnx_attnq.evaluate.records import FloatArray, Metric, Progress, no_progress
+from onnx_attnq.evaluate.records import FloatArray, Metric
 from onnx_attnq.evaluate.task import Task
 from onnx_attnq.evaluate.text_model import TextModel
+from onnx_attnq.progress import Progress, no_progress
+from onnx_attnq.run import RunSettings
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def evaluate(
     compressed: Sequence[str | os.PathLike[str]],
     tokenizer: Any,
     *,
-    threads: int | None = None,
+    run: RunSettings = RunSettings(),
     resamples: int = RESAMPLES,
     seed: int = SEED,
     progress: Progress = no_progress,
@@ -87,7 +89,7 @@ def evaluate(
         original: The ONNX file before compression.
         compressed: Files that this tool made of it.
         tokenizer: As `load_tokenizer` gives it.
-        threads: Threads inside an op; None leaves it to onnxruntime.
+        run: Threads and custom ops.
         resamples: Number of bootstrap samples.
         seed: Seed of the resampling.
         progress: Called after each example, with the examples done and those of all models.
@@ -98,17 +100,17 @@ def evaluate(
     paths = [Path(original), *map(Path, compressed)]
     done = 0
 
-    def advance(of_model: int, total: int) -> None:
-        progress(done * total + of_model, len(paths) * total)
+    def advance(what: str, of_model: int, total: int) -> None:
+        progress(f"{what}, {paths[done].name}", done * total + of_model, len(paths) * total)
 
-    recording = Recording(TextModel.load(original, tokenizer, threads=threads))
+    recording = Recording(TextModel.load(original, tokenizer, run=run))
     before = task.records(recording.model, advance)
     found = []
     for path in paths[1:]:
         done += 1
-        after = task.records(TextModel.load(path, tokenizer, threads=threads), advance)
+        after = task.records(TextModel.load(path, tokenizer, run=run), advance)
         comparisons = tuple(compare(before, after, metric, resamples=resamples, seed=seed) for metric in task.metrics)
-        found.append(CompressedModel(path, comparisons, attention_figures(path, recording.samples, threads=threads)))
+        found.append(CompressedModel(path, comparisons, attention_figures(path, recording.samples, run=run)))
     metrics = {metric.name: _interval(before, metric, resamples, seed) for metric in task.metrics}
     return Evaluation(task.name, task.unit, len(before), paths[0], metrics, tuple(found))
 

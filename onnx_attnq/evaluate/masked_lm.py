@@ -9,9 +9,10 @@ import numpy as np
 
 from onnx_attnq.errors import InvalidData
 from onnx_attnq.evaluate.data import read_texts, texts_from_rows
-from onnx_attnq.evaluate.records import FloatArray, Metric, Progress, exp_ratio_of, no_progress, ratio_of
+from onnx_attnq.evaluate.records import FloatArray, Metric, exp_ratio_of, ratio_of
 from onnx_attnq.evaluate.text_model import MAX_LENGTH, TextModel
 from onnx_attnq.extras import require
+from onnx_attnq.progress import Progress, no_progress
 
 BATCH: Final = 16
 """Copies of a text, each with another token masked, in one run. They have the same length, so nothing is padded."""
@@ -66,7 +67,7 @@ class MaskedLanguageModelling:
                 nll -= log_softmax(logits.astype(np.float64), axis=-1)[np.arange(len(chosen)), ids[chosen]].sum()
                 right += int((logits.argmax(axis=-1) == ids[chosen]).sum())
             rows.append([nll, right, len(positions)])
-            progress(done, len(self.texts))
+            progress(self.name, done, len(self.texts))
         return np.array(rows, dtype=np.float64)
 
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from onnx_attnq.errors import InvalidData, InvalidModel
 from onnx_attnq.evaluate.data import Question, questions_from_rows, read_questions
-from onnx_attnq.evaluate.records import FloatArray, Metric, Progress, mean_of, no_progress
+from onnx_attnq.evaluate.records import FloatArray, Metric, mean_of
 from onnx_attnq.evaluate.text_model import MAX_LENGTH, Array, TextModel
 from onnx_attnq.extras import require
+from onnx_attnq.progress import Progress, no_progress
 
 STRIDE: Final = 128
 """Tokens that neighbouring windows of a long paragraph share, as in the scripts of BERT and ``transformers``."""
@@ -57,7 +58,7 @@ class QuestionAnswering:
             rows.append(
                 [100.0 * max(score(gold, found) for gold in item.answers) for score in (compute_exact, compute_f1)]
             )
-            progress(done, len(self.questions))
+            progress(self.name, done, len(self.questions))
         return np.array(rows, dtype=np.float64)
 
 

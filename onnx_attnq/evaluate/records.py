@@ -17,13 +17,6 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
-Progress = Callable[[int, int], None]
-"""Called with the number of examples done and of all examples."""
-
-
-def no_progress(done: int, total: int) -> None:
-    """The callback that does nothing."""
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Metric:
@@ -67,4 +60,4 @@ def exp_ratio_of(numerator: int, denominator: int) -> Callable[[FloatArray], flo
     return lambda records: float(np.exp(records[:, numerator].sum() / records[:, denominator].sum()))
 
 
-__all__ = ["FloatArray", "Metric", "Progress", "exp_ratio_of", "mean_of", "no_progress", "ratio_of"]
+__all__ = ["FloatArray", "Metric", "exp_ratio_of", "mean_of", "ratio_of"]

@@ -9,9 +9,10 @@ import numpy as np
 
 from onnx_attnq.evaluate.data import Question, questions_from_rows, read_questions
 from onnx_attnq.evaluate.embedding import embed
-from onnx_attnq.evaluate.records import FloatArray, Metric, Progress, mean_of, no_progress
+from onnx_attnq.evaluate.records import FloatArray, Metric, mean_of
 from onnx_attnq.evaluate.text_model import MAX_LENGTH, TextModel
 from onnx_attnq.extras import require
+from onnx_attnq.progress import Progress, no_progress
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Retrieval:
         embedded = []
         for text in (*paragraphs, *(item.question for item in self.questions)):
             embedded.append(embed(model, text, self.max_length))
-            progress(len(embedded), total)
+            progress(self.name, len(embedded), total)
         cosines = np.stack(embedded[len(paragraphs) :]) @ np.stack(embedded[: len(paragraphs)]).T
         rows = []
         for item, row in zip(self.questions, cosines, strict=True):

@@ -9,9 +9,10 @@ import numpy as np
 
 from onnx_attnq.evaluate.data import Pair, pairs_from_rows, read_pairs
 from onnx_attnq.evaluate.embedding import embed
-from onnx_attnq.evaluate.records import FloatArray, Metric, Progress, no_progress
+from onnx_attnq.evaluate.records import FloatArray, Metric
 from onnx_attnq.evaluate.text_model import MAX_LENGTH, TextModel
 from onnx_attnq.extras import require
+from onnx_attnq.progress import Progress, no_progress
 
 
 def spearman(records: FloatArray) -> float:
@@ -49,7 +50,7 @@ class SentenceSimilarity:
         for done, pair in enumerate(self.pairs, start=1):
             cosine = embed(model, pair.first, self.max_length) @ embed(model, pair.second, self.max_length)
             rows.append([pair.score, cosine])
-            progress(done, len(self.pairs))
+            progress(self.name, done, len(self.pairs))
         return np.array(rows, dtype=np.float64)
 
 

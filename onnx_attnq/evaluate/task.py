@@ -10,11 +10,12 @@ from onnx_attnq.evaluate.causal_lm import CausalLanguageModelling
 from onnx_attnq.evaluate.data import Rows, hub_rows
 from onnx_attnq.evaluate.masked_lm import MaskedLanguageModelling
 from onnx_attnq.evaluate.question_answering import QuestionAnswering
-from onnx_attnq.evaluate.records import FloatArray, Metric, Progress, no_progress
+from onnx_attnq.evaluate.records import FloatArray, Metric
 from onnx_attnq.evaluate.retrieval import Retrieval
 from onnx_attnq.evaluate.sentence_similarity import SentenceSimilarity
 from onnx_attnq.evaluate.text_classification import TextClassification
 from onnx_attnq.evaluate.text_model import MAX_LENGTH, TextModel
+from onnx_attnq.progress import Progress, no_progress
 
 
 class Task(Protocol):

@@ -9,9 +9,10 @@ import numpy as np
 
 from onnx_attnq.errors import InvalidData
 from onnx_attnq.evaluate.data import LabelledText, labelled_texts_from_rows, read_labelled_texts
-from onnx_attnq.evaluate.records import FloatArray, Metric, Progress, mean_of, no_progress
+from onnx_attnq.evaluate.records import FloatArray, Metric, mean_of
 from onnx_attnq.evaluate.text_model import MAX_LENGTH, TextModel
 from onnx_attnq.extras import require
+from onnx_attnq.progress import Progress, no_progress
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class TextClassification:
             if not 0 <= item.label < len(log_probabilities):
                 raise InvalidData(f"label {item.label} in the data, but the model has {len(log_probabilities)} classes")
             rows.append([float(log_probabilities.argmax() == item.label), -log_probabilities[item.label]])
-            progress(done, len(self.texts))
+            progress(self.name, done, len(self.texts))
         return np.array(rows, dtype=np.float64)
 
 

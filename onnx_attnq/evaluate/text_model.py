@@ -11,11 +11,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from onnx_attnq.errors import InvalidData, InvalidModel
+from onnx_attnq.errors import InvalidData, InvalidModel, first_line
 from onnx_attnq.extras import require
 from onnx_attnq.inputs import ModelInput, Sample, model_inputs
 from onnx_attnq.model import load
-from onnx_attnq.run import Session
+from onnx_attnq.run import RunSettings, Session
 
 Array = npt.NDArray[Any]
 
@@ -38,18 +38,18 @@ class TextModel:
     tokenizer: Any
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], tokenizer: Any, *, threads: int | None = None) -> TextModel:
+    def load(cls, path: str | os.PathLike[str], tokenizer: Any, *, run: RunSettings = RunSettings()) -> TextModel:
         """A model that onnxruntime runs.
 
         Args:
             path: The ONNX file.
             tokenizer: As `load_tokenizer` gives it.
-            threads: Threads inside an op; None leaves it to onnxruntime.
+            run: Threads and custom ops.
 
         Raises:
             InvalidModel: Not a model, or none that onnxruntime takes.
         """
-        return cls(Session(path, threads=threads).run, model_inputs(load(path)), tokenizer)
+        return cls(Session(path, run).run, model_inputs(load(path)), tokenizer)
 
     def sample(self, tokens: Mapping[str, Any]) -> Sample:
         """What the model is fed for one batch of texts with the same number of tokens, so that nothing is padded.
@@ -108,7 +108,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise InvalidData(f"{folder}: no tokenizer there ({str(error).splitlines()[0]})") from error
+        raise InvalidData(f"{folder}: no tokenizer there ({first_line(error)})") from error
 
 
 def _feed(item: ModelInput, ids: Array, tokens: Mapping[str, Any]) -> Array:

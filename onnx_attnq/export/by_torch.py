@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from onnx_attnq.errors import ExportFailed
+from onnx_attnq.errors import ExportFailed, first_line
 from onnx_attnq.export.result import ATOL, Attention
 from onnx_attnq.run import Session
 
@@ -48,7 +48,7 @@ def export_by_torch(
             local_files_only=local_only or Path(source).is_dir(),
         ).eval()
     except Exception as error:  # whatever transformers raises becomes one line for the user
-        raise ExportFailed(f"{source}: transformers could not load it for {task}: {_first_line(error)}") from error
+        raise ExportFailed(f"{source}: transformers could not load it for {task}: {first_line(error)}") from error
     if model.config.is_encoder_decoder or model.main_input_name not in ("input_ids", "pixel_values"):
         raise ExportFailed(
             f"{source}: optimum does not know the architecture {model.config.model_type!r}, and by torch.onnx only "
@@ -71,7 +71,7 @@ def export_by_torch(
             external_data=False,
         )
     except Exception as error:  # whatever torch raises, too
-        raise ExportFailed(f"{source}: torch.onnx could not export it for {task}: {_first_line(error)}") from error
+        raise ExportFailed(f"{source}: torch.onnx could not export it for {task}: {first_line(error)}") from error
     _check(wrapped, _inputs(model, CHECKED), output / "model.onnx")
     model.config.save_pretrained(output)
     maybe_save_preprocessors(source, output)
@@ -138,10 +138,6 @@ def _check(wrapped: Any, inputs: dict[str, Any], path: Path) -> None:
             raise ExportFailed(
                 f"{path.name}: output {name!r} deviates from PyTorch's by {deviation:.2g}, over {ATOL:g}"
             )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 __all__ = ["export_by_torch"]

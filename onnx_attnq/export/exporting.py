@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onnx_attnq.atomic import new_folder
-from onnx_attnq.errors import InvalidModel
+from onnx_attnq.errors import InvalidModel, first_line
 from onnx_attnq.export.by_optimum import export_by_optimum, infer_task, supports
 from onnx_attnq.export.by_torch import export_by_torch
 from onnx_attnq.export.result import ATOL, Attention, Exported, Exporter
@@ -53,9 +53,7 @@ def export(
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=local_only or Path(source).is_dir())
     except (OSError, ValueError) as error:
-        raise InvalidModel(
-            f"{source}: not a model folder, and not reached on the hub ({_first_line(error)})"
-        ) from error
+        raise InvalidModel(f"{source}: not a model folder, and not reached on the hub ({first_line(error)})") from error
     task = task or infer_task(config)
     known = supports(config.model_type, task)  # imports optimum, which sets up its logger, before that is made quiet
 
@@ -85,10 +83,6 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 __all__ = ["ATOL", "Attention", "Exported", "Exporter", "export"]

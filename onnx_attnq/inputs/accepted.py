@@ -12,7 +12,7 @@ from onnx_attnq.errors import InvalidData
 from onnx_attnq.inputs.made_up import Draft, draft_samples, edge_samples
 from onnx_attnq.inputs.shape_check import Misfit
 from onnx_attnq.inputs.signature import Sample
-from onnx_attnq.run import Session
+from onnx_attnq.run import RunSettings, Session
 
 MOST_RUNS: Final = 60
 """How often the model is run to find sizes that it takes, where shape inference finds none."""
@@ -32,7 +32,7 @@ class MadeUp:
 
 
 def made_up_samples(
-    model: ir.Model, count: int, seed: int = 0, *, edges: bool = False, threads: int | None = None
+    model: ir.Model, count: int, seed: int = 0, *, edges: bool = False, run: RunSettings = RunSettings()
 ) -> MadeUp:
     """Make samples as `generate_samples` does, and leave out those that the model does not run on.
 
@@ -43,13 +43,13 @@ def made_up_samples(
         count: How many samples to make.
         seed: Of token ids and features.
         edges: Make those of `edge_samples`, too.
-        threads: Threads inside an op.
+        run: Threads and custom ops.
 
     Raises:
         InvalidModel: onnxruntime does not take the model.
         InvalidData: The model runs on none of them.
     """
-    session = Session(model, threads=threads)
+    session = Session(model, run)
     drafts = draft_samples(model, count, seed)
     samples = tuple(draft.sample() for draft in drafts) + (edge_samples(model, seed) if edges else ())
     accepted, refused = [], []

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from onnx_attnq.errors import InvalidData, InvalidModel
+from onnx_attnq.errors import InvalidData, InvalidModel, first_line
 from onnx_attnq.inputs.shape_check import ShapeCheck
 from onnx_attnq.inputs.signature import ModelInput, Sample, evaluate_dim, model_inputs
 from onnx_attnq.model import check_tensor
@@ -152,8 +152,7 @@ def _read(file: Path, reader: Callable[[Path], Any]) -> Any:
     except InvalidModel as error:
         raise InvalidData(f"{file}: {error}") from None
     except Exception as error:  # zip, numpy and protobuf each have their own for a damaged file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise InvalidData(f"{file} cannot be read: {reason}") from error
+        raise InvalidData(f"{file} cannot be read: {first_line(error)}") from error
 
 
 def _read_numpy(file: Path) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]]:

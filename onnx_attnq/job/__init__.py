@@ -1,14 +1,16 @@
 """The jobs that a user asks for in one call, and their stable JSON forms."""
 
-from onnx_attnq.job.compression import Compression, compress
-from onnx_attnq.job.folder import compress_folder
+from onnx_attnq.job.compression import Compression, compress, plan_only
+from onnx_attnq.job.folder import FolderCompression, compress_folder, plan_folder
 from onnx_attnq.job.stable_json import compression_json, file_json, folder_json, inspection_json
-from onnx_attnq.job.timing import CONTROL, Timing, bench
+from onnx_attnq.job.timing import CONTROL, Timing, TimingSettings, bench
 
 __all__ = [
     "CONTROL",
     "Compression",
+    "FolderCompression",
     "Timing",
+    "TimingSettings",
     "bench",
     "compress",
     "compress_folder",
@@ -16,4 +18,6 @@ __all__ = [
     "file_json",
     "folder_json",
     "inspection_json",
+    "plan_folder",
+    "plan_only",
 ]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
 from onnx_attnq.atomic import new_folder
 from onnx_attnq.errors import CannotWrite, InvalidModel, NothingToRewrite
-from onnx_attnq.job.compression import Compression, compress
+from onnx_attnq.job.compression import Compression, compress, plan_only
 from onnx_attnq.model import load, save, tensors
+from onnx_attnq.progress import Progress, no_progress
+from onnx_attnq.rewriting import RewriteSettings
+from onnx_attnq.run import RunSettings
+from onnx_attnq.verification import VerifySettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +38,13 @@ class FolderCompression:
 
 
 def compress_folder(
-    source: str | os.PathLike[str], output: str | os.PathLike[str] | None = None, **options: Any
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    rewriting: RewriteSettings = RewriteSettings(),
+    verification: VerifySettings | None = VerifySettings(),
+    run: RunSettings = RunSettings(),
+    progress: Progress = no_progress,
 ) -> FolderCompression:
     """Compress every ONNX file of a folder into a new folder, under the same names, and copy all other files.
 
@@ -44,53 +54,72 @@ def compress_folder(
     Args:
         source: The folder, with its subfolders; never changed.
         output: A folder that does not exist yet, or is empty; FOLDER.attnq beside the source if None.
-        options: What `compress` takes, for each part. External data is always copied.
+        rewriting: What to rewrite in each part, and into what.
+        verification: How to verify each part; None to run no model.
+        run: How to run the models.
+        progress: Called after each step of a part's verification.
 
     Raises:
         NothingToRewrite: No part has anything to rewrite.
         AttnqError: As by `compress`; and there is no ONNX file, or the output is not empty or within the source.
     """
-    source = Path(source)
+    source, parts = _parts(source)
     named = source if source.name.strip(".") else source.resolve()  # "." and ".." have no name of their own
     target = named.with_name(f"{named.name}.attnq") if output is None else Path(output)
     if target.resolve().is_relative_to(source.resolve()):
         raise CannotWrite(f"{target} lies in {source}, which is never written to; give another folder")
-    files = _files(source)
-    parts = [file for file in files if file.suffix == ".onnx"]
-    if not parts:
-        raise InvalidModel(f"{source}: no ONNX file in this folder")
-    if options.get("dry_run"):
-        return _compress_parts(source, None, parts, options)
+
+    def compress_part(part: Path) -> Compression:
+        file = made / part.relative_to(source)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return compress(part, file, rewriting=rewriting, verification=verification, run=run, progress=progress)
+
     with new_folder(target) as made:
         weights = {path for part in parts for path in _external_data(part)}
-        for file in files:
+        for file in _files(source):
             if file.suffix != ".onnx" and file.resolve() not in weights:
                 _copy(file, made / file.relative_to(source))
-        result = _compress_parts(source, made, parts, options)
+        models, untouched = _each(parts, compress_part)
+        for part in untouched:
+            _copy_model(part, made / part.relative_to(source))
     # The parts were written under the folder's temporary name.
-    models = tuple(dataclasses.replace(m, output=target / m.source.relative_to(source)) for m in result.models)
-    return dataclasses.replace(result, output=target, models=models)
+    models = [dataclasses.replace(m, output=target / m.source.relative_to(source)) for m in models]
+    return FolderCompression(source, target, tuple(models), untouched)
 
 
-def _compress_parts(source: Path, output: Path | None, parts: list[Path], options: dict[str, Any]) -> FolderCompression:
+def plan_folder(source: str | os.PathLike[str], rewriting: RewriteSettings = RewriteSettings()) -> FolderCompression:
+    """What `compress_folder` would do, without writing or running anything."""
+    source, parts = _parts(source)
+    models, untouched = _each(parts, lambda part: plan_only(part, rewriting))
+    return FolderCompression(source, None, tuple(models), untouched)
+
+
+def _parts(source: str | os.PathLike[str]) -> tuple[Path, list[Path]]:
+    parts = [file for file in _files(Path(source)) if file.suffix == ".onnx"]
+    if not parts:
+        raise InvalidModel(f"{source}: no ONNX file in this folder")
+    return Path(source), parts
+
+
+def _each(parts: list[Path], do: Callable[[Path], Compression]) -> tuple[list[Compression], dict[Path, str]]:
+    """What came of each part, and why there was nothing to rewrite in others."""
     models, untouched = [], {}
     for part in parts:
-        made = None if output is None else output / part.relative_to(source)
-        if made is not None:
-            made.parent.mkdir(parents=True, exist_ok=True)
         try:
-            models.append(compress(part, made, **options))
+            models.append(do(part))
         except NothingToRewrite as reason:
             untouched[part] = str(reason).removeprefix(f"{part}: ")
-            if made is None:
-                continue
-            if _external_data(part):
-                save(load(part), made)  # a copy of the file would refer to data that may lie elsewhere
-            else:
-                _copy(part, made)
     if not models:
         raise NothingToRewrite("; ".join(f"{path}: {reason}" for path, reason in untouched.items()))
-    return FolderCompression(source, output, tuple(models), untouched)
+    return models, untouched
+
+
+def _copy_model(part: Path, target: Path) -> None:
+    if _external_data(part):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save(load(part), target)  # a copy of the file would refer to data that may lie elsewhere
+    else:
+        _copy(part, target)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -119,4 +148,4 @@ def _copy(file: Path, target: Path) -> None:
         raise CannotWrite(f"cannot copy {file}: {error.strerror}") from error
 
 
-__all__ = ["FolderCompression", "compress_folder"]
+__all__ = ["FolderCompression", "compress_folder", "plan_folder"]

@@ -13,6 +13,7 @@ from onnx_attnq.job.compression import Compression
 from onnx_attnq.job.folder import FolderCompression
 from onnx_attnq.model import files
 from onnx_attnq.rewriting import Plan, Record
+from onnx_attnq.verification import NATIVE, STANDARD, Verification
 
 
 def compression_json(result: Compression, model: ir.Model) -> dict[str, Any]:
@@ -38,9 +39,30 @@ def compression_json(result: Compression, model: ir.Model) -> dict[str, Any]:
         "output": None if result.output is None else file_json(result.output),
         "scheme": scheme_json(result.plan),
         **sites_json(rewritten),
-        "verification": None if result.verification is None else result.verification.to_json(),
-        "native_verification": None if result.native_verification is None else result.native_verification.to_json(),
+        "verification": _variant_json(result.verification, STANDARD),
+        "native_verification": _variant_json(result.verification, NATIVE),
         "refused_samples": [] if result.made_up is None else list(result.made_up.refused),
+    }
+
+
+def _variant_json(found: Verification | None, way: str) -> dict[str, Any] | None:
+    """What one way to run the model gave; null where it was not run."""
+    if found is None or way not in found.runs:
+        return None
+    run = found.runs[way]
+    failures = run.failures(found.limits)
+    return {
+        "passed": not failures,
+        "failures": list(failures),
+        "samples": found.samples,
+        "implementation": {
+            "sites_checked": len(run.sites),
+            "codes_checked": run.codes.codes,
+            "disagreements": run.codes.disagreements,
+            "errors": run.codes.errors,
+        },
+        "deviation": {name: output.deviation.to_json() for name, output in run.outputs.items()},
+        "pruned": run.pruned,
     }
 
 

@@ -16,14 +16,33 @@ from onnx_attnq.errors import AttnqError, InvalidModel
 from onnx_attnq.inputs import Sample, generate_samples
 from onnx_attnq.job.compression import compress
 from onnx_attnq.model import load
+from onnx_attnq.progress import Progress, Steps, no_progress
 from onnx_attnq.rewriting import read_record
-from onnx_attnq.run import Session, native_library, optimize_transformer
+from onnx_attnq.run import RunSettings, Session, native_library, optimize_transformer
 from onnx_attnq.scheme import preset
-from onnx_attnq.verification import Progress
 
 ORIGINAL: Final = "original"
 FUSED: Final = "original, fused by onnxruntime"
 CONTROL: Final = "native, not quantized"
+
+
+@dataclasses.dataclass(frozen=True)
+class TimingSettings:
+    """What to time.
+
+    Attributes:
+        tokens: Sequence lengths of made-up inputs.
+        batch: Rows of made-up inputs.
+        repeats: Counted runs of each variant for each length, after one that is not counted.
+        samples: Inputs in place of made-up ones.
+        memory: Measure peak memory, each variant in a process of its own.
+    """
+
+    tokens: tuple[int, ...] = (128, 512)
+    batch: int = 1
+    repeats: int = 15
+    samples: tuple[Sample, ...] = ()
+    memory: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +122,7 @@ def variants(original: Path, rewritten: Sequence[Path], folder: Path) -> tuple[l
         missing.append("native: the library was not built (`make native`)")
     elif rewritten:
         control = folder / "control.onnx"
-        compress(original, control, scheme=preset("identity"), verification=False)
+        compress(original, control, scheme=preset("identity"), verification=None)
         found.append(Variant(CONTROL, control, True))
     return found, missing
 
@@ -112,39 +131,32 @@ def bench(
     original: Path,
     rewritten: Sequence[Path],
     *,
-    tokens: Sequence[int] = (128, 512),
-    batch: int = 1,
-    threads: int | None = None,
-    repeats: int = 15,
-    samples: Sequence[Sample] = (),
-    memory: bool = True,
-    progress: Progress | None = None,
+    settings: TimingSettings = TimingSettings(),
+    run: RunSettings = RunSettings(),
+    progress: Progress = no_progress,
 ) -> tuple[list[Timing], list[str]]:
     """Time all variants on the same inputs, one run of each after the other.
 
     Args:
         original: The model before.
         rewritten: Models that were made from it.
-        tokens: Sequence lengths of made-up inputs.
-        batch: Rows of made-up inputs.
-        threads: Threads inside an op; None leaves it to onnxruntime.
-        repeats: Counted runs of each variant for each length, after one that is not counted.
-        samples: Inputs in place of made-up ones.
-        memory: Measure peak memory, each variant in a process of its own.
+        settings: What to time.
+        run: Threads and custom ops.
         progress: Called after each round.
 
     Returns:
         Timings, and a sentence for each variant that could not be made.
     """
     model = load(original)
-    inputs = [(_length(s), s) for s in samples] or [
-        (length, generate_samples(model, 1, shapes=((batch, length),))[0]) for length in tokens
+    inputs = [(_length(s), s) for s in settings.samples] or [
+        (length, generate_samples(model, 1, shapes=((settings.batch, length),))[0]) for length in settings.tokens
     ]
+    repeats = settings.repeats
     result: list[Timing] = []
     with tempfile.TemporaryDirectory() as folder:
         found, missing = variants(original, rewritten, Path(folder))
-        sessions = {v.name: Session(v.path, threads=threads, native=v.native) for v in found}
-        total, done = len(inputs) * repeats, 0
+        sessions = {v.name: Session(v.path, run, native=v.native) for v in found}
+        steps = Steps(len(inputs) * repeats, progress)
         for length, sample in inputs:
             cpu: dict[str, list[float]] = {v.name: [] for v in found}
             wall: dict[str, list[float]] = {v.name: [] for v in found}
@@ -154,14 +166,13 @@ def bench(
                     if round_number:
                         cpu[name].append(spent[0])
                         wall[name].append(spent[1])
-                done += bool(round_number)
-                if progress is not None:
-                    progress(f"{length} tokens", done, total)
+                steps.advance(f"{length} tokens", int(bool(round_number)))
             base = statistics.median(cpu[ORIGINAL])
             for v in found:
                 median = statistics.median(cpu[v.name])
                 p99 = sorted(wall[v.name])[min(repeats - 1, int(0.99 * repeats))]
-                peak = _peak_memory(v, original, batch, length, threads) if memory and not samples else None
+                measured = settings.memory and not settings.samples
+                peak = _peak_memory(v, original, settings.batch, length, run.threads or 0) if measured else None
                 elapsed = statistics.median(wall[v.name])
                 result.append(Timing(v.name, length, median * 1e3, elapsed * 1e3, p99 * 1e3, base / median, peak))
     return result, missing
@@ -197,13 +208,13 @@ def _peak_memory(variant: Variant, original: Path, batch: int, tokens: int, thre
         "from onnx_attnq.job.timing import peak_memory\n"
         "from onnx_attnq.inputs import generate_samples\n"
         "from onnx_attnq.model import load\n"
-        "from onnx_attnq.run import Session\n"
+        "from onnx_attnq.run import RunSettings, Session\n"
         "original, path, native, batch, tokens, threads = sys.argv[1:]\n"
         "sample = generate_samples(load(original), 1, shapes=((int(batch), int(tokens)),))[0]\n"
-        "Session(path, threads=int(threads), native=native == 'True').run(sample)\n"
+        "Session(path, RunSettings(int(threads)), native=native == 'True').run(sample)\n"
         "print(peak_memory())\n"
     )
-    arguments = (original, variant.path, variant.native, batch, tokens, threads or 0)
+    arguments = (original, variant.path, variant.native, batch, tokens, threads)
     try:
         done = subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=True

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
 from onnx_attnq.atomic import check_replaceable, staged, write_errors
-from onnx_attnq.errors import CannotWrite, InvalidModel
+from onnx_attnq.errors import CannotWrite, InvalidModel, first_line
 from onnx_attnq.model.external_data import Reference, get_reference, resolve_references, set_reference
 from onnx_attnq.model.structure_hash import structure_hash
 from onnx_attnq.model.wellformed import check_model, graph_protos, tensor_protos, tensor_size
@@ -234,8 +234,7 @@ def _innermost(error: BaseException) -> str:
     """The first line of the cause; onnx_ir repeats whole nodes in the messages around it."""
     while error.__cause__ is not None:
         error = error.__cause__
-    line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return "".join(character if character.isprintable() else "?" for character in line)
+    return first_line(error)
 
 
 def _attribute_tensors(attributes: Iterable[ir.Attr]) -> Iterator[ir.TensorProtocol]:

@@ -15,14 +15,12 @@ import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
+from onnx_attnq.progress import Progress, no_progress
 from onnx_attnq.report import plots
 from onnx_attnq.report.picture_style import to_bytes
 from onnx_attnq.study import MAJORITIES, SAFE_ERROR, Study, findings, scheme_label
 from onnx_attnq.study import head_metrics as metrics
 from onnx_attnq.version import __version__
-
-Progress = Callable[[str, int, int], None]
-"""Called with the picture that was drawn, how many are, and how many there are."""
 
 _COLUMNS = (
     metrics.METRICS[3],  # keys
@@ -71,7 +69,7 @@ def pictures(study: Study, limit: float = SAFE_ERROR) -> tuple[Picture, ...]:
     )
 
 
-def report_html(study: Study, limit: float = SAFE_ERROR, progress: Progress | None = None) -> str:
+def report_html(study: Study, limit: float = SAFE_ERROR, progress: Progress = no_progress) -> str:
     """The report as one HTML page, pictures included.
 
     Args:
@@ -84,8 +82,7 @@ def report_html(study: Study, limit: float = SAFE_ERROR, progress: Progress | No
     for index, picture in enumerate(planned):
         shown = {"name": picture.name, "caption": picture.caption, "source": _data_url(picture.draw())}
         sections.setdefault(picture.section, []).append(shown)
-        if progress is not None:
-            progress(picture.name, index + 1, len(planned))
+        progress(picture.name, index + 1, len(planned))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("onnx_attnq.report"),
         autoescape=True,
@@ -265,4 +262,4 @@ def _data_url(figure: Figure) -> str:
     return "data:image/svg+xml," + urllib.parse.quote(svg, safe=" /:;=,.()<>?!&'*+@[]{}|^`~-_$")
 
 
-__all__ = ["Picture", "Progress", "pictures", "report_html"]
+__all__ = ["Picture", "pictures", "report_html"]

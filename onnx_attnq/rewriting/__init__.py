@@ -5,12 +5,14 @@ from onnx_attnq.rewriting.plan import Plan, SitePlan, load_plan, save_plan, unif
 from onnx_attnq.rewriting.record import Record, RewrittenSite, read_record, refuse_rewritten
 from onnx_attnq.rewriting.reverter import revert
 from onnx_attnq.rewriting.rewriter import rewrite
+from onnx_attnq.rewriting.settings import RewriteSettings
 
 __all__ = [
     "DOMAIN",
     "DOMAIN_VERSION",
     "Plan",
     "Record",
+    "RewriteSettings",
     "RewrittenSite",
     "SitePlan",
     "load_plan",

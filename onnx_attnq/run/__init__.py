@@ -2,5 +2,6 @@
 
 from onnx_attnq.run.native import native_library
 from onnx_attnq.run.sessions import Arrays, Session, optimize_transformer, session
+from onnx_attnq.run.settings import MEMORY, RunSettings
 
-__all__ = ["Arrays", "Session", "native_library", "optimize_transformer", "session"]
+__all__ = ["MEMORY", "Arrays", "RunSettings", "Session", "native_library", "optimize_transformer", "session"]

@@ -8,6 +8,7 @@ import io
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ import onnx_ir as ir
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from onnx_attnq.errors import AttnqError, InvalidData, InvalidModel, MissingLibrary
+from onnx_attnq.errors import AttnqError, InvalidData, InvalidModel, MissingLibrary, first_line
 from onnx_attnq.model import files
 from onnx_attnq.run.native import native_library
+from onnx_attnq.run.settings import RunSettings
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -30,30 +32,23 @@ class Session:
 
     Args:
         model: A path, or a model in memory; its external data is read from where it was loaded.
-        threads: Number of threads inside an op; None leaves it to onnxruntime.
+        settings: Threads and custom ops.
         native: Register the native library, so that its kernels run in place of the ops' standard bodies.
-        optimize: False runs the graph as it is, without onnxruntime's graph optimization.
 
     Raises:
         InvalidModel: onnxruntime does not take the model; the line says what it said.
-        MissingLibrary: The native library was asked for, but is not there or does not load.
+        MissingLibrary: A library of custom ops was asked for, but is not there or does not load.
     """
 
     def __init__(
         self,
         model: str | os.PathLike[str] | ir.Model,
+        settings: RunSettings = RunSettings(),
         *,
-        threads: int | None = None,
         native: bool = False,
-        optimize: bool = True,
     ) -> None:
-        options = onnxruntime.SessionOptions()
-        if native:
-            _register_library(options)
+        options = _options(settings, native)
         options.log_severity_level = 4  # what goes wrong is raised
-        options.intra_op_num_threads = threads or 0
-        level = onnxruntime.GraphOptimizationLevel
-        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         name: str
         source: str | bytes
         if isinstance(model, ir.Model):
@@ -66,7 +61,7 @@ class Session:
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except _ERRORS as error:
-            raise InvalidModel(f"{name}: onnxruntime does not load it: {_first_line(error)}") from None
+            raise InvalidModel(f"{name}: onnxruntime does not load it: {first_line(error)}") from None
         self.inputs = tuple(value.name for value in self._session.get_inputs())
         # Those with an initializer may be fed, too.
         self._fed = {*self.inputs, *(value.name for value in self._session.get_overridable_initializers())}
@@ -87,7 +82,7 @@ class Session:
         try:
             return dict(zip(names, map(np.asarray, self._session.run(names, feeds)), strict=True))
         except (*_ERRORS, ValueError) as error:
-            raise InvalidData(f"onnxruntime does not run the model on this sample: {_first_line(error)}") from None
+            raise InvalidData(f"onnxruntime does not run the model on this sample: {first_line(error)}") from None
 
 
 def session(path: str | os.PathLike[str], threads: int | None = None) -> onnxruntime.InferenceSession:
@@ -97,10 +92,7 @@ def session(path: str | os.PathLike[str], threads: int | None = None) -> onnxrun
         path: A model file, rewritten or not.
         threads: Threads inside an op; None leaves it to onnxruntime.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    if native_library() is not None:
-        _register_library(options)
+    options = _options(RunSettings(threads), native_library() is not None)
     return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
 
 
@@ -122,19 +114,30 @@ def optimize_transformer(source: str | os.PathLike[str], output: str | os.PathLi
     except AttnqError:
         raise
     except Exception as error:  # whatever the optimizer stumbles over, it is not the user's fault
-        raise InvalidModel(f"onnxruntime's transformer optimizer fails: {_first_line(error)}") from error
+        raise InvalidModel(f"onnxruntime's transformer optimizer fails: {first_line(error)}") from error
 
 
-def _register_library(options: onnxruntime.SessionOptions) -> None:
-    library = native_library()
-    if library is None:
-        raise MissingLibrary(
-            "the native library was not built; `make native` builds it, or install with a C++ compiler"
-        )
-    try:
-        options.register_custom_ops_library(str(library))
-    except _ERRORS as error:
-        raise MissingLibrary(f"{library}: onnxruntime does not load it: {_first_line(error)}") from None
+def _options(settings: RunSettings, native: bool) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = settings.threads or 0
+    libraries = [*settings.custom_ops]
+    if native:
+        library = native_library()
+        if library is None:
+            raise MissingLibrary(
+                "the native library was not built; `make native` builds it, or install with a C++ compiler"
+            )
+        libraries.append(library)
+    for path in libraries:
+        # onnxruntime hands the name to the system, which looks elsewhere for one without a folder.
+        absolute = Path(os.path.abspath(path))
+        if not absolute.is_file():
+            raise MissingLibrary(f"{path}: there is no such library of custom ops")
+        try:
+            options.register_custom_ops_library(str(absolute))
+        except _ERRORS as error:
+            raise MissingLibrary(f"{path}: onnxruntime does not load it: {first_line(error)}") from None
+    return options
 
 
 _ERRORS = (
@@ -146,7 +149,3 @@ _ERRORS = (
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
 )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]

@@ -1,10 +1,11 @@
 """What `analyze` measures: how the attention of a model is distributed, and what schemes do to each head."""
 
-from onnx_attnq.study.analysis import DEFAULT_SCHEMES, analyze
+from onnx_attnq.study.analysis import analyze
 from onnx_attnq.study.conclusions import SAFE_ERROR, Finding, findings, summary
 from onnx_attnq.study.head_metrics import CONTEXT_ERROR, DIVERGENCE, METRICS, SCHEME_METRICS, Metric, SchemeMetric
 from onnx_attnq.study.mergeable_arrays import FloatArray
 from onnx_attnq.study.model_study import Study, scheme_label
+from onnx_attnq.study.settings import DEFAULT_SCHEMES, StudySettings
 from onnx_attnq.study.site_statistics import EDGES, MAJORITIES, SiteStats
 from onnx_attnq.study.token_labels import load_token_labels, separator_ids
 
@@ -23,6 +24,7 @@ __all__ = [
     "SchemeMetric",
     "SiteStats",
     "Study",
+    "StudySettings",
     "analyze",
     "findings",
     "load_token_labels",

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from onnx_attnq.errors import AttnqError, NothingToRewrite
 from onnx_attnq.find import AttentionSite, expose, find_sites, left_out
 from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load_mapped, sha256
+from onnx_attnq.progress import Progress, no_progress
 from onnx_attnq.rewriting import refuse_rewritten
-from onnx_attnq.scheme import QuantScheme, preset
+from onnx_attnq.run import RunSettings
 from onnx_attnq.study.model_study import Study
-from onnx_attnq.study.observation import MEMORY, Progress, Source, observe
-
-DEFAULT_SCHEMES: Final = (preset(), preset(bits=2), preset("ji2021"), preset("ji2021", bits=2))
-"""Ours and the paper's, at 3 and 2 bits."""
+from onnx_attnq.study.observation import Source, observe
+from onnx_attnq.study.settings import StudySettings
 
 
 def analyze(
@@ -26,14 +24,9 @@ def analyze(
     samples: Sequence[Sample],
     data: str,
     *,
-    schemes: Sequence[QuantScheme] = DEFAULT_SCHEMES,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    separator_ids: Collection[int] = (),
-    labels: Mapping[int, str] | None = None,
-    threads: int | None = None,
-    memory: int = MEMORY,
-    progress: Progress | None = None,
+    settings: StudySettings = StudySettings(),
+    run: RunSettings = RunSettings(),
+    progress: Progress = no_progress,
 ) -> Study:
     """Ji et al. 2021's study of attention values, for any ONNX model.
 
@@ -41,13 +34,8 @@ def analyze(
         source: The model; never changed.
         samples: Inputs, as of `inputs.load_samples`.
         data: What the inputs are, in a few words, for the record.
-        schemes: What to quantize with.
-        include: Shell patterns of the sites to observe; all if empty.
-        exclude: Shell patterns of sites to leave out.
-        separator_ids: Token ids of separators, for the attention to them.
-        labels: Tokens by id, for the example.
-        threads: Threads inside an op; None leaves it to onnxruntime.
-        memory: Bytes of activations that a run may return.
+        settings: What to study.
+        run: How to run the model.
         progress: Called after each run.
 
     Raises:
@@ -66,14 +54,11 @@ def analyze(
             raise NothingToRewrite(f"{path}: no attention found{''.join(reasons)}")
         return observe(
             model,
-            _choose(found.sites, include, exclude),
+            _choose(found.sites, settings.include, settings.exclude),
             samples,
-            schemes,
             Source(path.name, sha256(path), data),
-            separator_ids=separator_ids,
-            labels=labels,
-            threads=threads,
-            memory=memory,
+            settings=settings,
+            run=run,
             progress=progress,
         )
 
@@ -88,4 +73,4 @@ def _choose(
     return kept
 
 
-__all__ = ["DEFAULT_SCHEMES", "analyze"]
+__all__ = ["analyze"]

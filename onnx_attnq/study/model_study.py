@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_attnq.atomic import replacing
-from onnx_attnq.errors import InvalidData
+from onnx_attnq.errors import InvalidData, first_line
 from onnx_attnq.scheme import QuantScheme
 from onnx_attnq.study.html_table import html_table
 from onnx_attnq.study.mergeable_arrays import FloatArray, array_fields
@@ -140,8 +140,7 @@ class Study:
         except InvalidData:
             raise
         except Exception as error:  # zip, numpy and json each have their own for a damaged file
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise InvalidData(f"{path} is no saved study, or is damaged: {reason}") from error
+            raise InvalidData(f"{path} is no saved study, or is damaged: {first_line(error)}") from error
 
     @classmethod
     def _from_arrays(cls, about: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Study:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -19,23 +19,19 @@ from onnx_attnq.errors import InvalidData, NothingToRewrite
 from onnx_attnq.find import AttentionSite
 from onnx_attnq.graph import Dataflow, dtype_of, probe
 from onnx_attnq.inputs import Sample
-from onnx_attnq.run import Session
-from onnx_attnq.scheme import QuantScheme, numerics
+from onnx_attnq.progress import Progress, no_progress
+from onnx_attnq.run import RunSettings, Session
+from onnx_attnq.scheme import numerics
 from onnx_attnq.study import attention_layout
 from onnx_attnq.study.model_study import Example, Study
 from onnx_attnq.study.probability_statistics import measure
+from onnx_attnq.study.settings import StudySettings
 from onnx_attnq.study.site_statistics import SiteStats
-
-MEMORY: Final = 64 * 2**20
-"""Bytes of probabilities, values and contexts that a run may return; a single site may be larger."""
 
 EXAMPLE_TOKENS: Final = 40
 """Tokens of the example: as many as can be read as labels of an attention map."""
 
 _FLOAT_PRODUCTS: Final = frozenset({"MatMul", "Einsum", "Gemm", "FusedMatMul", "TransposeMatMul"})
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being observed, how many steps are done, and how many there are: a step is a site on a sample."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +53,11 @@ def observe(
     model: ir.Model,
     sites: Sequence[AttentionSite],
     samples: Sequence[Sample],
-    schemes: Sequence[QuantScheme],
     source: Source,
     *,
-    separator_ids: Collection[int] = (),
-    labels: Mapping[int, str] | None = None,
-    threads: int | None = None,
-    memory: int = MEMORY,
-    progress: Progress | None = None,
+    settings: StudySettings = StudySettings(),
+    run: RunSettings = RunSettings(),
+    progress: Progress = no_progress,
 ) -> Study:
     """The statistics of every site over the samples.
 
@@ -75,12 +68,9 @@ def observe(
         model: The model that ``sites`` were found in. Not changed.
         sites: What to observe.
         samples: Inputs; batches of any size, of different lengths.
-        schemes: What to quantize with; each is measured on its own, all else left as it is.
         source: What the study is called.
-        separator_ids: Token ids of separators, for the attention to them.
-        labels: Tokens by id, for the example.
-        threads: Threads of onnxruntime; None leaves it to onnxruntime.
-        memory: Bytes that a run may return.
+        settings: Schemes, separators and labels; its patterns are not looked at.
+        run: How to run the model.
         progress: Called after each run.
 
     Raises:
@@ -91,23 +81,24 @@ def observe(
         raise NothingToRewrite(f"{source.model} has no attention to analyze")
     if not samples:
         raise InvalidData("there are no samples to analyze with")
-    run = _Run(samples, tuple(schemes), separator_ids, labels or {})
-    run.failed = {site.id: "its probabilities are 8-bit integers" for site in sites if site.op_type == "QLinearSoftmax"}
+    observed = _Run(samples, settings)
+    observed.failed = {
+        site.id: "its probabilities are 8-bit integers" for site in sites if site.op_type == "QLinearSoftmax"
+    }
     flow = Dataflow(model)
-    taps = [_Tap.of(site, flow) for site in sites if site.id not in run.failed]
+    taps = [_Tap.of(site, flow) for site in sites if site.id not in observed.failed]
     group = 1  # how large the arrays are is not known before the first run
     done = 0
     while done < len(taps):
         chosen = _of_one_scope(taps[done : done + group])
 
         def advance(sample: int, first: int = done, chosen: Sequence[_Tap] = chosen) -> None:
-            if progress is not None:
-                progress(chosen[0].site.id, first * len(samples) + sample * len(chosen), len(taps) * len(samples))
+            progress(chosen[0].site.id, first * len(samples) + sample * len(chosen), len(taps) * len(samples))
 
-        largest = run.add_group(model, chosen, threads, advance)
+        largest = observed.add_group(model, chosen, run, advance)
         done += len(chosen)
-        group = max(1, memory * len(chosen) // max(1, largest))
-    return run.study(source, taps)
+        group = max(1, run.memory * len(chosen) // max(1, largest))
+    return observed.study(source, taps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,28 +150,24 @@ class _Run:
     def __init__(
         self,
         samples: Sequence[Sample],
-        schemes: tuple[QuantScheme, ...],
-        separator_ids: Collection[int],
-        labels: Mapping[int, str],
+        settings: StudySettings,
     ) -> None:
         self.samples = samples
-        self.schemes = schemes
-        self.separator_ids = list(separator_ids)
-        self.labels = labels
+        self.schemes = settings.schemes
+        self.separator_ids = list(settings.separator_ids)
+        self.labels = settings.labels or {}
         self.stats: dict[str, SiteStats] = {}
         self.failed: dict[str, str] = {}
         self.maps: dict[str, npt.NDArray[np.float64]] = {}
         self.tokens: tuple[str, ...] = ()
 
-    def add_group(
-        self, model: ir.Model, taps: Sequence[_Tap], threads: int | None, advance: Callable[[int], None]
-    ) -> int:
+    def add_group(self, model: ir.Model, taps: Sequence[_Tap], run: RunSettings, advance: Callable[[int], None]) -> int:
         """Measure some sites of one scope on every sample; returns the bytes of the largest run.
 
         A method of its own, so that session and arrays are gone before the next group has its own.
         """
         names = list(dict.fromkeys(name for tap in taps for name in tap.names))
-        session = Session(probe(model, names, taps[0].site.scope), threads=threads)
+        session = Session(probe(model, names, taps[0].site.scope), run)
         largest = 0
         for index, sample in enumerate(self.samples):
             values = session.run(sample)
@@ -287,4 +274,4 @@ def _unstacked(array: npt.NDArray[Any], loops: int) -> npt.NDArray[Any]:
     return array.reshape(-1, *array.shape[loops + 1 :]) if loops and array.size else array
 
 
-__all__ = ["EXAMPLE_TOKENS", "MEMORY", "Progress", "Source", "observe"]
+__all__ = ["EXAMPLE_TOKENS", "Source", "observe"]

@@ -1,20 +1,23 @@
 """Proof in onnxruntime: are the codes right, and how far do the outputs move?"""
 
 from onnx_attnq.verification.bisection import Bisection, bisect
-from onnx_attnq.verification.rewritten_model import Limit, Progress, Verification, verify
+from onnx_attnq.verification.deviation import Deviation
+from onnx_attnq.verification.limits import Limit, Limits
+from onnx_attnq.verification.settings import VerifySettings
 from onnx_attnq.verification.site_rows import SiteRows
-from onnx_attnq.verification.two_models import Bounds, Comparison, Tolerance, compare_models
+from onnx_attnq.verification.verifier import NATIVE, STANDARD, VariantCheck, Verification, verify
 
 __all__ = [
+    "NATIVE",
+    "STANDARD",
     "Bisection",
-    "Bounds",
-    "Comparison",
+    "Deviation",
     "Limit",
-    "Progress",
+    "Limits",
     "SiteRows",
-    "Tolerance",
+    "VariantCheck",
     "Verification",
+    "VerifySettings",
     "bisect",
-    "compare_models",
     "verify",
 ]

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_attnq.errors import InvalidModel
@@ -18,15 +19,18 @@ from onnx_attnq.find import AttentionSite, expose, find_sites
 from onnx_attnq.graph import Dataflow, probe
 from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load_mapped, structure_hash
+from onnx_attnq.progress import Progress, Steps, no_progress
 from onnx_attnq.rewriting import Plan, SitePlan, read_record, rewrite
-from onnx_attnq.run import Arrays, Session
+from onnx_attnq.run import Arrays, RunSettings, Session
 from onnx_attnq.scheme import SiteScheme
-from onnx_attnq.verification.deviation import Deviation, compare
-from onnx_attnq.verification.rewritten_model import Progress, is_distribution
-from onnx_attnq.verification.two_models import Bounds, OutputComparison, compare_output
+from onnx_attnq.verification.deviation import Deviation, deviation_of
+from onnx_attnq.verification.limits import Limits
+from onnx_attnq.verification.outputs import OutputComparison, OutputDeviation, is_distribution
 
-Outputs: TypeAlias = Mapping[str, OutputComparison]
+Outputs: TypeAlias = Mapping[str, OutputDeviation]
 """Of one model, compared with the original's."""
+
+Array: TypeAlias = npt.NDArray[Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,24 +101,24 @@ def bisect(
     b: str | os.PathLike[str],
     samples: Sequence[Sample],
     *,
-    bounds: Bounds | None = None,
-    threads: int | None = None,
-    progress: Progress | None = None,
+    limits: Limits = Limits(),
+    run: RunSettings = RunSettings(),
+    progress: Progress = no_progress,
 ) -> Bisection:
     """Rank the sites of a rewritten model by what they contribute to its deviation, and say which to leave.
 
     For each site, the model is rewritten again without it and run, and cut off behind it and run. There is one
     session at a time, whose weights onnxruntime reads from a file, and no value inside of a model is kept.
 
-    With bounds, ``exclude`` are the worst sites, as few as bring the model within them; their number is found by
+    With limits, ``exclude`` are the worst sites, as few as bring the model within them; their number is found by
     halving, and the result was run. Without, it is the worst site.
 
     Args:
         a: The original.
         b: The rewritten model.
         samples: Inputs.
-        bounds: What is asked of the outputs.
-        threads: Threads inside an op.
+        limits: What is asked of the outputs.
+        run: Threads and custom ops.
         progress: Called after each step.
 
     Raises:
@@ -127,45 +131,37 @@ def bisect(
             raise InvalidModel(f"{b} carries no record of a rewrite; `verify` and `diff` compare any two models")
         if record.structure_hash != structure_hash(original):
             raise InvalidModel(f"{b} was made from another model than {a}")
-        bounds = bounds or Bounds()
-        bounds.check(original)
-        steps, done = len(record.sites) + 2, 0
-
-        def advance(what: str) -> None:
-            nonlocal done
-            done += 1
-            if progress is not None:
-                progress(what, done, steps)
-
-        trials = _Trials(original, {site.id: site.scheme for site in record.sites}, samples, threads, bounds)
+        limits.check(original)
+        steps = Steps(len(record.sites) + 2, progress)
+        trials = _Trials(original, {site.id: site.scheme for site in record.sites}, samples, run, limits)
         total = trials.compare(rewritten)
         deviation = _deviation(total)
-        advance("both models")
+        steps.advance("both models")
         sites = []
         for site in record.sites:
             without = _deviation(trials.leave([site.id]))
             # Infinite without the site too: it is not the one.
             contribution = 0.0 if math.isinf(without) else deviation - without
             sites.append(SiteContribution(site.id, without, contribution, trials.local_error(site.id)))
-            advance(site.id)
+            steps.advance(site.id)
         sites.sort(key=lambda site: site.contribution, reverse=True)
         exclude, remaining = _mend(trials, total, [site.site for site in sites], sites[0].contribution > 0.0)
-        advance("what to leave")
+        steps.advance("what to leave")
         return Bisection(deviation, tuple(sites), exclude, _deviation(remaining), len(samples))
 
 
 def _mend(trials: _Trials, total: Outputs, ranked: Sequence[str], worst_helps: bool) -> tuple[tuple[str, ...], Outputs]:
     """The sites to leave, and what the outputs are without them."""
-    if not trials.bounds:
+    if not trials.limits:
         return ((ranked[0],), trials.leave(ranked[:1])) if worst_helps else ((), total)
-    if trials.bounds.hold(total):
+    if trials.limits.hold(total):
         return (), total
     # Of the worst sites, `low` are too few and `high` are enough: without any, the model is the original.
     low, high, remaining = 0, len(ranked), trials.leave(ranked)
     while high - low > 1:
         middle = (low + high) // 2
         found = trials.leave(ranked[:middle])
-        if trials.bounds.hold(found):
+        if trials.limits.hold(found):
             high, remaining = middle, found
         else:
             low = middle
@@ -179,8 +175,8 @@ class _Trials:
         original: The model, its weights in a file.
         schemes: What each site gets.
         samples: Inputs.
-        threads: Threads inside an op.
-        bounds: What is asked of the outputs.
+        run: Threads and custom ops.
+        limits: What is asked of the outputs.
     """
 
     def __init__(
@@ -188,14 +184,14 @@ class _Trials:
         original: ir.Model,
         schemes: Mapping[str, SiteScheme],
         samples: Sequence[Sample],
-        threads: int | None,
-        bounds: Bounds,
+        run: RunSettings,
+        limits: Limits,
     ) -> None:
-        self.bounds = bounds
+        self.limits = limits
         self._original = original
         self._schemes = schemes
         self._samples = samples
-        self._threads = threads
+        self._settings = run
         self._expected = self._run(original)
         self._distributions = {value.name for value in original.graph.outputs if is_distribution(value)}
         self._exposed = original.clone()
@@ -211,16 +207,15 @@ class _Trials:
         """Compare a model's outputs with the original's."""
         actual = self._run(model)
         return {
-            name: compare_output(
-                name,
-                [arrays[name] for arrays in self._expected],
-                [arrays[name] for arrays in actual],
-                name in self._distributions,
-                self.bounds.rtol,
-                self.bounds.atol,
-            )
+            name: self._deviation(name, [a[name] for a in self._expected], [b[name] for b in actual])
             for name in self._expected[0]
         }
+
+    def _deviation(self, name: str, expected: Sequence[Array], actual: Sequence[Array]) -> OutputDeviation:
+        output = OutputComparison(name in self._distributions, self.limits.rtol, self.limits.atol)
+        for sample, a, b in zip(self._samples, expected, actual, strict=True):
+            output.add(a, b, sample)
+        return output.result()
 
     def local_error(self, site: str) -> float:
         """Relative error of the context of a site that is the only one to be rewritten."""
@@ -230,7 +225,7 @@ class _Trials:
         total = Deviation()
         for before, after in zip(expected, actual, strict=True):
             (x,), (y,) = before.values(), after.values()
-            total = total.merge(compare(x, y))
+            total = total.merge(deviation_of(x, y))
         return total.relative_error
 
     def _rewrite(self, schemes: Mapping[str, SiteScheme]) -> ir.Model:
@@ -244,7 +239,7 @@ class _Trials:
         return model
 
     def _run(self, model: ir.Model) -> list[Arrays]:
-        session = Session(model, threads=self._threads)
+        session = Session(model, self._settings)
         return [session.run(sample) for sample in self._samples]
 
 
@@ -256,7 +251,9 @@ def _context(site: AttentionSite, flow: Dataflow) -> tuple[str, str]:
 
 
 def _deviation(outputs: Outputs) -> float:
-    return max((math.inf if o.kinds else o.deviation.relative_error for o in outputs.values()), default=0.0)
+    return max(
+        (math.inf if o.deviation.one_sided else o.deviation.relative_error for o in outputs.values()), default=0.0
+    )
 
 
 __all__ = ["Bisection", "SiteContribution", "bisect"]

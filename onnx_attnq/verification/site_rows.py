@@ -19,7 +19,7 @@ from onnx_attnq.graph import Dataflow, probe
 from onnx_attnq.inputs import Sample
 from onnx_attnq.model import opset
 from onnx_attnq.rewriting import DOMAIN, DOMAIN_VERSION, RewrittenSite
-from onnx_attnq.run import Session
+from onnx_attnq.run import RunSettings, Session
 from onnx_attnq.scheme import Pruned, QuantScheme, Reference, Spacing, for_heads, numerics, schemes_of
 from onnx_attnq.verification.codes import LEVEL_TOLERANCE
 
@@ -54,18 +54,20 @@ class SiteRows:
     Args:
         model: A rewritten model.
         site: One of the sites of its record.
-        threads: Threads inside an op.
+        run: Threads and custom ops.
         native: Run the native library's kernels in place of the ops' standard bodies.
     """
 
-    def __init__(self, model: ir.Model, site: RewrittenSite, threads: int | None, *, native: bool = False) -> None:
+    def __init__(
+        self, model: ir.Model, site: RewrittenSite, run: RunSettings = RunSettings(), *, native: bool = False
+    ) -> None:
         self._site = site
         self._names = list(dict.fromkeys((*site.inputs, site.output)))  # key and value may be one
         flow = Dataflow(model)
         values = flow.values_in(site.scope)
-        self._session = Session(probe(model, self._names, site.scope), threads=threads, native=native)
+        self._session = Session(probe(model, self._names, site.scope), run, native=native)
         self._loops = {name: flow.loops_around(values[name]) for name in self._names}
-        self._alone = _AttentionAlone(model, site, threads, native) if site.form is Form.ATTENTION else None
+        self._alone = _AttentionAlone(model, site, run, native) if site.form is Form.ATTENTION else None
 
     def run(self, sample: Sample) -> Iterator[Rows]:
         """The rows of one run: of each iteration of a loop, none where a branch of an If was not taken."""
@@ -97,7 +99,7 @@ def _iterations(arrays: dict[str, Array], loops: Mapping[str, int]) -> Iterator[
 class _AttentionAlone:
     """One attention op of a model, taken out of it."""
 
-    def __init__(self, model: ir.Model, site: RewrittenSite, threads: int | None, native: bool) -> None:
+    def __init__(self, model: ir.Model, site: RewrittenSite, run: RunSettings, native: bool) -> None:
         output = Dataflow(model).values_in(site.scope).get(site.output)
         node = None if output is None else output.producer()
         if node is None or node.op_identifier() not in model.functions:
@@ -109,7 +111,7 @@ class _AttentionAlone:
         )
         self._zeroes_masked_rows = bool(np.isfinite(node.attributes["row_max_floor"].as_tensor().numpy()[0]))
         self._int16_products = native and bool(node.attributes["qk"].as_int())
-        self._session = Session(self._model(node, model), threads=threads, native=native)
+        self._session = Session(self._model(node, model), run, native=native)
 
     def run(self, inputs: Sequence[Array]) -> tuple[Array, Array, Array]:
         """Scores in float64, the probabilities that the op makes of them, and how far its own scores may be off.

@@ -1,0 +1,31 @@
+"""How to run models."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Final
+
+MEMORY: Final = 256 * 2**20
+"""Bytes of values inside of a model that one run may return, unless more is allowed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """How to run models in onnxruntime.
+
+    Attributes:
+        threads: Threads inside an op; None leaves it to onnxruntime.
+        custom_ops: Libraries with custom ops that the models need, other than this package's own.
+        memory: Bytes of values inside of a model that one run may return; they are fetched in groups of this size.
+
+    >>> RunSettings(threads=2).memory // 2**20
+    256
+    """
+
+    threads: int | None = None
+    custom_ops: tuple[Path, ...] = ()
+    memory: int = MEMORY
+
+
+__all__ = ["MEMORY", "RunSettings"]

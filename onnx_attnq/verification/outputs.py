@@ -1,0 +1,122 @@
+"""What separates an output of two models, over all samples."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_attnq.inputs import Sample, attention_mask_of
+from onnx_attnq.verification.deviation import Deviation, deviation_of
+
+QUANTILES: Final = {"median_abs": 0.5, "p90_abs": 0.9, "p99_abs": 0.99, "p999_abs": 0.999}
+"""Quantiles of the absolute differences that are reported, by name."""
+
+Array = npt.NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputDeviation:
+    """What separates one output of two models, over all samples.
+
+    Attributes:
+        deviation: Figures of the elements that are finite in both.
+        quantiles: Of their absolute differences, by the names of `QUANTILES`.
+        far: Number of elements for which not |b − a| <= atol + rtol · |a|; 0 where no such bound was asked for.
+        shapes: For each sample in which the shapes differ, a sentence with both; its values are not compared.
+    """
+
+    deviation: Deviation
+    quantiles: dict[str, float]
+    far: int = 0
+    shapes: tuple[str, ...] = ()
+
+    def figure(self, name: str) -> float | None:
+        """A figure by its name; None for one that the output does not have."""
+        if name in self.quantiles:
+            return self.quantiles[name]
+        value: float | None = getattr(self.deviation, name)
+        return value
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures by name."""
+        return {
+            **self.deviation.to_json(),
+            **self.quantiles,
+            "far": self.far,
+            "nan_or_infinite_differ": self.deviation.one_sided,
+            "shapes_differ": list(self.shapes),
+        }
+
+
+class OutputComparison:
+    """One output of two models, compared sample by sample.
+
+    Args:
+        distribution: The last axis holds logits or probabilities.
+        rtol: Relative tolerance of each element, or None.
+        atol: Absolute tolerance of each element, or None.
+
+    >>> output = OutputComparison(rtol=0.1)
+    >>> output.add(np.array([1.0, np.nan, 3.0]), np.array([1.5, np.nan, np.inf]))
+    >>> found = output.result()
+    >>> found.far, found.deviation.one_sided, found.quantiles["median_abs"]
+    (1, 1, 0.5)
+    """
+
+    def __init__(self, distribution: bool = False, rtol: float | None = None, atol: float | None = None) -> None:
+        self._distribution = distribution
+        self._rtol, self._atol = rtol, atol
+        self._total = Deviation()
+        self._far = 0
+        self._shapes: list[str] = []
+        self._differences: list[npt.NDArray[np.float32]] = []
+
+    def add(self, a: Array, b: Array, sample: Sample | None = None) -> None:
+        """Compare another sample; the figures leave out what the sample's mask calls padding."""
+        if a.shape != b.shape:
+            self._shapes.append(f"the shape is {list(a.shape)} in A and {list(b.shape)} in B")
+            return
+        tokens = None if sample is None else real_tokens(a.shape, sample)
+        if tokens is not None:
+            padding = deviation_of(a[~tokens], b[~tokens])
+            a, b = a[tokens], b[tokens]
+            self._total = self._total.merge(Deviation(one_sided=padding.one_sided, new_nan=padding.new_nan))
+        self._total = self._total.merge(deviation_of(a, b, distribution=self._distribution))
+        finite = np.isfinite(a) & np.isfinite(b)
+        x = a[finite].astype(np.float64)
+        difference = np.abs(x - b[finite])
+        if self._rtol is not None or self._atol is not None:
+            self._far += int((difference > (self._atol or 0.0) + (self._rtol or 0.0) * np.abs(x)).sum())
+        self._differences.append(difference.astype(np.float32))
+
+    def result(self) -> OutputDeviation:
+        """All samples together."""
+        every = np.concatenate(self._differences) if self._differences else np.zeros(0, np.float32)
+        values = np.quantile(every, list(QUANTILES.values())) if every.size else np.zeros(len(QUANTILES))
+        quantiles = dict(zip(QUANTILES, map(float, values), strict=True))
+        return OutputDeviation(self._total, quantiles, self._far, tuple(self._shapes))
+
+
+def is_distribution(value: ir.Value) -> bool:
+    """Whether an output's last axis holds logits or probabilities, by its name or the op that computes it."""
+    node = value.producer()
+    name = (value.name or "").lower()
+    return "logit" in name or "prob" in name or (node is not None and node.op_type in ("Softmax", "LogSoftmax"))
+
+
+def real_tokens(shape: tuple[int, ...], sample: Sample) -> npt.NDArray[np.bool_] | None:
+    """The mask of real tokens, if an output of this shape has one row for each token.
+
+    A text of nothing but padding is there for a reason: all of it counts.
+    """
+    mask = attention_mask_of(sample)
+    if mask is None or mask.ndim != 2 or shape[:2] != mask.shape:
+        return None
+    return np.asarray(mask | ~mask.any(axis=1, keepdims=True))
+
+
+__all__ = ["QUANTILES", "OutputComparison", "OutputDeviation", "is_distribution", "real_tokens"]

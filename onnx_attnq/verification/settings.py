@@ -1,0 +1,28 @@
+"""How to verify."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from onnx_attnq.inputs import Sample
+from onnx_attnq.verification.limits import Limits
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifySettings:
+    """How to verify a model that was rewritten.
+
+    Attributes:
+        samples: Inputs; None to make them up from the model's signature.
+        count: How many samples to make up.
+        seed: Random seed for generated samples.
+        limits: What is asked of the outputs.
+    """
+
+    samples: tuple[Sample, ...] | None = None
+    count: int = 4
+    seed: int = 0
+    limits: Limits = Limits()
+
+
+__all__ = ["VerifySettings"]
