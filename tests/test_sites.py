@@ -151,7 +151,7 @@ def test_a_function_named_softmax_is_not_softmax() -> None:
     text = f"({QKV}) => (float[B,2,L,4] y) {{ {SCORES} p = local.Softmax(s) y = MatMul(p, v) }}"
     body = '<domain: "local", opset_import: ["" : 17]> Softmax (x) => (y) { y = Sigmoid(x) }'
     found = find(parse(text, functions=body))
-    assert found == Sites((), ())
+    assert (found.sites, found.rejections) == ((), ())
 
 
 def test_nodes_of_one_name_get_ids_of_their_own() -> None:
@@ -249,8 +249,9 @@ def test_the_search_grows_with_the_number_of_nodes_and_not_its_square(
 ) -> None:
     few, many = (parse(graph(count), inferred=inferred) for count in (100, 400))
     assert calls_of(many) < 4.5 * calls_of(few)
-    # For 5,000 nodes 2,000,000 calls, which take 0.6 s where 1,440,000 were measured to take 0.46 s.
-    assert calls_of(many) < 400 * sum(1 for _ in many.graph.all_nodes())
+    # With what is noted of the original: its hash, its wiring and the ids. For 5,000 nodes 2,500,000 calls, which take
+    # 0.8 s where 1,440,000 were measured to take 0.46 s.
+    assert calls_of(many) < 550 * sum(1 for _ in many.graph.all_nodes())
 
 
 def test_each_layer_of_a_large_graph_is_found() -> None:

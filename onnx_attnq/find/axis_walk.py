@@ -15,14 +15,17 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from onnx_attnq.graph import Types, axes_of, axis_from_end
+from onnx_attnq.graph import Types, axes_of, axis_from_end, known_op
 
 # The axis stays where it is, counted from the end. Values are the operands that carry numbers on: a
 # condition, a scale or a zero point does not.
 _ELEMENTWISE: dict[str, tuple[int, ...] | None] = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Pow"), None),
     **dict.fromkeys(("Cast", "CastLike", "Identity", "Dropout", "Clip", "Tanh", "Neg", "Exp", "Trilu"), (0,)),
-    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "ScatterND", "Expand", "Pad"), (0,)),
+    # Of DynamicQuantizeLinear the codes; its scale and zero point have no axes.
+    **dict.fromkeys(
+        ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ScatterND", "Expand", "Pad"), (0,)
+    ),
     "ScatterElements": (0, 2),
     "Where": (1, 2),
     # com.microsoft
@@ -32,7 +35,6 @@ _ELEMENTWISE: dict[str, tuple[int, ...] | None] = {
     "BitmaskDropout": (0,),
 }
 _INFER = "run onnx shape inference on the model first"
-_DOMAINS = ("", "com.microsoft")
 # op: (left operand, right operand) of a product over the last two axes.
 _MATMULS: dict[str, tuple[int, int]] = {
     "MatMul": (0, 1),
@@ -104,8 +106,8 @@ def forward(node: ir.Node, index: int, axis: int, types: Types) -> Step:
 
     A product that does not contract the axis passes it on, as the head mixing of talking heads does.
     """
-    op, output = node.op_type, node.outputs[0]
-    if node.domain not in _DOMAINS:
+    op, output = known_op(node), node.outputs[0]
+    if not known_op(node):
         return Lost(f"{describe(node)} is not a standard op", node.op_identifier())
     if op in _MATMULS:
         left, right = _MATMULS[op]
@@ -151,8 +153,8 @@ def backward(value: ir.Value, axis: int, types: Types) -> Step:
         return Lost(
             f"{value.name!r} is an input of the graph" if value.is_graph_input() else f"{value.name!r} is constant"
         )
-    op = node.op_type
-    if node.domain not in _DOMAINS:
+    op = known_op(node)
+    if not known_op(node):
         return Lost(f"{describe(node)} is not a standard op", node.op_identifier())
     if op in _MATMULS:
         left, right = (node.inputs[i] if i < len(node.inputs) else None for i in _MATMULS[op])
@@ -165,6 +167,8 @@ def backward(value: ir.Value, axis: int, types: Types) -> Step:
         return Lost(f"the softmax runs over a batch axis of {describe(node)}")
     if op == "Einsum":
         return _einsum_backward(node, axis)
+    if op == "DynamicQuantizeLinear" and value is not node.outputs[0]:
+        return Lost(f"{value.name!r} is a scale or zero point")
     if op in _ELEMENTWISE or op == "Concat":
         carried = _ELEMENTWISE.get(op)
         operands = node.inputs if carried is None else [node.inputs[i] for i in carried if i < len(node.inputs)]
@@ -175,7 +179,7 @@ def backward(value: ir.Value, axis: int, types: Types) -> Step:
         return Lost(f"{describe(node)} is not part of a score computation")
     if op == "Conv" and _is_pointwise(node) and axis >= -2 and node.inputs[1] is not None:
         return Product(node, Position(node.inputs[0], axis), node.inputs[1], is_left=True)
-    if op == "ReduceSum" and (factors := node.inputs[0].producer()) is not None and factors.op_type == "Mul":
+    if op == "ReduceSum" and (factors := node.inputs[0].producer()) is not None and known_op(factors) == "Mul":
         return Lost(
             f"{describe(node)} sums what {describe(factors)} multiplies element by element, as in local attention; "
             "only matrix products are followed"
@@ -191,16 +195,16 @@ def describe(node: ir.Node) -> str:
 
 def operands(node: ir.Node) -> tuple[ir.Value, ...]:
     """What a product multiplies: no scales, zero points or addends; nothing for any other op."""
-    if node.op_type == "Einsum":
+    if known_op(node) == "Einsum":
         found = tuple(node.inputs)
     else:
-        found = tuple(node.inputs[i] for i in _MATMULS.get(node.op_type, ()) if i < len(node.inputs))
+        found = tuple(node.inputs[i] for i in _MATMULS.get(known_op(node), ()) if i < len(node.inputs))
     return tuple(value for value in found if value is not None)
 
 
 def is_linear(product: Product, types: Types) -> bool:
     """True for a product with a matrix on the right: a linear layer, if that matrix is a weight."""
-    if product.node.op_type in ("MatMulNBits", "Conv"):
+    if known_op(product.node) in ("MatMulNBits", "Conv"):
         return product.is_left
     return product.is_left and (types.rank(product.other) or 3) <= 2
 
@@ -240,7 +244,7 @@ def _matmul_axes(node: ir.Node, is_left: bool, axis: int) -> tuple[bool, int | N
 
 def _layout(node: ir.Node, axis: int, types: Types, *, to_output: bool) -> int | Lost:
     """The axis on the other side of an op that only moves elements."""
-    op = node.op_type
+    op = known_op(node)
     source, target = node.inputs[0], node.outputs[0]
     if op == "Transpose":
         attribute = node.attributes.get("perm")
@@ -266,8 +270,8 @@ def _squeeze(node: ir.Node, axis: int, types: Types, *, inserts: bool) -> int | 
     axes = axes_of(node)
     if axes is None:
         return Lost(f"{describe(node)} has axes that are not constant")
-    longer = node.outputs[0] if node.op_type == "Unsqueeze" else node.inputs[0]
-    shorter = node.inputs[0] if node.op_type == "Unsqueeze" else node.outputs[0]
+    longer = node.outputs[0] if known_op(node) == "Unsqueeze" else node.inputs[0]
+    shorter = node.inputs[0] if known_op(node) == "Unsqueeze" else node.outputs[0]
     rank = types.rank(longer)
     if rank is None and (known := types.rank(shorter)) is not None:
         rank = known + len(axes)

@@ -68,12 +68,12 @@ def origins(model: ir.Model) -> dict[ir.Node, Origin]:
     ['a', 'a#2', 'a#3']
     """
     flow = Dataflow(model)
-    types = Types(flow.graphs)
+    types = Types(flow)
     nodes = [
         (node, flow.scope(graph))
         for graph in flow.graphs
         for node in graph
-        if is_fused_attention(node) or softmax_root(node, graph, types) is not None
+        if is_fused_attention(node) or softmax_root(node, types) is not None
     ]
     ids = _unique([_full_name(node, scope) for node, scope in nodes])
     return {

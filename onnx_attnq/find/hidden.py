@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable
 import onnx_ir as ir
 
 from onnx_attnq.find.exposed import Exposed, origins
+from onnx_attnq.find.function_opsets import take_opset
 from onnx_attnq.find.fused import Declined, decompose, is_fused_attention
 from onnx_attnq.find.inlining import inline_functions
 from onnx_attnq.find.sites import find_sites
 from onnx_attnq.find.softmax import is_softmax, may_be_decomposed
-from onnx_attnq.graph import Snapshot
+from onnx_attnq.graph import Snapshot, standard_opset
 from onnx_attnq.model import structure_hash
 
 
@@ -31,13 +32,9 @@ def expose(model: ir.Model, keep: Callable[[str], bool] = lambda site: False) ->
         What `find_sites` takes: the model, and what it was before.
     """
     original, snapshot = structure_hash(model), Snapshot(model)
-    if model.functions:
-        hidden = _hiding(model.functions.values())
-        inline_functions(model, lambda f: f.identifier() in hidden)
-    if model.functions and any(r.lost_in & set(model.functions) for r in find_sites(model).rejections):
-        inline_functions(model)
+    kept = _inline(model)
     known = origins(model)
-    declined: dict[ir.Node, str] = {}
+    declined = {node: kept[node.op_identifier()] for node in model.graph.all_nodes() if node.op_identifier() in kept}
     for node in [node for node in known if is_fused_attention(node)]:
         if keep(known[node].id):
             declined[node] = "left fused, as it was asked for"
@@ -48,6 +45,25 @@ def expose(model: ir.Model, keep: Callable[[str], bool] = lambda site: False) ->
         else:
             known[outcome.softmax] = known.pop(node)
     return Exposed(model, original, snapshot, known, declined)
+
+
+def _inline(model: ir.Model) -> dict[ir.OperatorIdentifier, str]:
+    """Inline the functions that hide an attention; returns those that cannot be, with the reason."""
+    kept: dict[ir.OperatorIdentifier, str] = {}
+
+    def inline(names: Iterable[ir.OperatorIdentifier]) -> None:
+        opset = standard_opset(model.opset_imports)
+        for name in names:
+            if reason := take_opset(model.functions[name], opset):
+                kept[name] = reason
+        chosen = set(names) - set(kept)
+        if chosen:
+            inline_functions(model, lambda function: function.identifier() in chosen)
+
+    inline(_hiding(model.functions.values()))
+    if model.functions and any(r.lost_in & set(model.functions) for r in find_sites(model).rejections):
+        inline(list(model.functions))
+    return kept
 
 
 def _hiding(functions: Iterable[ir.Function]) -> set[ir.OperatorIdentifier]:

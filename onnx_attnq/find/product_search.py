@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnx_attnq.find import axis_walk
 from onnx_attnq.find.axis_walk import Lost, Passed, Position, Product, describe
 from onnx_attnq.find.softmax import softmax_root, through
-from onnx_attnq.graph import Dataflow, Types, branch_outputs
+from onnx_attnq.graph import Dataflow, Types, branch_outputs, known_op
 
 _MOST: Final = 64
 """Products, lines of the story and lost ops that are kept of one search; an attention has a few."""
@@ -102,13 +102,16 @@ class Search:
         position = place.position
         step = _enter_if(position) or axis_walk.backward(position.value, position.axis, self._types)
         node = position.value.producer()
-        op = "" if node is None else node.op_type
+        op = "" if node is None else known_op(node)
         match step:
             case Passed(positions):
                 on_data = [p for p in positions if self._flow.depends_on_data(p.value)]
                 yield from ((op, _Place(p, place.mixed)) for p in on_data)
                 if node is not None and op == "ScatterND" and not on_data:
-                    text = f"{describe(node)} writes scores into a constant, as Longformer its bands: not followed"
+                    text = (
+                        f"{describe(node)} writes scores into a constant, as Longformer its bands: not followed; "
+                        "use a model with dense attention"
+                    )
                     yield Reached(story=(f"scores: {text}",))
             case Product():
                 verdict = self._is_score(step, place.mixed)
@@ -140,7 +143,7 @@ class Search:
                 return None
             if axis_walk.operands(node):
                 return node
-            if node.op_type not in ("Add", "Sub", "Mul", "Div"):
+            if known_op(node) not in ("Add", "Sub", "Mul", "Div"):
                 return None
             value = inputs[0]
         return None
@@ -150,6 +153,11 @@ class Search:
         name = describe(product.node)
         on_data = self._flow.depends_on_data
         if not on_data(product.with_axis.value):
+            if not on_data(product.other):
+                return (
+                    f"query and key of {name} do not depend on the model's inputs, as where learned queries attend to "
+                    "one another: its probabilities are the same in every run"
+                )
             return (
                 f"the softmax runs over an axis that a weight of {name} supplies, as in a router, a classifier "
                 "or the features of linear attention"
@@ -168,17 +176,17 @@ class Search:
     def _ways_on(self, place: _Place) -> Iterator[_Way]:
         position, on_data = place.position, self._flow.depends_on_data
         for use in position.value.uses():
-            if use.node.op_type in ("Shape", "Size"):
+            if known_op(use.node) in ("Shape", "Size"):
                 continue  # they ask how large it is
             step = axis_walk.forward(use.node, use.idx, position.axis, self._types)
             if isinstance(step, Passed) and sum(map(on_data, axis_walk.operands(use.node))) > 1:
                 step = Lost(f"{describe(use.node)} multiplies it along another axis, as slots are updated")
             match step:
                 case Passed(positions):
-                    yield from ((use.node.op_type, _Place(p)) for p in positions)
+                    yield from ((known_op(use.node), _Place(p)) for p in positions)
                 case Product() if on_data(step.other):
                     line = f"context: {describe(step.node)} multiplies with V"
-                    yield Reached((step,), story=(line,), path=(use.node.op_type, None))
+                    yield Reached((step,), story=(line,), path=(known_op(use.node), None))
                 case Product():
                     text = f"the values that {describe(step.node)} weighs are constant, as in a codebook"
                     yield Reached(reason=text, story=(f"context: {text}",))
@@ -192,7 +200,7 @@ class Search:
         if not position.value.is_graph_output() or not isinstance(graph, ir.Graph):
             return
         owner = self._flow.owner(graph)
-        if owner is None or owner.op_type != "If":
+        if owner is None or known_op(owner) != "If":
             return
         for index, output in enumerate(graph.outputs):
             if output is position.value:
@@ -251,7 +259,7 @@ def _no_query(layer: ir.Node) -> str:
 def _enter_if(position: Position) -> Passed | None:
     """The outputs of both branches, for a value that an If computes."""
     node = position.value.producer()
-    if node is None or node.op_type != "If":
+    if node is None or known_op(node) != "If":
         return None
     return Passed(tuple(Position(output, position.axis) for output in branch_outputs(position.value)))
 
@@ -260,7 +268,7 @@ def _is_probabilities(value: ir.Value, types: Types) -> bool:
     # Where and IsNaN: the guard that makes the NaN of a fully masked row zero, which begins with its condition.
     source = through(value, (*_LAYOUT, "Where", "IsNaN"))
     node = None if source is None else source.producer()
-    return node is not None and isinstance(node.graph, ir.Graph) and softmax_root(node, node.graph, types) is not None
+    return node is not None and softmax_root(node, types) is not None
 
 
 __all__ = ["Reached", "Search"]

@@ -16,13 +16,13 @@ from typing import Final
 
 import onnx_ir as ir
 
-from onnx_attnq.find.axis_walk import Lost, Product
+from onnx_attnq.find.axis_walk import Lost, Product, describe
 from onnx_attnq.find.exposed import Exposed, Origin
 from onnx_attnq.find.fused import is_fused_attention
 from onnx_attnq.find.product_search import Search
 from onnx_attnq.find.softmax import SoftmaxRoot, softmax_root
 from onnx_attnq.find.whole_attention import Attention, match_attention
-from onnx_attnq.graph import Dataflow, Types
+from onnx_attnq.graph import Dataflow, Types, constant, known_op
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -136,18 +136,19 @@ def find_sites(model: ir.Model | Exposed) -> Sites:
     """
     exposed = model if isinstance(model, Exposed) else Exposed.as_it_is(model)
     flow = Dataflow(exposed.model)
-    types = Types(flow.graphs)
+    types = Types(flow)
     search = Search(flow, types)
     sites: list[AttentionSite] = []
     rejections: list[Rejection] = []
-    roots = {node: softmax_root(node, graph, types) for graph in flow.graphs for node in graph}
+    fault = _runtime_fault(flow)
+    roots = {node: softmax_root(node, types) for graph in flow.graphs for node in graph}
     divided = {root.scores for root in roots.values() if isinstance(root, SoftmaxRoot)}
     for graph in flow.graphs:
         scope = flow.scope(graph)
         for node in graph:
             name = node.name or node.outputs[0].name or ""
-            if is_fused_attention(node):
-                reason = exposed.declined.get(node) or "a fused op; `expose` makes its softmax visible"
+            if is_fused_attention(node) or node in exposed.declined:
+                reason = exposed.declined.get(node, "a fused op; `expose` makes its softmax visible")
                 rejections.append(Rejection(name, node.op_type, scope, reason))
                 continue
             root = roots[node]
@@ -163,17 +164,18 @@ def find_sites(model: ir.Model | Exposed) -> Sites:
             if isinstance(found, _Refusal):
                 rejections.append(Rejection(name, node.op_type, scope, found.reason, found.story, found.lost_in))
                 continue
-            sites.append(_site(root, found, scope, exposed.origins[node], types))
+            sites.append(_site(root, found, scope, exposed.origins[node], types, fault))
     _LOG.info("found %d attention sites; declined %d", len(sites), len(rejections))
     for rejection in rejections:
         _LOG.debug("declined %s %r: %s", rejection.op_type, rejection.node, rejection.reason)
     return Sites(tuple(sites), tuple(rejections), exposed)
 
 
-def _site(root: SoftmaxRoot, found: _Found, scope: str, origin: Origin, types: Types) -> AttentionSite:
+def _site(root: SoftmaxRoot, found: _Found, scope: str, origin: Origin, types: Types, fault: str) -> AttentionSite:
     story, whole = found.story, None
     if root.replaceable and root.scores is not None and root.axis == -1:
-        match = match_attention(root.scores, root.probabilities, found.score_products, found.value_products, types)
+        products = found.score_products, found.value_products
+        match = Lost(fault) if fault else match_attention(root.scores, root.probabilities, *products, types)
         if isinstance(match, Lost):
             story = (*story, f"softmax only: {match.reason}")
         else:
@@ -199,6 +201,19 @@ def _site(root: SoftmaxRoot, found: _Found, scope: str, origin: Origin, types: T
         story=story,
         attention=whole,
     )
+
+
+def _runtime_fault(flow: Dataflow) -> str:
+    """Why no whole attention may be replaced; "" where one may.
+
+    onnxruntime 1.32 gives wrong numbers where it moves a Transpose through a DequantizeLinear without zero point. A
+    model with such a node can be wrong as it is; the Transposes in the body of a whole attention make more so.
+    """
+    for graph in flow.graphs:
+        for node in graph:
+            if known_op(node) == "DequantizeLinear" and len(node.inputs) == 2 and constant(node.inputs[0]) is None:
+                return f"{describe(node)} has no zero point, behind which onnxruntime misplaces Transposes; give it one"
+    return ""
 
 
 def _weighs_values(node: ir.Node, search: Search) -> bool:

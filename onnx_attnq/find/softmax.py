@@ -8,7 +8,10 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from onnx_attnq.find.axis_walk import Lost
-from onnx_attnq.graph import Types, axes_of, axis_from_end, number_of
+from onnx_attnq.graph import Types, axes_of, axis_from_end, known_op, number_of
+
+_NO_OPSET = 13
+"""Of a model that imports no standard ops."""
 
 _MOST_BETWEEN = 16
 """Nodes to look at between the parts of a softmax that is written as several ops."""
@@ -48,29 +51,29 @@ def may_be_decomposed(op_types: Iterable[str]) -> bool:
     return "Exp" in present and bool(present & {"ReduceSum", "ReduceL1", "ReduceLogSumExp"})
 
 
-def softmax_root(node: ir.Node, graph: ir.Graph, types: Types) -> SoftmaxRoot | Lost | None:
+def softmax_root(node: ir.Node, types: Types) -> SoftmaxRoot | Lost | None:
     """The softmax that ``node`` computes; None when it computes none, Lost when it cannot be used."""
     if node.domain and not is_softmax(node):
         return None
     match node.op_type:
         case "Softmax" | "QLinearSoftmax" if is_softmax(node):
-            axis = _softmax_axis(node, graph, types)
+            axis = _softmax_axis(node, types)
             if isinstance(axis, Lost):
                 return axis
-            plain = node.op_type == "Softmax"
+            plain = known_op(node) == "Softmax"
             scores = node.inputs[0] if plain else None
             return SoftmaxRoot(node, scores, node.outputs[0], axis, replaceable=plain)
         case "Exp":
             inner = through(node.inputs[0], ("Cast", "Identity"))
             log = None if inner is None else inner.producer()
-            if log is not None and log.op_type == "Sub" and (total := _log_sum_of(log)) is not None:
+            if log is not None and known_op(log) == "Sub" and (total := _log_sum_of(log)) is not None:
                 summed = _reduced_axis(total, log.inputs[0], types)
                 if summed is None:
                     return None
                 return SoftmaxRoot(node, log.inputs[0], node.outputs[0], summed, replaceable=True)
-            if log is None or log.op_type != "LogSoftmax":
+            if log is None or known_op(log) != "LogSoftmax":
                 return None
-            axis = _softmax_axis(log, graph, types)
+            axis = _softmax_axis(log, types)
             return (
                 axis
                 if isinstance(axis, Lost)
@@ -83,10 +86,10 @@ def softmax_root(node: ir.Node, graph: ir.Graph, types: Types) -> SoftmaxRoot | 
     return None
 
 
-def _softmax_axis(node: ir.Node, graph: ir.Graph, types: Types) -> int | Lost:
+def _softmax_axis(node: ir.Node, types: Types) -> int | Lost:
     value = node.inputs[0]
     attribute = node.attributes.get("axis")
-    opset = _softmax_opset(node, graph)
+    opset = _softmax_opset(node, types)
     raw = attribute.as_int() if attribute is not None else (-1 if opset >= 13 else 1)
     axis = axis_from_end(raw, types.rank(value))
     if axis is None:
@@ -98,12 +101,11 @@ def _softmax_axis(node: ir.Node, graph: ir.Graph, types: Types) -> int | Lost:
     return axis
 
 
-def _softmax_opset(node: ir.Node, graph: ir.Graph) -> int:
-    if node.op_type == "QLinearSoftmax":
+def _softmax_opset(node: ir.Node, types: Types) -> int:
+    if known_op(node) == "QLinearSoftmax":
         attribute = node.attributes.get("opset")
         return 13 if attribute is None else attribute.as_int()
-    version = node.version or graph.opset_imports.get(node.domain)
-    return 13 if version is None else version
+    return node.version or types.opset or _NO_OPSET
 
 
 def _decomposed(node: ir.Node, types: Types) -> SoftmaxRoot | None:
@@ -112,11 +114,11 @@ def _decomposed(node: ir.Node, types: Types) -> SoftmaxRoot | None:
     ReduceL1 is the same, as no Exp(s) is negative.
     """
     for numerator, denominator in ((0, 1), (1, 0)):
-        if node.op_type == "Div" and numerator == 1:
+        if known_op(node) == "Div" and numerator == 1:
             break
         weights = through(node.inputs[numerator], ("Cast", "Identity"))
         below = node.inputs[denominator]
-        if node.op_type == "Mul":
+        if known_op(node) == "Mul":
             below = _inverted(below)
             if below is None:
                 continue
@@ -153,7 +155,7 @@ def _log_sum_of(difference: ir.Node) -> ir.Node | None:
     """The ReduceLogSumExp in s - ReduceLogSumExp(s)."""
     subtrahend = through(difference.inputs[1], ("Cast", "Identity"))
     total = None if subtrahend is None else subtrahend.producer()
-    fits = total is not None and total.op_type == "ReduceLogSumExp" and total.inputs[0] is difference.inputs[0]
+    fits = total is not None and known_op(total) == "ReduceLogSumExp" and total.inputs[0] is difference.inputs[0]
     return total if fits else None
 
 
@@ -172,9 +174,9 @@ def _upstream(value: ir.Value | None, wanted: tuple[str, ...], through: tuple[st
         if value is None or node is None or value in seen or node.domain:
             continue
         seen.add(value)
-        if node.op_type in wanted:
+        if known_op(node) in wanted:
             return node
-        if node.op_type in through:
+        if known_op(node) in through:
             pending.extend(node.inputs)
     return None
 
@@ -186,9 +188,9 @@ def _is_exponentiated(value: ir.Value) -> bool:
         if not pending:
             return False
         for use in pending.pop().uses():
-            if use.node.op_type == "Exp":
+            if known_op(use.node) == "Exp":
                 return True
-            if use.node.op_type in ("Cast", "Identity"):
+            if known_op(use.node) in ("Cast", "Identity"):
                 pending.append(use.node.outputs[0])
     return False
 
@@ -197,7 +199,7 @@ def through(value: ir.Value | None, ops: tuple[str, ...]) -> ir.Value | None:
     """The first value upstream, along first inputs, that none of ``ops`` computes."""
     for _ in range(_MOST_THROUGH):
         node = None if value is None else value.producer()
-        if node is None or node.op_type not in ops or not node.inputs:
+        if node is None or known_op(node) not in ops or not node.inputs:
             break
         value = node.inputs[0]
     return value

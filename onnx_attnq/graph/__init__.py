@@ -3,6 +3,7 @@
 from onnx_attnq.graph.constants import constant, number_of
 from onnx_attnq.graph.dataflow import Dataflow, subgraphs
 from onnx_attnq.graph.extra_outputs import probe
+from onnx_attnq.graph.ops import known_op, standard_opset
 from onnx_attnq.graph.types import Types, axes_of, axis_from_end, branch_outputs, dtype_of, rank_of
 from onnx_attnq.graph.undo import Snapshot, Undo, apply
 
@@ -17,8 +18,10 @@ __all__ = [
     "branch_outputs",
     "constant",
     "dtype_of",
+    "known_op",
     "number_of",
     "probe",
     "rank_of",
+    "standard_opset",
     "subgraphs",
 ]

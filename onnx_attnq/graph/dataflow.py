@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from onnx_attnq.graph.ops import standard_opset
+
 # Their output says how large the data is, not what it is.
 _SHAPE_ONLY = frozenset({"Shape", "Size"})
 
@@ -23,6 +25,7 @@ class Dataflow:
         self._scope: dict[ir.Graph, str] = {}
         self._by_scope: dict[str, ir.Graph] = {}
         self._graphs: list[ir.Graph] = []
+        self.opset = standard_opset(model.graph.opset_imports)
         pending: list[tuple[ir.Graph, str]] = [(model.graph, "main")]
         while pending:
             graph, scope = pending.pop()

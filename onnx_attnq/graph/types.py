@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Final, TypeAlias
 
 import onnx_ir as ir
 
 from onnx_attnq.graph.constants import constant
+from onnx_attnq.graph.dataflow import Dataflow
+from onnx_attnq.graph.ops import known_op
 
 _MOST_DEPTH: Final = 64
 """How far upstream to look; a chain from scores to the nearest Reshape or Transpose is much shorter."""
@@ -30,14 +32,13 @@ _SAME: Final = frozenset(
 class Types:
     """Ranks and element types of a model's values, for as long as the model is not changed.
 
-    Args:
-        graphs: Outer before inner. The rank of every value is found once, in the order of the nodes, so that a question
-            need not search.
+    The rank of every value is found once, in the order of the nodes, so that a question need not search.
     """
 
-    def __init__(self, graphs: Iterable[ir.Graph]) -> None:
+    def __init__(self, flow: Dataflow) -> None:
+        self.opset = flow.opset
         self._ranks: dict[ir.Value, int | None] = {}
-        for graph in graphs:
+        for graph in flow.graphs:
             for node in graph:
                 for output in node.outputs:
                     self._ranks[output] = self.rank(output)
@@ -99,22 +100,22 @@ def _length(value: ir.Value | None, depth: int, known: _Ranks) -> int | None:
     node = value.producer()
     if node is None:
         return None
-    if node.op_type == "Concat":
+    if known_op(node) == "Concat":
         parts = [_length(v, depth - 1, known) for v in node.inputs]
         return None if any(p is None for p in parts) else sum(p for p in parts if p is not None)
-    if node.op_type == "Unsqueeze":
+    if known_op(node) == "Unsqueeze":
         return 1  # a scalar made a part of a shape
-    if node.op_type == "Gather":
+    if known_op(node) == "Gather":
         return _length(node.inputs[1], depth - 1, known)
-    if node.op_type == "Shape":
+    if known_op(node) == "Shape":
         rank = _rank(node.inputs[0], depth - 1, known)
         ends = [None if (a := node.attributes.get(name)) is None else a.as_int() for name in ("start", "end")]
         return None if rank is None else len(range(rank)[ends[0] : ends[1]])
-    if node.op_type == "Slice":
+    if known_op(node) == "Slice":
         length = _length(node.inputs[0], depth - 1, known)
         start, end, step = (_whole_number(node, index, default) for index, default in ((1, None), (2, None), (4, 1)))
         return len(range(length)[start:end:step]) if length is not None and None not in (start, end) and step else None
-    if node.op_type in ("Cast", "Identity"):
+    if known_op(node) in ("Cast", "Identity"):
         return _length(node.inputs[0], depth - 1, known)
     return None
 
@@ -146,32 +147,32 @@ def _computed_rank(value: ir.Value, depth: int, known: _Ranks) -> int | None:
     node = value.producer()
     if node is None:
         return None
-    if node.op_type == "If":
+    if known_op(node) == "If":
         return max((r for v in branch_outputs(value) if (r := _rank(v, depth, known)) is not None), default=None)
-    if node.op_type in _BROADCAST or node.op_type == "Concat":
+    if known_op(node) in _BROADCAST or known_op(node) == "Concat":
         ranks = {v: _rank(v, depth, known) for v in node.inputs if v is not None}
         if None in ranks.values():
             # The scores are never of lower rank than their mask; a weight, a bias or a scale that is computed says
             # nothing of what it meets.
             ranks = {v: rank for v, rank in ranks.items() if rank is not None and rank > 1 and constant(v) is None}
         return max((rank for rank in ranks.values() if rank is not None), default=None)
-    if node.op_type in _SAME:
+    if known_op(node) in _SAME:
         return _rank(node.inputs[0], depth, known)
-    if node.op_type == "Einsum" and (equation := node.attributes.get("equation")) is not None:
+    if known_op(node) == "Einsum" and (equation := node.attributes.get("equation")) is not None:
         _, arrow, output = equation.as_string().replace(" ", "").partition("->")
         return len(output) if arrow and "." not in output else None
-    if node.op_type == "Gather":
+    if known_op(node) == "Gather":
         data, indices = (_rank(v, depth, known) for v in node.inputs[:2])
         return None if data is None or indices is None else data + indices - 1
-    if node.op_type == "Transpose" and (perm := node.attributes.get("perm")) is not None:
+    if known_op(node) == "Transpose" and (perm := node.attributes.get("perm")) is not None:
         return len(perm.as_ints())
-    if node.op_type == "Reshape":
+    if known_op(node) == "Reshape":
         return _length(node.inputs[1], depth, known)
-    if node.op_type in ("Unsqueeze", "Squeeze"):
+    if known_op(node) in ("Unsqueeze", "Squeeze"):
         rank, axes = _rank(node.inputs[0], depth, known), axes_of(node)
         if rank is None or axes is None:
             return None
-        return rank + len(axes) if node.op_type == "Unsqueeze" else rank - len(axes)
+        return rank + len(axes) if known_op(node) == "Unsqueeze" else rank - len(axes)
     return None
 
 
@@ -194,7 +195,7 @@ def _computed_dtype(value: ir.Value, depth: int, known: dict[ir.Value, ir.DataTy
     node = value.producer()
     if node is None or not node.inputs:
         return None
-    if node.op_type == "Cast":
+    if known_op(node) == "Cast":
         to = node.attributes.get("to")
         return None if to is None else ir.DataType(to.as_int())
     match node.op_type:

@@ -204,8 +204,14 @@ def _insert_attention(
     assert isinstance(product.graph, ir.Graph)
     prefix = attention.context.name or site.id
     nodes: list[ir.Node] = []
-    mask = _combined_mask(attention, prefix, names, nodes) or _no_mask(model)
+    mask = _combined_mask(attention, prefix, names, nodes) or _no_mask(model, names)
     query, key, value = attention.query, attention.key, attention.value
+    weighed = value.value
+    if attention.dtype != ir.DataType.FLOAT:
+        wider = _Chain(weighed, prefix, names)
+        nodes.append(wider.add("Cast", to=int(ir.DataType.FLOAT)))
+        wider.value.type, wider.value.shape = ir.TensorType(ir.DataType.FLOAT), weighed.shape
+        weighed = wider.value
     attributes = bodies.attention_attributes(
         attention.scale,
         query.perm,
@@ -219,14 +225,18 @@ def _insert_attention(
     op = chain.add(
         bodies.attention_op(schemes_of(scheme)[0]),
         key.value,
-        value.value,
+        weighed,
         mask,
         domain=bodies.DOMAIN,
         attributes=[*bodies.scheme_attributes(scheme, _table_shape(site, scheme)), *attributes],
     )
-    product.graph.insert_before(product, [*nodes, op])
-    chain.value.type, chain.value.shape = ir.TensorType(ir.DataType.FLOAT), attention.context.shape
-    _hand_over(attention.context, chain.value, {op}, model, quantize_outputs=True)
+    if attention.dtype != ir.DataType.FLOAT:
+        chain.add("Cast", to=int(attention.dtype))
+    for node in chain.nodes:
+        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), attention.context.shape
+    chain.value.type = ir.TensorType(attention.dtype)
+    product.graph.insert_before(product, [*nodes, *chain.nodes])
+    _hand_over(attention.context, chain.value, set(chain.nodes), model, quantize_outputs=True)
     return op
 
 
@@ -259,20 +269,22 @@ def _combined_mask(attention: Attention, prefix: str, names: _Names, nodes: list
     return combined
 
 
-def _no_mask(model: ir.Model) -> ir.Value:
+def _no_mask(model: ir.Model, names: _Names) -> ir.Value:
     """A zero in the main graph that all attentions without a mask share; runtimes drop its addition."""
-    name = f"{bodies.DOMAIN}_no_mask"
-    if name not in model.graph.initializers:
+    if names.no_mask is None:
+        name = names.fresh(f"{bodies.DOMAIN}_no_mask")
         tensor = ir.tensor(np.zeros((), np.float32), name=name)
         value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([]))
         model.graph.register_initializer(value)
-    return model.graph.initializers[name]
+        names.no_mask = value
+    return names.no_mask
 
 
 class _Names:
-    """Names of values and nodes that are not taken yet."""
+    """Names of values and nodes that are not taken yet, and the one value that all sites share."""
 
     def __init__(self, model: ir.Model) -> None:
+        self.no_mask: ir.Value | None = None
         graphs = (model.graph, *model.graph.subgraphs())
         self._taken = {value.name for graph in graphs for value in (*graph.inputs, *graph.initializers.values())}
         for node in model.graph.all_nodes():

@@ -16,6 +16,7 @@ from onnx_attnq.find.fused import attention, group_query_attention, ms_attention
 from onnx_attnq.find.fused.builder import LOWEST_OPSET, NodeBuilder
 from onnx_attnq.find.fused.outcome import Decline, Declined, Decomposed
 from onnx_attnq.find.fused.refused import REFUSED_OPS, UNKNOWN
+from onnx_attnq.graph import standard_opset
 
 _Build: TypeAlias = Callable[[NodeBuilder, ir.Node], tuple[ir.Node, Sequence[ir.Value | None]]]
 
@@ -103,8 +104,8 @@ def _opset(model: ir.Model, node: ir.Node) -> int | None:
     if node.graph is not model.graph:
         for function in model.functions.values():
             if any(other is node for other in function.all_nodes()):
-                return function.opset_imports.get("")
-    return model.opset_imports.get("")
+                return standard_opset(function.opset_imports)
+    return standard_opset(model.opset_imports)
 
 
 def _outputs(

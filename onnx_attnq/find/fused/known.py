@@ -12,6 +12,8 @@ from typing import Final
 
 import onnx_ir as ir
 
+from onnx_attnq.graph import known_op
+
 _MAX_DEPTH: Final = 32
 """How many producers are asked in a row. Long enough for any layer, and a bound on hostile chains."""
 
@@ -80,7 +82,7 @@ def _element_type(value: ir.Value, depth: int) -> ir.DataType | None:
     node = value.producer()
     if value.dtype is not None or node is None or depth == 0:
         return value.dtype
-    op_type, first_output = node.op_type, value.index() == 0
+    op_type, first_output = known_op(node), value.index() == 0
     if op_type == "Cast" and (to := node.attributes.get("to")) is not None and not to.is_ref():
         return ir.DataType(to.as_int())
     if op_type == "EmbedLayerNormalization":
@@ -101,7 +103,7 @@ def _rank(value: ir.Value, depth: int) -> int | None:
         return len(value.shape)
     if node is None or depth == 0:
         return None
-    op_type, first_output = node.op_type, value.index() == 0
+    op_type, first_output = known_op(node), value.index() == 0
     if op_type == "EmbedLayerNormalization":
         return 1 if value.index() == 1 else 3
     if op_type in ("MultiHeadAttention", "GroupQueryAttention") and first_output:
@@ -130,15 +132,15 @@ def _width(value: ir.Value, depth: int) -> int | None:
     node = value.producer()
     if node is None or depth == 0 or value.index() != 0:
         return None
-    if node.op_type == "MatMul" and (weights := node.inputs[1]) is not None:
+    if known_op(node) == "MatMul" and (weights := node.inputs[1]) is not None:
         return _width(weights, depth - 1)
-    if node.op_type == "MatMulNBits" and (columns := node.attributes.get("N")) is not None and not columns.is_ref():
+    if known_op(node) == "MatMulNBits" and (columns := node.attributes.get("N")) is not None and not columns.is_ref():
         return columns.as_int()
-    if node.op_type in ("Add", "Sub", "Mul", "Div"):
+    if known_op(node) in ("Add", "Sub", "Mul", "Div"):
         # What broadcasts has one column; a wider operand has those of the result.
         widths = {_width(operand, depth - 1) for operand in node.inputs if operand is not None} - {None, 1}
         return widths.pop() if len(widths) == 1 else None
-    first = node.inputs[0] if node.op_type in _SAME_SHAPE else None
+    first = node.inputs[0] if known_op(node) in _SAME_SHAPE else None
     return None if first is None else _width(first, depth - 1)
 
 

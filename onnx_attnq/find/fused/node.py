@@ -80,6 +80,8 @@ class FusedNode:
     def rank(self, name: str, allowed: Collection[int]) -> int:
         """The rank of an input that is there, which must be known and one of those allowed."""
         found = known.rank(self.require(name))
+        if found is None and len(allowed) == 1:
+            (found,) = allowed  # the operator defines no other
         if found is None:
             raise Decline(f"the rank of input {name!r} is unknown; run shape inference on the model first")
         if found not in allowed:
