@@ -43,13 +43,13 @@ SCHEMES = {
     for bits in (4, 3, 2)
 }
 
-GRID = {"row-log, 3 bits, threshold .01": preset("row-log", bits=3, threshold=0.01)} | {
-    f"{label}, {bits} bits, threshold {threshold:.2g}".replace("0.", "."): preset(name, bits=bits, threshold=threshold)
-    for label, name in (("zero", "row-log"), ("mean", "row-log-mean"))
+GRID = {
+    f"pruned {label}, {bits} bits, threshold {threshold:g}": preset(name, bits=bits, threshold=threshold)
+    for label, name, thresholds in (("zero", "row-log", (0.01, 0.1)), ("mean", "row-log-mean", (0.05, 0.1, 0.2, 0.3)))
     for bits in (3, 2)
-    for threshold in (0.05, 0.1, 0.2, 0.3)
+    for threshold in thresholds
 }
-"""Pruned values that are zero, and those that share what they summed to, beside the first row."""
+"""`row-log` with pruned values that are zero, and with those that share what they summed to."""
 
 
 @dataclasses.dataclass(frozen=True)

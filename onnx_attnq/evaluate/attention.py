@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from onnx_attnq.errors import InvalidModel
 from onnx_attnq.evaluate.text_model import TextModel
@@ -15,7 +16,7 @@ from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load
 from onnx_attnq.rewriting import read_record
 from onnx_attnq.run import RunSettings
-from onnx_attnq.scheme import numerics
+from onnx_attnq.scheme import QuantScheme, for_heads, numerics
 from onnx_attnq.verification import SiteRows
 
 SAMPLES: Final = 32
@@ -69,15 +70,20 @@ def attention_figures(
         for found in (found for sample in samples for found in site_rows.run(sample)):
             result = found.result.astype(np.float64)
             p = numerics.softmax(found.source) if found.is_scores else found.source
+            kept = for_heads(site.scheme, _kept, p)  # a pruned key may still have a share of what was pruned
             attended = p > _TINY
             positive += int(attended.sum())
-            pruned += int((attended & (result == 0.0)).sum())
+            pruned += int((attended & ~kept).sum())
             rows += result.size // result.shape[-1]
-            kept_mass += float(p[result > 0.0].sum())
+            kept_mass += float(p[kept].sum())
             row_mass += float(result.sum())
     if rows == 0:
         raise InvalidModel(f"{path}: no rows of attention were seen")
     return AttentionFigures(pruned / positive, kept_mass / rows, row_mass / rows, rows)
+
+
+def _kept(p: npt.NDArray[np.float64], scheme: QuantScheme) -> npt.NDArray[np.bool_]:
+    return np.asarray(numerics.codes(numerics.relative(p, scheme), scheme) > 0)
 
 
 class Recording:

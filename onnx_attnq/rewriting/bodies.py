@@ -7,7 +7,7 @@ that any runtime can run the rewritten model. What costs is memory that passes o
 codes are made by QuantizeLinear, which divides, rounds and saturates at once and writes one byte, pruning comes
 after that, and all that scales a row is one factor at the end.
 
-Codes have no NaN, and onnxruntime's ReduceMax overlooks it. `_Body.row_max` does not, and the row's maximum, or what
+Codes have no NaN, and onnxruntime's ReduceMax overlooks it. `Body.row_max` does not, and the row's maximum, or what
 else has seen NaN, is part of every row's factor, times zero: NaN in, NaN out.
 
 Where pruned values share what they summed to, their sum is that of all levels, continued below the threshold, less that
@@ -19,11 +19,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 
+from onnx_attnq.rewriting.body import Body
 from onnx_attnq.scheme import (
     TAIL_NATS,
     Normalize,
@@ -48,7 +49,6 @@ _LOWEST_THRESHOLD: Final = 1e-18
 _TINY: Final = float(np.finfo(np.float32).tiny)
 # 1 from MASKED_NATS on, 0 below it, in one pass: the slope is that of one step from one float32 number to the next.
 _UNMASKED: Final = {"alpha": 2.0**17, "beta": 1.0 - 2.0**17 * numerics.MASKED_NATS}
-_STRIDES: Final = tuple(2**power for power in range(1, 24))
 
 
 def softmax_op(scheme: QuantScheme) -> str:
@@ -110,7 +110,7 @@ def softmax_function(scheme: QuantScheme, opset: int, *, by_head: bool = False) 
         opset: The model's.
         by_head: Whether nodes may have a table for each head, which costs two passes more.
     """
-    body = _Body(opset, by_head=by_head)
+    body = Body(opset, by_head=by_head)
     scores = body.input("scores")
     row_max = functools.cache(lambda: body.row_max(scores))
     if scheme.reference is Reference.ABSOLUTE:
@@ -134,12 +134,12 @@ def softmax_function(scheme: QuantScheme, opset: int, *, by_head: bool = False) 
             peak=lambda: body.op("Reciprocal", body.row("ReduceSum", body.op("Exp", distance))),
         )
     result = _probabilities(body, rows, scheme)
-    return body.function(softmax_op(scheme), result, scheme_attributes(scheme))
+    return body.function(DOMAIN, softmax_op(scheme), result, scheme_attributes(scheme))
 
 
 def probabilities_function(scheme: QuantScheme, opset: int, *, by_head: bool = False) -> ir.Function:
     """The body of `probabilities_op`: probabilities (..., L_q, L_k) to probabilities of the same shape."""
-    body = _Body(opset, by_head=by_head)
+    body = Body(opset, by_head=by_head)
     probabilities = body.input("probabilities")
     row_max = functools.cache(lambda: body.row_max(probabilities))
     x, peak = probabilities, body.number(1.0)
@@ -156,12 +156,12 @@ def probabilities_function(scheme: QuantScheme, opset: int, *, by_head: bool = F
         peak=lambda: peak,
     )
     result = _probabilities(body, rows, scheme)
-    return body.function(probabilities_op(scheme), result, scheme_attributes(scheme))
+    return body.function(DOMAIN, probabilities_op(scheme), result, scheme_attributes(scheme))
 
 
 def attention_function(scheme: QuantScheme, opset: int, *, by_head: bool = False) -> ir.Function:
     """The body of `attention_op`: query, key, value and mask to the context."""
-    body = _Body(opset, by_head=by_head)
+    body = Body(opset, by_head=by_head)
     query, key, value, mask = (body.input(name) for name in ("query", "key", "value", "mask"))
     scaled = body.op("Mul", body.transpose(query, "q_perm"), body.constant_of("scale"))
     scores = body.op("Add", body.op("MatMul", scaled, body.transpose(key, "k_perm")), mask)
@@ -194,7 +194,7 @@ def attention_function(scheme: QuantScheme, opset: int, *, by_head: bool = False
         context = body.op("Add", body.op("MatMul", quantized.weights, values), shared)
     result = body.transpose(body.op("Mul", context, body.column(quantized.factor)), "out_perm")
     layout = attention_attributes(1.0, (), (), (), (), zeroes_masked_rows=False)
-    return body.function(attention_op(scheme), result, [*scheme_attributes(scheme), *layout])
+    return body.function(DOMAIN, attention_op(scheme), result, [*scheme_attributes(scheme), *layout])
 
 
 def attention_attributes(
@@ -254,7 +254,7 @@ class _Quantized:
     factor: ir.Value
 
 
-def _probabilities(body: _Body, rows: _Rows, scheme: QuantScheme) -> ir.Value:
+def _probabilities(body: Body, rows: _Rows, scheme: QuantScheme) -> ir.Value:
     """The quantized probabilities of every key."""
     if scheme.pruned is Pruned.ZERO:
         quantized = _quantized(body, rows, scheme, None)
@@ -267,7 +267,7 @@ def _probabilities(body: _Body, rows: _Rows, scheme: QuantScheme) -> ir.Value:
     return body.op("Add", body.op("Mul", quantized.weights, body.column(quantized.factor)), shared)
 
 
-def _quantized(body: _Body, rows: _Rows, scheme: QuantScheme, sample_size: ir.Value | None) -> _Quantized:
+def _quantized(body: Body, rows: _Rows, scheme: QuantScheme, sample_size: ir.Value | None) -> _Quantized:
     base = None
     if scheme.bits is None:
         levels = rows.x()
@@ -304,7 +304,7 @@ def _quantized(body: _Body, rows: _Rows, scheme: QuantScheme, sample_size: ir.Va
 
 
 def _factor(
-    body: _Body,
+    body: Body,
     rows: _Rows,
     scheme: QuantScheme,
     weights: ir.Value,
@@ -320,7 +320,7 @@ def _factor(
     return body.op("Div", target, body.op("Max", total(), body.number(_TINY)))
 
 
-def _log_exponents(body: _Body, rows: _Rows, scheme: QuantScheme) -> tuple[ir.Value, ir.Value]:
+def _log_exponents(body: Body, rows: _Rows, scheme: QuantScheme) -> tuple[ir.Value, ir.Value]:
     """For each x code * step, negative or 0 where it is pruned; and what has to be added to get ln(level)."""
     step, offset, levels = body.constant_of("step"), body.constant_of("offset"), body.constant_of("levels")
     if scheme.rounding is Rounding.NEAREST:
@@ -343,134 +343,9 @@ def _log_exponents(body: _Body, rows: _Rows, scheme: QuantScheme) -> tuple[ir.Va
     return exponent, body.op("Neg", body.op("Mul", body.op("Add", offset, body.number(0.5)), step))
 
 
-def _linear_levels(body: _Body, x: ir.Value) -> ir.Value:
+def _linear_levels(body: Body, x: ir.Value) -> ir.Value:
     """The level of each x, as if none were pruned: threshold + (code - 1/2) * step."""
     step, offset = body.constant_of("step"), body.constant_of("offset")
     top = body.op("Sub", body.constant_of("levels"), body.number(1.0))
     code = body.op("Min", body.op("Floor", body.affine(x, step, offset)), top)
     return body.op("Mul", body.op("Add", code, body.op("Sub", body.number(0.5), offset)), step)
-
-
-class _Body:
-    """The nodes of a function under construction, written for one opset."""
-
-    def __init__(self, opset: int, *, by_head: bool) -> None:
-        self._opset = opset
-        self.by_head = by_head
-        self._nodes: list[ir.Node] = []
-        self._inputs: list[ir.Value] = []
-        self._constants: dict[float | str | tuple[int, ...], ir.Value] = {}
-
-    def input(self, name: str) -> ir.Value:
-        value = ir.Value(name=name)
-        self._inputs.append(value)
-        return value
-
-    def op(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
-        """The first output of a new node."""
-        node = ir.Node(
-            "", op_type, inputs, ir.convenience.convert_attributes(attributes), name=f"{op_type}_{len(self._nodes)}"
-        )
-        node.outputs[0].name = f"{op_type.lower()}_{len(self._nodes)}"
-        self._nodes.append(node)
-        return node.outputs[0]
-
-    def affine(self, value: ir.Value, step: ir.Value, shift: ir.Value) -> ir.Value:
-        """The quotient value / step, plus shift, without a division for each element."""
-        return self.op("Add", self.op("Mul", value, self.op("Reciprocal", step)), shift)
-
-    def byte(self, number: ir.Value | None) -> ir.Value:
-        """A whole number from 0 to 255 as QuantizeLinear takes it; None is 0."""
-        if number is None:
-            return self._constant("zero byte", np.array(0, np.uint8))
-        return self.op("Cast", self.op("Squeeze", number), to=ir.DataType.UINT8.value)
-
-    def dequantize(self, codes: ir.Value, scale: ir.Value, zero: ir.Value | None) -> ir.Value:
-        """The product (codes - zero) * scale, float32."""
-        if self._opset >= 19:  # onnx's ReferenceEvaluator does not know DequantizeLinear of the opsets before
-            return self.op("DequantizeLinear", codes, scale, *(() if zero is None else (self.byte(zero),)))
-        return self.products(codes, scale, zero)
-
-    def products(self, codes: ir.Value, scale: ir.Value, zero: ir.Value | None) -> ir.Value:
-        """The same with scale and zero that may be tables."""
-        number = self.op("Cast", codes, to=ir.DataType.FLOAT.value)
-        return self.op("Mul", number if zero is None else self.op("Sub", number, zero), scale)
-
-    def per_row(self, table: ir.Value) -> ir.Value:
-        """A table of shape (1,) or (H, 1, 1) as it broadcasts to what `row` makes."""
-        if self._opset >= 13:
-            return self.op("Squeeze", table, self._last_axis())
-        return self.op("Squeeze", table, axes=[-1])
-
-    def stride(self, value: ir.Value) -> ir.Value:
-        """`numerics.sample_stride` of the size of the last axis, int64 of shape (1,)."""
-        keys = self.op("Gather", self.op("Shape", value), self._last_axis())
-        too_few = self.op("Less", keys, self.whole(*(stride * numerics.SMALLEST_SAMPLE for stride in _STRIDES)))
-        fitting = self.op("Where", too_few, self.whole(1), self.whole(*_STRIDES))
-        return self.column(self.row("ReduceMax", fitting))
-
-    def every(self, value: ir.Value, axis: int, stride: ir.Value) -> ir.Value:
-        """The elements along an axis whose index is a multiple of the stride."""
-        return self.op("Slice", value, self.whole(0), self.whole(2**62), self.whole(axis), stride)
-
-    def at_multiples(self, value: ir.Value, stride: ir.Value) -> ir.Value:
-        """1 where the index of the last axis is a multiple of the stride, else 0: float32 of shape (L_k,)."""
-        keys = self.op("Gather", self.op("Shape", value), self._last_axis())
-        zero, one = self.op("Squeeze", self.whole(0)), self.op("Squeeze", self.whole(1))
-        index = self.op("Range", zero, self.op("Squeeze", keys), one)
-        remainder = self.op("Mod", index, stride)
-        return self.op("Cast", self.op("Equal", remainder, self.whole(0)), to=ir.DataType.FLOAT.value)
-
-    def transpose(self, value: ir.Value, parameter: str) -> ir.Value:
-        """The value with its axes permuted by an attribute of the function."""
-        return self.op("Transpose", value, perm=ir.RefAttr("perm", parameter, ir.AttributeType.INTS))
-
-    def row(self, reduction: str, value: ir.Value) -> ir.Value:
-        """ReduceMax or ReduceSum over the last axis, which is gone.
-
-        A tensor whose last axis has size 1 would do, but onnxruntime takes ten times as long for a number's sum,
-        product or maximum with it.
-        """
-        if self._opset >= (13 if reduction == "ReduceSum" else 18):
-            return self.op(reduction, value, self._last_axis(), keepdims=0)
-        return self.op(reduction, value, axes=[-1], keepdims=0)
-
-    def column(self, rows: ir.Value) -> ir.Value:
-        """What `row` made, with a last axis of size 1, which broadcasts to the rows that it was made of."""
-        if self._opset >= 13:
-            return self.op("Unsqueeze", rows, self._last_axis())
-        return self.op("Unsqueeze", rows, axes=[-1])
-
-    def row_max(self, value: ir.Value) -> ir.Value:
-        """The largest of each row, and NaN where a row holds one, which onnxruntime's ReduceMax overlooks."""
-        total = self.row("ReduceSum", value)
-        return self.op("Where", self.op("IsNaN", total), total, self.row("ReduceMax", value))
-
-    def number(self, value: float) -> ir.Value:
-        """A float32 constant."""
-        return self._constant(value, np.array(value, np.float32))
-
-    def constant_of(self, attribute: str) -> ir.Value:
-        """The tensor that an attribute of the function holds."""
-        if attribute not in self._constants:
-            reference = ir.RefAttr("value", attribute, ir.AttributeType.TENSOR)
-            self._constants[attribute] = self.op("Constant", value=reference)
-        return self._constants[attribute]
-
-    def _last_axis(self) -> ir.Value:
-        return self.whole(-1)
-
-    def whole(self, *numbers: int) -> ir.Value:
-        """An int64 constant of one axis."""
-        return self._constant(numbers, np.array(numbers, np.int64))
-
-    def _constant(self, key: float | str | tuple[int, ...], array: np.ndarray[Any, Any]) -> ir.Value:
-        if key not in self._constants:
-            self._constants[key] = self.op("Constant", value=ir.AttrTensor("value", ir.tensor(array)))
-        return self._constants[key]
-
-    def function(self, name: str, output: ir.Value, attributes: list[ir.Attr]) -> ir.Function:
-        """The finished function; its attributes are parameters without a default."""
-        graph = ir.Graph(self._inputs, [output], nodes=self._nodes, opset_imports={"": self._opset}, name=name)
-        parameters = [ir.Attr(a.name, a.type, None) for a in attributes]
-        return ir.Function(DOMAIN, name, graph=graph, attributes=parameters)

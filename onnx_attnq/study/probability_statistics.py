@@ -175,6 +175,8 @@ class _Block:
 
     def _scheme(self, scheme: QuantScheme, value: FloatArray | None, context: FloatArray | None) -> SchemeStats:
         quantized = numerics.quantize_probabilities(self.p, scheme)
+        # A pruned key of the sample is not zero where pruned values share what they summed to.
+        pruned = (quantized == 0.0) | (numerics.codes(numerics.relative(self.p, scheme), scheme) == 0)
         total = quantized.sum(axis=-1)
         emptied = self.rows & (total == 0.0)
         unit = quantized / np.where(total == 0.0, 1.0, total)[..., None]
@@ -189,7 +191,7 @@ class _Block:
         return SchemeStats(
             scheme=scheme,
             values=self.keys.sum(axis=1),
-            pruned=(self.valid & (quantized == 0.0)).sum(axis=(1, 2)),
+            pruned=(self.valid & pruned).sum(axis=(1, 2)),
             rows=row_count,
             emptied=emptied.sum(axis=1),
             divergence=divergence.sum(axis=1),

@@ -17,7 +17,7 @@ class SchemeStats:
     Attributes:
         scheme: The scheme.
         values: Number of valid probabilities, int64.
-        pruned: How many of them become 0, int64.
+        pruned: How many of them are pruned, int64.
         rows: Number of rows, int64.
         emptied: Rows of which nothing is left, int64.
         divergence: Sum over rows of the Jensen-Shannon divergence between the row before and after, both
