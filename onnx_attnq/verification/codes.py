@@ -166,7 +166,7 @@ def _codes_with_share(
         total = np.where(code > 0, kept, 0.0).sum(axis=-1, keepdims=True) + tail
         return np.asarray(tail * whole / np.maximum(total, _TINY) if unit else tail * peak)
 
-    at_lowest = np.abs(x / scheme.threshold - 1.0) <= width
+    at_lowest = np.abs(x - scheme.threshold) <= width * scheme.threshold
     flipped = np.where(at_lowest, np.where(expected == 0, 1, 0), expected).astype(np.int16)
     surely_pruned = sample & (expected == 0) & ~at_lowest
     reader = np.argmax(surely_pruned, axis=-1)[..., None]
