@@ -163,7 +163,8 @@ def attribute_without_graph(proto: onnx.ModelProto) -> None:
 
 
 def attribute_not_text(proto: onnx.ModelProto) -> None:
-    attribute = proto.graph.node[1].attribute.add(name="text", type=onnx.AttributeProto.STRINGS)
+    node = proto.graph.node.add(op_type="Tokenize", domain="custom", input=["x"], output=["z"])
+    attribute = node.attribute.add(name="text", type=onnx.AttributeProto.STRINGS)
     attribute.strings.append(b"\xff\xfe")
 
 
@@ -207,6 +208,19 @@ def too_many_outputs(proto: onnx.ModelProto) -> None:
 def attribute_of_another_type(proto: onnx.ModelProto) -> None:
     softmax = next(node for node in proto.graph.node if node.op_type == "Softmax")
     softmax.attribute[0].CopyFrom(helper.make_attribute("axis", [1.0]))
+
+
+def attribute_of_a_contributed_operator(proto: onnx.ModelProto) -> None:
+    proto.graph.node.append(helper.make_node("FusedMatMul", ["x", "x"], ["z"], domain="com.microsoft", transA=[1.0]))
+
+
+def unknown_attribute(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].attribute.append(helper.make_attribute("transA", 1))
+
+
+def attribute_of_no_function(proto: onnx.ModelProto) -> None:
+    softmax = next(node for node in proto.graph.node if node.op_type == "Softmax")
+    softmax.attribute[0].ref_attr_name = "axis"
 
 
 def required_attribute_missing(proto: onnx.ModelProto) -> None:
@@ -301,6 +315,9 @@ DAMAGES = {
     no_first_input: "Add node '' lacks its input 'A'",
     too_many_outputs: "Add node '' has 2 outputs; 1 are allowed",
     attribute_of_another_type: "Softmax node '': attribute 'axis' is of type floats; it must be int",
+    attribute_of_a_contributed_operator: "FusedMatMul node '': attribute 'transA' is of type floats; it must be int",
+    unknown_attribute: "MatMul node '' has the attribute 'transA', which its operator does not have",
+    attribute_of_no_function: "'axis' refers to one of a function around it",
     required_attribute_missing: "Cast node '' lacks its attribute 'to'",
     wrong_in_a_subgraph: "Add node '' has 1 inputs",
     wrong_in_a_function: "Add node '' has 1 inputs",

@@ -7,10 +7,20 @@ from collections.abc import Callable, Iterable, Iterator
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from onnx_attnq.errors import InvalidModel
+from onnx_attnq.one_line import one_line
+
 
 def inline_functions(model: ir.Model, criteria: Callable[[ir.Function], bool] | None = None) -> None:
-    """Inline the functions that meet the criteria, or all, in place."""
-    _LinearInlinePass(criteria)(model)
+    """Inline the functions that meet the criteria, or all, in place.
+
+    Raises:
+        InvalidModel: onnx_ir cannot inline one of them, because its opset is another than the model's for instance.
+    """
+    try:
+        _LinearInlinePass(criteria)(model)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InvalidModel(f"its functions cannot be inlined: {one_line(str(error))}") from error
 
 
 class _LinearInlinePass(InlinePass):

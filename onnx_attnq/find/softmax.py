@@ -91,9 +91,12 @@ def _softmax_axis(node: ir.Node, types: Types) -> int | Lost:
     attribute = node.attributes.get("axis")
     opset = _softmax_opset(node, types)
     raw = attribute.as_int() if attribute is not None else (-1 if opset >= 13 else 1)
-    axis = axis_from_end(raw, types.rank(value))
+    rank = types.rank(value)
+    axis = axis_from_end(raw, rank)
     if axis is None:
         return Lost(f"axis {raw} of a tensor of unknown rank; run onnx shape inference on the model first")
+    if axis >= 0 or (rank is not None and axis < -rank):
+        return Lost(f"axis {raw} of a tensor of rank {rank}, which has no such axis")
     if opset < 13 and axis != -1:
         return Lost(
             f"before opset 13, Softmax with axis {raw} runs over several axes at once, which is no attention row"

@@ -124,6 +124,7 @@ class _GraphBefore:
     nodes: tuple[ir.Node, ...]
     inputs: tuple[tuple[str, ...], ...]
     results: tuple[tuple[str, ...], ...]
+    typed: frozenset[ir.Value]
     outputs: tuple[str, ...]
     initializers: frozenset[str]
 
@@ -134,6 +135,7 @@ class _GraphBefore:
             nodes,
             tuple(_names(node.inputs) for node in nodes),
             tuple(_names(node.outputs) for node in nodes),
+            frozenset(value for node in nodes for value in node.outputs if value.type is not None),
             _names(graph.outputs),
             frozenset(graph.initializers),
         )
@@ -260,7 +262,7 @@ def _graph_undo(index: int, graph: ir.Graph, before: _GraphBefore) -> GraphUndo 
         proto = ir.serde.serialize_node(node)  # to_proto tries every protocol first, which takes longer than the rest
         proto.input[:], proto.output[:] = before.inputs[i], before.results[i]
         container.node.append(proto)
-        typed = (value for value in node.outputs if value.name and value.type is not None)
+        typed = (value for value in node.outputs if value.name and value in before.typed)
         container.value_info.extend(map(ir.serde.serialize_value, typed))
     undo = GraphUndo(
         graph=index,

@@ -17,9 +17,7 @@ _KINDS: Final = {value: name for name, value in onnx.AttributeProto.AttributeTyp
 
 
 def check_operator(node: onnx.NodeProto, opsets: Mapping[str, int], title: str) -> None:
-    """Check a node of the standard domain against the schema of its opset; others, and unknown ones, pass.
-
-    An attribute that the schema does not have is left to the runtime, which refuses it.
+    """Check a node of the standard domain against the schema of its opset; unknown operators pass.
 
     Args:
         node: The node; not one that calls a function of the model.
@@ -29,6 +27,8 @@ def check_operator(node: onnx.NodeProto, opsets: Mapping[str, int], title: str) 
     Raises:
         InvalidModel: With the reason, without the file's name.
     """
+    if node.domain == "com.microsoft":
+        _check_kinds(node, _CONTRIBUTED, title)
     if node.domain not in ("", "ai.onnx"):
         return
     schema = _schema(node.op_type, opsets.get("", opsets.get("ai.onnx", 0)))
@@ -44,14 +44,45 @@ def check_operator(node: onnx.NodeProto, opsets: Mapping[str, int], title: str) 
     for index, parameter in enumerate(schema.inputs):
         if parameter.option == onnx.defs.OpSchema.FormalParameterOption.Single and not node.input[index]:
             raise InvalidModel(f"{title} lacks its input {parameter.name!r}")
-    present = {attribute.name: attribute for attribute in node.attribute}
-    for name, declared in schema.attributes.items():
-        attribute = present.get(name)
-        if attribute is None:
-            if declared.required:
-                raise InvalidModel(f"{title} lacks its attribute {name!r}")
-        elif (found := _KINDS[attribute.type]) != (wanted := declared.type.name):  # type: ignore[attr-defined]
-            raise InvalidModel(f"{title}: attribute {name!r} is of type {found.lower()}; it must be {wanted.lower()}")
+    attributes = schema.attributes
+    _check_kinds(node, {name: declared.type.name for name, declared in attributes.items()}, title)  # type: ignore[attr-defined]
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.STRING and not _is_text(attribute.s):
+            raise InvalidModel(f"{title}: attribute {attribute.name!r} is not UTF-8")
+    present = {attribute.name for attribute in node.attribute}
+    for name in present - attributes.keys():
+        raise InvalidModel(f"{title} has the attribute {name!r}, which its operator does not have")
+    for name, declared in attributes.items():
+        if declared.required and name not in present:
+            raise InvalidModel(f"{title} lacks its attribute {name!r}")
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _check_kinds(node: onnx.NodeProto, kinds: Mapping[str, str], title: str) -> None:
+    for attribute in node.attribute:
+        wanted, found = kinds.get(attribute.name), _KINDS[attribute.type]
+        if wanted not in (None, found):
+            raise InvalidModel(
+                f"{title}: attribute {attribute.name!r} is of type {found.lower()}; it must be {str(wanted).lower()}"
+            )
+
+
+_CONTRIBUTED: Final = {
+    **dict.fromkeys(("num_heads", "kv_num_heads", "unidirectional", "do_rotary", "rotary_interleaved"), "INT"),
+    **dict.fromkeys(("rotary_embedding_dim", "past_present_share_buffer", "local_window_size", "is_causal"), "INT"),
+    **dict.fromkeys(("smooth_softmax", "qk_output", "output_qk", "axis", "is_inner_broadcast", "opset"), "INT"),
+    **dict.fromkeys(("transA", "transB", "transBatchA", "transBatchB", "K", "N", "bits", "block_size"), "INT"),
+    **dict.fromkeys(("scale", "alpha", "mask_filter_value", "softcap", "epsilon"), "FLOAT"),
+    "qkv_hidden_sizes": "INTS",
+}
+"""Kinds of attributes by name, of the operators of com.microsoft that are read or decomposed; onnx knows no schemas."""
 
 
 @functools.lru_cache(maxsize=1024)

@@ -67,6 +67,12 @@ def check_model(proto: onnx.ModelProto) -> None:
     for tensor in tensor_protos(proto):
         check_tensor(tensor)
     _check_graph(proto.graph, [])
+    for node in _all_nodes(proto.graph.node):
+        for attribute in node.attribute:
+            if attribute.ref_attr_name:
+                raise InvalidModel(
+                    f"{_title(node)}: attribute {attribute.name!r} refers to one of a function around it"
+                )
     _check_operators(proto, proto.graph.node, proto.opset_import)
     for function in proto.functions:
         names = set(function.input)

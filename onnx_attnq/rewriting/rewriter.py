@@ -172,9 +172,9 @@ def _insert_op(
         chain.add("Cast", to=int(dtype))
 
     node.graph.insert_after(node, chain.nodes)
-    if original.type is None:
-        original.type = ir.TensorType((dtype_of(quantization[1]) if quantization else dtype) or ir.DataType.UINT8)
-    _type_values(chain.nodes, original, swap)
+    # The original value, which may be an output that declares no type, stays as it is, so that a revert gives it back.
+    declared = ir.TensorType((dtype_of(quantization[1]) if quantization else dtype) or ir.DataType.UINT8)
+    _type_values(chain.nodes, original.shape, original.type or declared, swap)
     _hand_over(original, chain.value, set(chain.nodes), model, quantize_outputs)
     return op
 
@@ -340,16 +340,17 @@ def _swap_last(site: AttentionSite) -> list[int] | None:
     return perm
 
 
-def _type_values(nodes: list[ir.Node], original: ir.Value, permuted: list[int] | None) -> None:
+def _type_values(
+    nodes: list[ir.Node], shape: ir.Shape | None, last: ir.TypeProtocol, permuted: list[int] | None
+) -> None:
     """Type and shape of the new values, which shape inference cannot know of an op that it does not."""
-    shape = original.shape
     for node in nodes:
         value = node.outputs[0]
         if node.op_type == "Transpose" and shape is not None and permuted is not None:
             shape = ir.Shape([shape[i] for i in permuted])
         value.shape = shape
         value.type = ir.TensorType(ir.DataType.FLOAT)
-    nodes[-1].outputs[0].type = original.type
+    nodes[-1].outputs[0].type = last
 
 
 def _hand_over(original: ir.Value, new: ir.Value, own: set[ir.Node], model: ir.Model, quantize_outputs: bool) -> None:
