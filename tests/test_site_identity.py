@@ -17,7 +17,7 @@ from onnx_attnq.find import expose, find_sites
 from onnx_attnq.graph import Dataflow
 from onnx_attnq.job import compress
 from onnx_attnq.model import structure_hash
-from onnx_attnq.rewriting import rewrite, uniform_plan
+from onnx_attnq.rewriting import RewriteSettings, rewrite, uniform_plan
 from onnx_attnq.scheme import preset
 
 NAMES = st.sampled_from(["", "a", "/a", "a/", "a#2", "a#3", "y0", "y1", "attn", "[0]"])
@@ -73,7 +73,7 @@ def test_ids_are_unique_and_the_same_whatever_is_kept(make, names: list[str]) ->
 
 def test_the_site_that_is_excluded_is_the_one_that_stays(tmp_path: Path) -> None:
     onnx.save(fused(["/attn", "attn"]), tmp_path / "m.onnx")
-    result = compress(tmp_path / "m.onnx", exclude=["attn"])
+    result = compress(tmp_path / "m.onnx", rewriting=RewriteSettings(exclude=("attn",)))
     assert result.record is not None
     assert result.output is not None
     assert [site.id for site in result.record.sites] == ["attn#2"]
@@ -95,7 +95,7 @@ def test_each_call_of_a_function_is_a_site(tmp_path: Path) -> None:
     proto.opset_import.append(helper.make_opsetid("loc", 1))
     first, second = ids(proto)
     onnx.save(proto, tmp_path / "m.onnx")
-    result = compress(tmp_path / "m.onnx", exclude=[first])
+    result = compress(tmp_path / "m.onnx", rewriting=RewriteSettings(exclude=(first,)))
     assert result.record is not None
     assert [site.id for site in result.record.sites] == [second]
 

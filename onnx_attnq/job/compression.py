@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -30,7 +31,7 @@ class Compression:
         plan: What each site got.
         record: What was done, as the output says it of itself; None for a dry run.
         verification: Of standard ops, and of the native library's kernels; None when it was not asked for.
-        nodes: Number of nodes in the main graph and its subgraphs, before and after.
+        nodes: Number of nodes that run, before and after; a call of a function counts as the nodes of its body.
         made_up: The samples that were made up for the verification; None where they were given.
     """
 
@@ -140,8 +141,20 @@ def _plan(source: Path, rewriting: RewriteSettings) -> tuple[ir.Model, ir.Model,
 
 
 def count_nodes(model: ir.Model) -> int:
-    """Number of nodes in the main graph and its subgraphs."""
-    return sum(1 for _ in model.graph.all_nodes())
+    """Number of nodes that run, those of subgraphs too; a call of a function counts as the nodes of its body."""
+    counted: dict[ir.OperatorIdentifier, int] = {}
+
+    def count(nodes: Iterable[ir.Node]) -> int:
+        return sum(body(node.op_identifier()) for node in nodes)
+
+    def body(name: ir.OperatorIdentifier) -> int:
+        if name not in model.functions:
+            return 1
+        if name not in counted:
+            counted[name] = count(model.functions[name].all_nodes())
+        return counted[name]
+
+    return count(model.graph.all_nodes())
 
 
 def _why_nothing(sites: Sites) -> str:

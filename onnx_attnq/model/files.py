@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx_attnq.atomic import check_replaceable, staged, write_errors
 from onnx_attnq.errors import CannotWrite, InvalidModel, first_line
 from onnx_attnq.model.external_data import Reference, get_reference, resolve_references, set_reference
+from onnx_attnq.model.old_opsets import converted
 from onnx_attnq.model.structure_hash import structure_hash
 from onnx_attnq.model.wellformed import check_model, graph_protos, tensor_protos, tensor_size
 
@@ -57,6 +58,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     proto = _parse(file)
     try:
         check_model(proto)
+        proto = converted(proto)
         folder = resolve_references(proto, file)
     except InvalidModel as error:
         raise InvalidModel(f"{file}: {error}") from None

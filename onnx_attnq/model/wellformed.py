@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 from onnx_attnq.errors import InvalidModel
 from onnx_attnq.model.operator_schemas import check_operator
 
-OLDEST_OPSET: Final = 11
+OLDEST_OPSET: Final = 9
 """The oldest version of the ai.onnx operator set that is supported."""
 
 NEWEST_OPSET: Final = onnx.defs.onnx_opset_version()

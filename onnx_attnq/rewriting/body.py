@@ -104,9 +104,11 @@ class Body:
         return self.op("Unsqueeze", rows, axes=[-1])
 
     def row_max(self, value: ir.Value) -> ir.Value:
-        """The largest of each row, and NaN where a row holds one, which onnxruntime's ReduceMax overlooks."""
+        """The largest of each row; NaN where it holds one, which onnxruntime's ReduceMax overlooks; 0 without keys."""
         total = self.row("ReduceSum", value)
-        return self.op("Where", self.op("IsNaN", total), total, self.row("ReduceMax", value))
+        keys = self.op("Gather", self.op("Shape", value), self._last_axis())
+        no_maximum = self.op("Or", self.op("IsNaN", total), self.op("Equal", keys, self.whole(0)))
+        return self.op("Where", no_maximum, total, self.row("ReduceMax", value))
 
     def number(self, value: float) -> ir.Value:
         """A float32 constant."""

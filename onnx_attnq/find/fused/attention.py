@@ -1,7 +1,8 @@
 """ai.onnx Attention, opsets 23 to 25 (onnx/defs/nn; the operator's text in the ONNX standard).
 
 Where a kernel and the text differ, the text counts: a row without any key is zero, and with
-``nonpad_kv_seqlen`` the causal triangle ends at the last valid key of each batch entry.
+``nonpad_kv_seqlen`` the causal triangle ends at the last valid key of each batch entry. With a past, both let query i
+see the keys up to i + P. What the fourth output shows of masked scores is onnxruntime's.
 """
 
 from __future__ import annotations
@@ -68,10 +69,26 @@ def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | N
         precision=ir.DataType.DOUBLE if precision == ir.DataType.DOUBLE else None,
     )
     stages = core.attend(b, query, keys, values, scoring)
-    scores = (stages.product, stages.capped, stages.masked)
-    shown = stages.probabilities if mode == 3 else b.cast(scores[mode], dtype, core.score_type(dtype))
+    shown = _shown(b, fused, stages, mode, dtype) if fused.wants(3) else None
     context = core.merge_heads(b, stages.context) if rank == 3 else stages.context
     return stages.softmax, (context, *present, shown)
+
+
+def _shown(b: NodeBuilder, fused: FusedNode, stages: core.Stages, mode: int, dtype: ir.DataType) -> ir.Value:
+    """The fourth output: the stage that ``qk_matmul_output_mode`` asks for."""
+    if mode == 3:
+        return stages.probabilities
+    shown = (stages.product, stages.capped, stages.masked)[mode]
+    if mode == 2 and (not fused.get("attn_mask") or fused.integer("is_causal") or _is_boolean(fused)):
+        # By the operator's text what is masked is -inf; onnxruntime shows the lowest finite number of the model's type,
+        # unless a mask of numbers says -inf. Who reads the scores sees what onnxruntime showed.
+        lowest = float(dtype.min)
+        shown = b.op("Max", shown, b.constant(lowest, core.score_type(dtype)))
+    return b.cast(shown, dtype, core.score_type(dtype))
+
+
+def _is_boolean(fused: FusedNode) -> bool:
+    return known.element_type(fused.require("attn_mask")) == ir.DataType.BOOL
 
 
 def _mask(

@@ -121,7 +121,7 @@ def attend(b: NodeBuilder, query: ir.Value, key: ir.Value, value: ir.Value, how:
     context = b.op("MatMul", right, value)
     if grouped:
         context = b.reshape(context, 0, heads or 0, b.extent(query, 2), -1)
-    context.dtype = how.dtype
+    context.dtype, context.shape = how.dtype, ir.Shape([*shape[:3], known.dimension(value, 3)])
     return Stages(product, capped, masked, softmax, probabilities, context)
 
 
@@ -142,13 +142,17 @@ def split_heads(b: NodeBuilder, hidden: ir.Value, heads: int) -> ir.Value:
     """(B, L, N·D) to (B, N, L, D)."""
     width = known.width(hidden)
     head_size = None if width is None else width // heads
+    # Reshape cannot work out -1 where there is no query, no key, or no batch entry; but onnxruntime makes a -1 of what
+    # is computed from the shape.
     split = b.transpose(b.reshape(hidden, 0, 0, heads, head_size or -1), 0, 2, 1, 3)
     return b.describe(split, hidden, known.dimension(hidden, 0), heads, known.dimension(hidden, 1), head_size)
 
 
 def merge_heads(b: NodeBuilder, context: ir.Value) -> ir.Value:
     """(B, N, L, D) to (B, L, N·D)."""
-    return b.reshape(b.transpose(context, 0, 2, 1, 3), 0, 0, -1)
+    heads, head_size = known.size(context, 1), known.size(context, 3)
+    width = -1 if heads is None or head_size is None else heads * head_size
+    return b.reshape(b.transpose(context, 0, 2, 1, 3), 0, 0, width)
 
 
 def repeat_heads(b: NodeBuilder, cache: ir.Value, heads: Extent, kv_heads: Extent) -> ir.Value:
