@@ -167,3 +167,17 @@ def test_the_record_of_the_first_version_is_read(tmp_path: Path) -> None:
     written.metadata_props[METADATA] = json.dumps(data)
     assert read_record(written) == result.record
     assert revert(written) == result.record
+
+
+def test_a_removed_node_with_external_data_cannot_be_kept(tmp_path: Path) -> None:
+    graph = small_transformers.bert_like(17)
+    (tmp_path / "w").write_bytes(bytes(4))
+    tensor = ir.ExternalTensor("w", 0, 4, ir.DataType.FLOAT, shape=ir.Shape([1]), name="w", base_dir=tmp_path)
+    node = ir.node("Constant", [], {"value": tensor})
+    node.outputs[0].name = "unused"
+    graph.graph.append(node)
+    snapshot = Snapshot(graph)
+    graph.graph.remove(node)
+    undo = snapshot.undo(graph)
+    assert isinstance(undo, str)
+    assert "external data" in undo

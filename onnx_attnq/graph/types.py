@@ -164,8 +164,9 @@ def _computed_rank(value: ir.Value, depth: int, known: _Ranks) -> int | None:
     if known_op(node) == "Gather":
         data, indices = (_rank(v, depth, known) for v in node.inputs[:2])
         return None if data is None or indices is None else data + indices - 1
-    if known_op(node) == "Transpose" and (perm := node.attributes.get("perm")) is not None:
-        return len(perm.as_ints())
+    if known_op(node) == "Transpose":
+        perm = node.attributes.get("perm")
+        return _rank(node.inputs[0], depth, known) if perm is None else len(perm.as_ints())
     if known_op(node) == "Reshape":
         return _length(node.inputs[1], depth, known)
     if known_op(node) in ("Unsqueeze", "Squeeze"):
