@@ -4,16 +4,15 @@ from onnx_attnq.graph.constants import constant, number_of
 from onnx_attnq.graph.dataflow import Dataflow, subgraphs
 from onnx_attnq.graph.extra_outputs import probe
 from onnx_attnq.graph.ops import known_op, standard_opset
-from onnx_attnq.graph.types import Types, axes_of, axis_from_end, branch_outputs, dtype_of, rank_of
 from onnx_attnq.graph.suffix import Suffix, suffix
-from onnx_attnq.graph.types import axes_of, axis_from_end, branch_outputs, dtype_of, note_ranks, rank_of
+from onnx_attnq.graph.types import Types, axes_of, axis_from_end, branch_outputs, dtype_of, rank_of
 from onnx_attnq.graph.undo import Snapshot, Undo, apply
 
 __all__ = [
     "Dataflow",
     "Snapshot",
-    "Types",
     "Suffix",
+    "Types",
     "Undo",
     "apply",
     "axes_of",

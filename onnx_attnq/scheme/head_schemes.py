@@ -115,15 +115,20 @@ def for_heads(scheme: SiteScheme, compute: Callable[..., Array], *arrays: npt.Ar
 def table_shape(scheme: HeadSchemes, scores: tuple[int | None, ...]) -> tuple[int, ...]:
     """The shape of a table with a number for each head, which broadcasts to scores of a shape; None is an unknown size.
 
+    A single axis of heads whose size is unknown is taken to be as long as the schemes; onnxruntime refuses to run the
+    model where it is not.
+
     >>> from onnx_attnq.scheme import preset
     >>> table_shape(HeadSchemes((preset(),) * 6), (None, 3, 2, None, None))
     (3, 2, 1, 1)
+    >>> table_shape(HeadSchemes((preset(),) * 6), (None, None, None, None))
+    (6, 1, 1)
 
     Raises:
         InvalidScheme: The scores have another number of heads, or it is unknown.
     """
     axes = scores[1:-2] if len(scores) > 3 else scores[:-2]
-    sizes = [size for size in axes if size is not None]
+    sizes = [len(scheme.heads)] if len(axes) == 1 and axes[0] is None else [size for size in axes if size is not None]
     if len(sizes) != len(axes) or not axes:
         raise InvalidScheme("a scheme for each head needs a known number of heads, which the model does not tell")
     _folded((1, *sizes, 1, 1), len(scheme.heads))

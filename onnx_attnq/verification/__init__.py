@@ -1,8 +1,9 @@
 """Proof in onnxruntime: are the codes right, and how far do the outputs move?"""
 
 from onnx_attnq.verification.bisection import Bisection, bisect
-from onnx_attnq.verification.deviation import Deviation
+from onnx_attnq.verification.deviation import Deviation, deviation_of
 from onnx_attnq.verification.limits import Limit, Limits
+from onnx_attnq.verification.outputs import is_distribution, real_tokens
 from onnx_attnq.verification.settings import VerifySettings
 from onnx_attnq.verification.site_rows import SiteRows
 from onnx_attnq.verification.verifier import NATIVE, STANDARD, VariantCheck, Verification, verify
@@ -19,5 +20,8 @@ __all__ = [
     "Verification",
     "VerifySettings",
     "bisect",
+    "deviation_of",
+    "is_distribution",
+    "real_tokens",
     "verify",
 ]

@@ -1,0 +1,41 @@
+"""A choice of schemes as a plan, and as a rewritten model whose loss can be measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onnx_attnq.find import Sites, expose, find_sites
+from onnx_attnq.model import load, save
+from onnx_attnq.rewriting import Plan, SitePlan, rewrite
+from onnx_attnq.scheme import HeadSchemes
+from onnx_attnq.tune.choice import Choice
+
+NOT_TUNED = "not tuned: it is not in the main graph"
+
+
+def plan_of(source: Path, choice: Choice) -> Plan:
+    """The plan of a choice, with every site of the model: those that were not measured are left as they are."""
+    return _plan(find_sites(expose(load(source))), choice)
+
+
+def write_model(source: Path, choice: Choice, output: Path) -> None:
+    """Rewrite a model with a choice; what is not verified here is verified when the plan is applied."""
+    model = load(source)
+    sites = find_sites(expose(model))
+    rewrite(model, sites, _plan(sites, choice))
+    save(model, output)
+
+
+def _plan(sites: Sites, choice: Choice) -> Plan:
+    entries = []
+    for site in sites.sites:
+        schemes = choice.schemes.get(site.id)
+        if schemes is None:
+            entries.append(SitePlan(site.id, None, NOT_TUNED))
+        else:
+            same = len(set(schemes)) == 1
+            entries.append(SitePlan(site.id, schemes[0] if same else HeadSchemes(schemes)))
+    return Plan(sites.exposed.structure_hash, tuple(entries))
+
+
+__all__ = ["plan_of", "write_model"]

@@ -1,0 +1,117 @@
+"""What a tuning run has measured so far, on disk: a line of JSON for each unit, appended when the unit is done.
+
+A run that is interrupted, or killed, loses the units it was in the middle of and nothing else; the same command with
+``--resume`` measures the rest, and arrives at the same plan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from onnx_attnq.errors import CannotWrite, InvalidData
+from onnx_attnq.inputs import Sample
+from onnx_attnq.scheme import QuantScheme
+from onnx_attnq.tune.sensitivity import Trial, Unit
+
+FORMAT: Final = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Purpose:
+    """What was measured; a journal of another purpose is not resumed.
+
+    Attributes:
+        model: SHA-256 of the model's file.
+        data: SHA-256 of the samples.
+        candidates: SHA-256 of the schemes that are tried.
+    """
+
+    model: str
+    data: str
+    candidates: str
+
+    @classmethod
+    def of(cls, model: str, samples: Sequence[Sample], candidates: Sequence[QuantScheme]) -> Purpose:
+        """The purpose of measuring these."""
+        data = hashlib.sha256()
+        for sample in samples:
+            for name in sorted(sample):
+                array = np.ascontiguousarray(sample[name])
+                data.update(f"{name} {array.dtype.str} {array.shape}".encode())
+                data.update(array.tobytes() if array.dtype.kind != "O" else repr(array.tolist()).encode())
+        schemes = json.dumps([scheme.to_json() for scheme in candidates], sort_keys=True)
+        return cls(model, data.hexdigest(), hashlib.sha256(schemes.encode()).hexdigest())
+
+
+class Journal:
+    """The units of a run that are done.
+
+    Args:
+        path: The file; made when the first unit is added, unless it is resumed.
+        purpose: What is measured.
+        resume: Read the units that the file has, which must be of the same purpose.
+
+    Raises:
+        InvalidData: The file to resume is of another model, other samples or other candidates, or is no journal.
+        CannotWrite: There is a file already that is not to be resumed, or it cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], purpose: Purpose, *, resume: bool = False) -> None:
+        self.path = Path(path)
+        self.done: dict[Unit, tuple[Trial, ...]] = {}
+        header = {"format": FORMAT, **dataclasses.asdict(purpose)}
+        if resume and self.path.exists():
+            self._read(header)
+            return
+        try:
+            with self.path.open("x", encoding="utf-8") as file:
+                file.write(json.dumps(header) + "\n")
+        except FileExistsError:
+            raise CannotWrite(
+                f"{self.path} holds an earlier run; continue it with --resume, or remove it to start again"
+            ) from None
+        except OSError as error:
+            raise CannotWrite(f"{self.path}: {error.strerror or error}") from None
+
+    def add(self, unit: Unit, trials: Sequence[Trial]) -> None:
+        """Write a unit down; after this call it is on disk."""
+        line = json.dumps({"unit": dataclasses.asdict(unit), "trials": [trial.to_json() for trial in trials]})
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise CannotWrite(f"{self.path}: {error.strerror or error}") from None
+        self.done[unit] = tuple(trials)
+
+    def _read(self, header: Mapping[str, Any]) -> None:
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidData(f"{self.path}: not a journal of a tuning run ({error})") from None
+        whole = text[: text.rfind("\n") + 1]
+        lines = whole.splitlines()
+        try:
+            if not lines or json.loads(lines[0]) != header:
+                raise InvalidData(
+                    f"{self.path} is of another model, other samples or other candidates; remove it to start again"
+                )
+            for line in lines[1:]:
+                entry = json.loads(line)
+                self.done[Unit(**entry["unit"])] = tuple(Trial.from_json(trial) for trial in entry["trials"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise InvalidData(f"{self.path}: not a journal of a tuning run ({error})") from None
+        if whole != text:  # a line that was being written when the run was killed
+            self.path.write_text(whole, encoding="utf-8")
+
+
+__all__ = ["Journal", "Purpose"]

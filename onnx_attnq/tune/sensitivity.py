@@ -1,0 +1,244 @@
+"""What each scheme does to a model's outputs when only one head gets it.
+
+The sum of these divergences over the heads orders whole plans well, which the error of a head's own context does not.
+Only what follows a head is run again: the probabilities of a site are quantized by `numerics`, one head at a time, and
+fed to the part of the model behind them. A unit of work is some heads of one site; units are independent, so that they
+can be spread over processes and machines, and each is written down when it is done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from onnx_attnq.errors import NothingToRewrite
+from onnx_attnq.find import AttentionSite, expose, find_sites
+from onnx_attnq.graph import Suffix, probe, suffix
+from onnx_attnq.inputs import Sample
+from onnx_attnq.model import load
+from onnx_attnq.run import RunSettings, Session
+from onnx_attnq.scheme import QuantScheme, numerics
+from onnx_attnq.verification import deviation_of, is_distribution, real_tokens
+
+HEADS_OF_A_UNIT: Final = 4
+"""Few enough that an interruption loses little, enough that running what precedes a site costs little beside them."""
+
+SCREENED_WITH: Final = 1
+"""Samples on which every candidate is tried; those that cannot become part of a plan are left out of the others."""
+
+ONE_THREAD: Final = RunSettings(threads=1)
+
+Array = npt.NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """Some heads of one site.
+
+    Attributes:
+        site: Id of the site.
+        first: The first head.
+        stop: The head after the last.
+    """
+
+    site: str
+    first: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One head with one scheme, over the samples.
+
+    Attributes:
+        site: Id of the site.
+        head: Which head, from 0.
+        scheme: What its probabilities were quantized with.
+        pruned: Share of its values above zero that were pruned, 0 to 1.
+        divergence: How far the outputs moved, summed over the outputs: KL in nats for logits and probabilities, for
+            others the squared error relative to the output's energy. Mean over the samples; 0 and more.
+    """
+
+    site: str
+    head: int
+    scheme: QuantScheme
+    pruned: float
+    divergence: float
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {**dataclasses.asdict(self), "scheme": self.scheme.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Trial:
+        """The inverse of `to_json`."""
+        return cls(**{**data, "scheme": QuantScheme.from_json(data["scheme"])})
+
+
+def units(path: str, sample: Sample) -> tuple[Unit, ...]:
+    """The work for a model, in the order of its graph.
+
+    Args:
+        path: The original model.
+        sample: Run once, since shapes often do not tell the number of heads.
+
+    Raises:
+        NothingToRewrite: No site is in the main graph with a known number of heads.
+    """
+    opened = _opened(path)
+    names = {site: str(found.probabilities.name) for site, found in opened.sites.items()}
+    arrays = Session(probe(opened.model, list(names.values()))).run(sample) if names else {}
+    found = []
+    for site in opened.sites.values():
+        heads = _head_count(arrays[names[site.id]])
+        found += [Unit(site.id, h, min(h + HEADS_OF_A_UNIT, heads)) for h in range(0, heads, HEADS_OF_A_UNIT)]
+    if not found:
+        raise NothingToRewrite(f"{path}: no attention in the main graph; there is nothing to tune per head")
+    return tuple(found)
+
+
+def measure_unit(
+    path: str, unit: Unit, samples: Sequence[Sample], candidates: Sequence[QuantScheme], run: RunSettings = ONE_THREAD
+) -> tuple[Trial, ...]:
+    """Try every candidate on each head of a unit.
+
+    Args:
+        path: The original model. A process that measures several units of one model loads it once.
+        unit: As `units` gives them.
+        samples: Inputs, all of one meaning; each is run once for what precedes the site.
+        candidates: Schemes to try.
+        run: How to run the model. One thread gives the same sums whatever machine runs the unit.
+
+    Returns:
+        A trial for each head and each candidate that is not beaten by another in both pruning and divergence.
+    """
+    opened = _opened(path)
+    site, part = opened.sites[unit.site], _part(path, unit.site)
+    behind = Session(part.model, run)
+    before = Session(probe(opened.model, [part.start, *part.boundary]), run)
+    kept = {head: list(candidates) for head in range(unit.first, unit.stop)}
+    total: dict[tuple[int, QuantScheme], list[_Effect]] = {}
+    for index, sample in enumerate(samples):
+        feeds = before.run(sample)
+        expected = behind.run(feeds)
+        for head, schemes in kept.items():
+            for scheme in schemes:
+                changed, pruned, positive = _with_head(feeds[part.start], site, head, scheme)
+                moved = behind.run({**feeds, part.start: changed})
+                effect = _Effect(pruned, positive, _divergence(expected, moved, opened.distributions, sample))
+                total.setdefault((head, scheme), []).append(effect)
+        if index + 1 == SCREENED_WITH:
+            kept = {head: _undominated(schemes, head, total) for head, schemes in kept.items()}
+    return tuple(
+        Trial(
+            unit.site,
+            head,
+            scheme,
+            sum(e.pruned for e in effects) / max(1, sum(e.positive for e in effects)),
+            sum(e.divergence for e in effects) / len(effects),
+        )
+        for head, schemes in kept.items()
+        for scheme in schemes
+        for effects in (total[head, scheme],)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Effect:
+    """Of one scheme on one head on one sample: values pruned, values above zero, and how far the outputs moved."""
+
+    pruned: int
+    positive: int
+    divergence: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    model: ir.Model
+    sites: Mapping[str, AttentionSite]
+    distributions: frozenset[str]
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(path: str) -> _Opened:
+    model = load(path)
+    distributions = frozenset(str(value.name) for value in model.graph.outputs if is_distribution(value))
+    exposed = expose(model)
+    ShapeInferencePass()(model)  # the parts of a model need the types of what they read
+    sites = {site.id: site for site in find_sites(exposed).sites if site.scope == "main"}
+    return _Opened(model, sites, distributions)
+
+
+@functools.lru_cache(maxsize=1)
+def _part(path: str, site: str) -> Suffix:  # the same for every unit of the site
+    opened = _opened(path)
+    return suffix(opened.model, opened.sites[site].probabilities)
+
+
+def _head_count(p: Array) -> int:
+    """Heads of probabilities (…, H, L_q, L_k); 1 where batch and heads share an axis."""
+    return p.shape[-3] if p.ndim > 3 else 1
+
+
+def _with_head(p: Array, site: AttentionSite, head: int, scheme: QuantScheme) -> tuple[Array, int, int]:
+    """The probabilities with one head quantized, and how many of its values above zero were pruned, of how many."""
+    rows = np.moveaxis(p, site.axis, -1)
+    chosen = (..., slice(head, head + 1), slice(None), slice(None)) if rows.ndim > 3 else (...,)
+    before = rows[chosen]
+    after = numerics.quantize_probabilities(before, scheme)
+    changed = rows.copy()
+    changed[chosen] = after
+    positive = before > 0.0
+    kept = numerics.codes(numerics.relative(before, scheme), scheme) > 0
+    return np.moveaxis(changed, -1, site.axis), int((positive & ~kept).sum()), int(positive.sum())
+
+
+def _divergence(
+    expected: Mapping[str, Array], moved: Mapping[str, Array], distributions: frozenset[str], sample: Sample
+) -> float:
+    total = 0.0
+    for name, before in expected.items():
+        if before.dtype.kind != "f" or before.shape != moved[name].shape:
+            continue
+        after, tokens = moved[name], real_tokens(before.shape, sample)
+        if tokens is not None:
+            before, after = before[tokens], after[tokens]
+        found = deviation_of(before, after, distribution=name in distributions)
+        kl = found.kl
+        total += found.relative_error**2 if kl is None else max(kl, 0.0)
+    return total
+
+
+def _undominated(
+    schemes: Sequence[QuantScheme], head: int, total: Mapping[tuple[int, QuantScheme], Sequence[_Effect]]
+) -> list[QuantScheme]:
+    """The schemes that no other beats in bits, pruning and divergence at once, by what is known so far."""
+
+    def figures(scheme: QuantScheme) -> tuple[int, int, float]:
+        effects = total[head, scheme]
+        return scheme.bits or 0, -sum(e.pruned for e in effects), sum(e.divergence for e in effects)
+
+    def beaten(scheme: QuantScheme) -> bool:
+        own = figures(scheme)
+        others = (figures(other) for other in schemes if other != scheme)
+        return any(all(a <= b for a, b in zip(other, own, strict=True)) and other != own for other in others)
+
+    return [scheme for scheme in schemes if not beaten(scheme)]
+
+
+def spread(trials: Sequence[Trial]) -> Iterator[tuple[tuple[str, int], list[Trial]]]:
+    """The trials of each head, in the order of sites and heads."""
+    by_head: dict[tuple[str, int], list[Trial]] = {}
+    for trial in trials:
+        by_head.setdefault((trial.site, trial.head), []).append(trial)
+    yield from by_head.items()
+
+
+__all__ = ["HEADS_OF_A_UNIT", "Trial", "Unit", "measure_unit", "spread", "units"]
