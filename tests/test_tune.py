@@ -12,10 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_transformers import bert_like
 
-from onnx_attnq.errors import CannotWrite, InvalidData
+from onnx_attnq.cli import main
+from onnx_attnq.errors import CannotWrite, InvalidData, NothingToRewrite
 from onnx_attnq.inputs import Sample, generate_samples
+from onnx_attnq.job import compress
 from onnx_attnq.model import save
-from onnx_attnq.scheme import numerics, preset
+from onnx_attnq.rewriting import RewriteSettings, load_plan
+from onnx_attnq.scheme import numerics, preset, schemes_of
+from onnx_attnq.tune import Effort, Goal, Tuner, dask_cluster
 from onnx_attnq.tune.choice import Objective, choose, frontier
 from onnx_attnq.tune.journal import Journal, Purpose
 from onnx_attnq.tune.loss import Agreement, Part, halves
@@ -200,3 +204,159 @@ def test_samples_are_told_apart_by_what_is_in_them(samples: list[Sample]) -> Non
     changed[0]["input_ids"].flat[0] += 1
     assert Purpose.of("m", samples, SCHEMES) != Purpose.of("m", changed, SCHEMES)
     assert Purpose.of("m", samples, SCHEMES) == Purpose.of("m", [dict(s) for s in samples], SCHEMES)
+
+
+# --- whole runs
+
+
+CANDIDATES = tuple(preset("row-log-mean", bits=bits, threshold=t) for bits in (1, 2) for t in (0.1, 0.5))
+
+
+def tuner(model: Path, samples: list[Sample], goal: Goal, jobs: int = 1) -> Tuner:
+    return Tuner(model, samples[:1], Agreement(model, samples), goal, Effort(jobs=jobs), CANDIDATES)
+
+
+def test_a_plan_that_was_tuned_is_within_the_bound_and_applies(
+    model: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    found = tuner(model, samples, Goal(0.5)).run(tmp_path / "plan.json")
+    assert found.accepted
+    assert found.complete
+    assert found.calibration.worst <= 0.5
+    assert found.confirmation.worst <= 0.5
+    plan = load_plan(tmp_path / "plan.json")
+    assert [entry.site for entry in plan.sites] == ["Softmax_p0", "Softmax_p1"]
+    result = compress(model, tmp_path / "out.onnx", rewriting=RewriteSettings(plan=plan))
+    assert result.verification is not None
+    assert result.verification.passed
+    for entry in plan.sites:
+        assert entry.scheme is not None
+        assert tuple(schemes_of(entry.scheme)) in (
+            found.choice.schemes[entry.site],
+            found.choice.schemes[entry.site][:1],
+        )
+
+
+def test_a_bound_that_nothing_holds_is_not_called_accepted(model: Path, samples: list[Sample], tmp_path: Path) -> None:
+    found = tuner(model, samples, Goal(0.0)).run(tmp_path / "plan.json")
+    assert not found.accepted
+    mildest = frontier(
+        [t for u in units(str(model), samples[0]) for t in measure_unit(str(model), u, samples[:1], CANDIDATES)]
+    )[-1]
+    assert found.choice.schemes == mildest.schemes
+
+
+def test_a_target_of_pruning_takes_the_mildest_plan_that_reaches_it(
+    model: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    found = tuner(model, samples, Goal(None, 0.2)).run(tmp_path / "plan.json")
+    assert found.choice.pruned >= 0.2
+    assert found.accepted
+
+
+def test_a_run_that_stopped_in_the_middle_ends_with_the_same_plan(
+    model: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    whole = tuner(model, samples, Goal(0.05)).run(tmp_path / "whole.json")
+
+    class Stopped(Exception):
+        pass
+
+    def stop_after_one(what: str, done: int, total: int) -> None:
+        if what == "heads" and done == 1:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        tuner(model, samples, Goal(0.05)).run(tmp_path / "cut.json", progress=stop_after_one)
+    assert len((tmp_path / "cut.json.journal").read_text().splitlines()) == 2
+    resumed = tuner(model, samples, Goal(0.05)).run(tmp_path / "cut.json", resume=True)
+    assert resumed.choice == whole.choice
+    assert (tmp_path / "cut.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+def test_a_time_budget_ends_the_measurements_and_says_so(model: Path, samples: list[Sample], tmp_path: Path) -> None:
+    run = Tuner(model, samples[:1], Agreement(model, samples), Goal(0.5), Effort(0.0, 1), CANDIDATES)
+    with pytest.raises(NothingToRewrite, match="no head was measured in the time"):
+        run.run(tmp_path / "plan.json")
+
+
+def test_processes_and_one_process_give_the_same_plan(model: Path, samples: list[Sample], tmp_path: Path) -> None:
+    one = tuner(model, samples, Goal(0.05), jobs=1).run(tmp_path / "one.json")
+    two = tuner(model, samples, Goal(0.05), jobs=2).run(tmp_path / "two.json")
+    assert one.choice == two.choice
+
+
+def test_no_samples_is_one_line(model: Path, samples: list[Sample], tmp_path: Path) -> None:
+    with pytest.raises(InvalidData, match="no samples to tune with"):
+        Tuner(model, [], Agreement(model, samples)).run(tmp_path / "plan.json")
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_gives_the_same_plan_and_outlives_a_worker(
+    model: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    from distributed import LocalCluster
+
+    local = tuner(model, samples, Goal(0.05), jobs=1).run(tmp_path / "local.json")
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+
+        def kill_one(what: str, done: int, total: int) -> None:
+            if what == "heads" and done == 0:
+                next(iter(cluster.workers.values())).process.process.kill()  # the worker, not its nanny
+
+        with dask_cluster(cluster.scheduler_address):
+            spread = tuner(model, samples, Goal(0.05), jobs=-1).run(tmp_path / "dask.json", progress=kill_one)
+    assert spread.choice == local.choice
+
+
+def test_a_cluster_that_does_not_answer_is_one_line() -> None:
+    with pytest.raises(InvalidData, match="--address"), dask_cluster(None):
+        pass
+
+
+def test_the_command_writes_a_plan_that_the_main_command_takes(
+    model: Path, samples: list[Sample], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for index, sample in enumerate(samples):
+        np.savez(data / f"{index}.npz", **sample)
+    arguments = ["tune", str(model), "--data", str(data), "--max-loss", "60%", "--samples", "1", "--jobs", "1"]
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert not stopped.value.code
+    out = capsys.readouterr().out
+    assert "within the bound on both" in out
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "--resume" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main([str(model), "--plan", str(tmp_path / "model.plan.json")])
+    assert not stopped.value.code
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--max-loss", "nonsense"], "is not a share"),
+        (["--max-loss", "200%"], "between 0% and 100%"),
+        (["--task", "retrieval", "--metric", "a:b"], "give one of them"),
+        (["--metric", "no_such_module:f"], "--metric no_such_module:f"),
+        (["--address", "x:1"], "--backend dask"),
+    ],
+)
+def test_bad_options_are_one_line(
+    model: Path,
+    samples: list[Sample],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    extra: list[str],
+    message: str,
+) -> None:
+    np.savez(tmp_path / "0.npz", **{name: np.concatenate([s[name] for s in samples[:1]]) for name in samples[0]})
+    with pytest.raises(SystemExit) as stopped:
+        main(["tune", str(model), "--data", str(tmp_path / "0.npz"), *extra])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.plan.json*"))

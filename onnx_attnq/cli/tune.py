@@ -107,6 +107,8 @@ def tune(
     """
     from onnx_attnq.tune import Effort, Goal, Objective, Tuner
 
+    if options["backend"] == "local" and options["address"] is not None:
+        raise InvalidData("--address goes with --backend dask")
     max_loss, min_pruned = options["max_loss"], options["min_pruned"]
     if max_loss is None and min_pruned is None:
         max_loss = 0.005
@@ -155,8 +157,6 @@ def _cluster(backend: str, address: str | None) -> Any:
     import contextlib
 
     if backend == "local":
-        if address is not None:
-            raise InvalidData("--address goes with --backend dask")
         return contextlib.nullcontext()
     from onnx_attnq.tune import dask_cluster
 
