@@ -10,6 +10,7 @@ import json
 import math
 import os
 import stat
+import zipfile
 from collections.abc import Collection, Mapping
 from typing import Any, BinaryIO, NoReturn
 
@@ -41,6 +42,21 @@ def read_regular(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a regular file; errors as of `open_regular`."""
     with open_regular(path) as file:
         return file.read()
+
+
+def check_unpacked(archive: zipfile.ZipFile, path: str | os.PathLike[str]) -> None:
+    """Make sure that what is packed in a file is not out of all proportion to its size.
+
+    Raises:
+        ValueError: It is more than `unpacked_limit`.
+    """
+    if sum(item.file_size for item in archive.infolist()) > unpacked_limit(path):
+        raise ValueError("what is packed in it is too large for the size of the file")
+
+
+def unpacked_limit(path: str | os.PathLike[str]) -> int:
+    """The most bytes that a compressed file may become: a gigabyte, or a hundred times its own size."""
+    return max(2**30, 100 * os.path.getsize(path))
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -119,4 +135,4 @@ def _out_of_range(text: str) -> NoReturn:
     raise ValueError(f"the number {text[:20]} is out of range")
 
 
-__all__ = ["check_fields", "open_regular", "parse_json", "read_regular"]
+__all__ = ["check_fields", "check_unpacked", "open_regular", "parse_json", "read_regular", "unpacked_limit"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -91,11 +93,13 @@ def test_external_data_goes_with_its_part_and_no_other_copy_is_made(folder: Path
 def test_a_folder_of_links_becomes_one_of_files(folder: Path, tmp_path: Path) -> None:
     """As the cache of the hub has them: every name is a link to a blob."""
     with_external_data(folder / "encoder_model.onnx", "encoder_model.onnx_data")
-    links = tmp_path / "snapshot"
-    links.mkdir()
+    links, blobs = tmp_path / "snapshots" / "main", tmp_path / "blobs"
+    links.mkdir(parents=True)
+    blobs.mkdir()
     for path in folder.glob("*.*"):
         if path.is_file():
-            (links / path.name).symlink_to(path)
+            shutil.copy(path, blobs / f"of-{path.name}".replace(".", "-"))
+            (links / path.name).symlink_to("../../blobs/" + f"of-{path.name}".replace(".", "-"))
     output = compress_folder(links, verification=None).output
     assert output is not None
     assert not any(path.is_symlink() for path in output.iterdir())
@@ -194,3 +198,42 @@ def test_a_mistake_is_one_line_and_changes_nothing(
     assert (code, out) == (2, "")
     assert message in one_line(err)
     assert contents(folder.parent) == before
+
+
+def test_links_out_of_the_folder_and_special_files_are_not_copied(folder: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    shutil.copy(folder / "head.onnx", tmp_path / "elsewhere.onnx")
+    os.mkfifo(folder / "pipe")
+    os.mkfifo(folder / "pipe.onnx")
+    links = {
+        "out.txt": "../secret",
+        "out.onnx": "../elsewhere.onnx",
+        "absolute.json": str(tmp_path / "secret"),
+        "parent": "..",
+        "onnx/out.txt": "../../secret",
+        "loop": "loop",
+        "dangling": "nowhere",
+        "within.json": "config.json",
+    }
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    code, out, err = run(folder, "--no-verify")
+    assert (code, err) == (0, "")
+    copied = contents(folder.with_name("model.attnq"))
+    assert copied["within.json"] == copied["config.json"]
+    assert not (set(links) - {"within.json"} | {"pipe", "pipe.onnx"}) & copied.keys()
+    for name in ("out.txt", "out.onnx", "absolute.json", "parent", "onnx/out.txt"):
+        assert f"{folder / name}: skipped: it is a symbolic link that leads out of the folder\n" in out
+    for name in ("pipe", "pipe.onnx", "loop", "dangling"):
+        assert f"{folder / name}: skipped: it is not a regular file\n" in out
+    code, out, err = run(folder, "--dry-run", "--json", "-")
+    assert (code, err) == (0, "")
+    assert len(json.loads(out)["skipped"]) == 9
+
+
+def test_a_folder_with_only_links_out_of_it(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "a.onnx").symlink_to("/etc/passwd")
+    code, _, err = run(tmp_path / "model")
+    assert code == 2
+    assert one_line(err).endswith("a.onnx: it is a symbolic link that leads out of the folder")

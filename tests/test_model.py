@@ -235,6 +235,25 @@ def test_the_cache_of_the_hugging_face_hub_can_be_read(external: Path, tmp_path:
     np.testing.assert_array_equal(run(tmp_path / "out.onnx"), run(snapshot / "model.onnx"))
 
 
+def test_data_partly_beside_a_link_and_partly_behind_links_is_refused(tmp_path: Path) -> None:
+    for name in ("snap", "blobs"):
+        (tmp_path / name).mkdir()
+    proto = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 21]> g (float[2] x) => (float[2] y) { z = Add(x, a) y = Add(z, b) }'
+    )
+    for name in ("a", "b"):
+        tensor = onnx.TensorProto(name=name, data_type=1, dims=[2], data_location=onnx.TensorProto.EXTERNAL)
+        tensor.external_data.add(key="location", value=f"{name}.bin")
+        proto.graph.initializer.append(tensor)
+    small_models.write(proto, tmp_path / "blobs" / "m")
+    (tmp_path / "snap" / "m.onnx").symlink_to("../blobs/m")
+    (tmp_path / "snap" / "a.bin").write_bytes(bytes(8))
+    (tmp_path / "blobs" / "bb").write_bytes(bytes(8))
+    (tmp_path / "snap" / "b.bin").symlink_to("../blobs/bb")
+    with pytest.raises(InvalidModel, match="partly behind symbolic links and partly not"):
+        load(tmp_path / "snap" / "m.onnx")
+
+
 def test_nodes_out_of_order_are_sorted(inline: Path) -> None:
     proto = small_models.attention()
     nodes = list(proto.graph.node)

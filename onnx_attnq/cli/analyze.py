@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -156,11 +157,11 @@ def analyze(
                 run=run,
                 progress=progress,
             )
-    _write(study, output, safe_error, figures, report=not no_report)
+    written = _write(study, output, safe_error, figures, report=not no_report)
     if json_path is not None:
         write_json(study_json(study, safe_error), json_path)
     if json_path != "-":
-        _show(study, safe_error, output, made_up=model is not None and data is None)
+        _show(study, safe_error, output, written, made_up=model is not None and data is None)
     return 0
 
 
@@ -172,7 +173,8 @@ def _require_extra() -> None:
             )
 
 
-def _write(study: Study, folder: Path, limit: float, figures: str | None, *, report: bool) -> None:
+def _write(study: Study, folder: Path, limit: float, figures: str | None, *, report: bool) -> list[str]:
+    """Write the study; the names of what was written in the folder, in which an earlier run may have left more."""
     from onnx_attnq.report.tables import study_csv, study_json
 
     try:
@@ -183,8 +185,9 @@ def _write(study: Study, folder: Path, limit: float, figures: str | None, *, rep
     write_json(study_json(study, limit), str(folder / "numbers.json"))
     with replacing(folder / "heads.csv") as file:
         file.write(study_csv(study).encode())
+    written = ["heads.csv", "numbers.json", "study.npz"]
     if not report:
-        return
+        return written
     # matplotlib is an extra, and slow to import: only who draws pays for it.
     from onnx_attnq.report.html_report import pictures, report_html
     from onnx_attnq.report.picture_style import save_figure
@@ -197,13 +200,16 @@ def _write(study: Study, folder: Path, limit: float, figures: str | None, *, rep
         (folder / "figures").mkdir(exist_ok=True)
         for picture in pictures(study, limit):
             save_figure(picture.draw(), folder / "figures" / f"{picture.name}.{figures}")
+        written.append("figures")
+    return sorted([*written, "report.html"])
 
 
-def _show(study: Study, limit: float, folder: Path, *, made_up: bool) -> None:
+def _show(study: Study, limit: float, folder: Path, written: Sequence[str], *, made_up: bool) -> None:
     from onnx_attnq.study import summary
 
     out = console()
-    out.print(summary(study, limit))
+    for line in summary(study, limit).splitlines():
+        out.print(line)
     if made_up:
         out.print("The inputs are made up: give real ones with --data before you believe the numbers.", style="yellow")
-    out.print(f"Wrote {folder}: {', '.join(sorted(entry.name for entry in folder.iterdir()))}")
+    out.print(f"Wrote {folder}: {', '.join(written)}")

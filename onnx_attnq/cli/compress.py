@@ -199,6 +199,8 @@ def _show_folder(result: FolderCompression, json_path: str | None) -> int:
             out.print()
         for path, reason in result.untouched.items():
             out.print(f"{path}: {'left' if result.output is None else 'copied'}: {reason}")
+        for path, reason in result.skipped.items():
+            out.print(f"{path}: skipped: {reason}")
         if result.output is not None:
             out.print(f"Wrote the folder {result.output}")
     return max(map(_exit_code, result.models))

@@ -69,8 +69,9 @@ def _default(ctx: click.Context, model: Path | None) -> Path | None:
     if model is None or ctx.params.get("dry_run"):
         return None
     if ctx.command.name == "compress":
-        return model.with_name(f"{model.name}.attnq" if model.is_dir() else f"{model.stem}.attnq.onnx")
-    return model.with_name(f"{model.stem}.analysis") if ctx.command.name == "analyze" else None
+        named = model if model.name.strip(".") else model.resolve()  # "." and ".." have no name of their own
+        return named.with_name(f"{named.name}.attnq" if model.is_dir() else f"{named.stem}.attnq.onnx")
+    return model.with_name(f"{model.stem}.analysis") if ctx.command.name == "analyze" and model.name else None
 
 
 def _files(command: str | None, option: str, path: Path, model: Path | None) -> tuple[tuple[Path, ...], bool]:

@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from onnx_attnq.errors import InvalidData, first_line
 from onnx_attnq.extras import require
+from onnx_attnq.reading import read_regular, unpacked_limit
 
 Rows = Iterable[Mapping[str, Any]]
 
@@ -65,7 +66,7 @@ def read_questions(path: str | os.PathLike[str]) -> tuple[Question, ...]:
                 for paragraph in article["paragraphs"]
                 for question in paragraph["qas"]
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InvalidData(f"{path}: not in SQuAD v1.1 format ({_reason(error)})") from error
 
 
@@ -160,15 +161,25 @@ def _open(path: str | os.PathLike[str]) -> io.StringIO:
     """The whole text, so that a damaged archive fails here and not in the midst of a reader."""
     path = Path(path)
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
         if path.suffix == ".xz":
-            data = lzma.decompress(data)
+            with lzma.open(io.BytesIO(data)) as packed:
+                data = _unpacked(packed, path)
         elif path.suffix == ".gz":
-            data = gzip.decompress(data)
+            with gzip.open(io.BytesIO(data)) as packed:
+                data = _unpacked(packed, path)
         return io.StringIO(data.decode("utf-8"), newline="")
-    except (OSError, lzma.LZMAError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except (OSError, lzma.LZMAError, EOFError, zlib.error, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise InvalidData(f"{path}: {reason}") from error
+
+
+def _unpacked(file: io.BufferedIOBase, path: Path) -> bytes:
+    limit = unpacked_limit(path)
+    data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError("what is packed in it is too large for the size of the file")
+    return data
 
 
 def _number(kind: type[int] | type[float], text: str | None, path: str | os.PathLike[str], line: int) -> Any:

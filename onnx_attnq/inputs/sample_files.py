@@ -18,6 +18,7 @@ from onnx_attnq.errors import InvalidData, InvalidModel, first_line
 from onnx_attnq.inputs.shape_check import ShapeCheck
 from onnx_attnq.inputs.signature import ModelInput, Sample, evaluate_dim, model_inputs
 from onnx_attnq.model import check_tensor
+from onnx_attnq.reading import check_unpacked, open_regular, read_regular
 
 MASK_NAMES: Final = ("attention_mask", "input_mask", "padding_mask", "mask", "encoder_attention_mask")
 """Names that exporters give to the input which is 1 for tokens and 0 for padding, the best first."""
@@ -156,13 +157,16 @@ def _read(file: Path, reader: Callable[[Path], Any]) -> Any:
 
 
 def _read_numpy(file: Path) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]]:
-    with open(file, "rb") as opened:  # np.load would leave a damaged file open
+    with open_regular(file) as opened:  # np.load would leave a damaged file open
         loaded = np.load(opened, allow_pickle=False)
-        return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        check_unpacked(loaded.zip, file)
+        return {name: loaded[name] for name in loaded.files}
 
 
 def _read_tensor(file: Path) -> tuple[str, npt.NDArray[Any]]:
-    proto = onnx.TensorProto.FromString(file.read_bytes())
+    proto = onnx.TensorProto.FromString(read_regular(file))
     check_tensor(proto)
     if proto.data_location == onnx.TensorProto.EXTERNAL:
         raise InvalidModel("a sample must not refer to external data")
@@ -171,6 +175,7 @@ def _read_tensor(file: Path) -> tuple[str, npt.NDArray[Any]]:
 
 def _convert(array: npt.NDArray[Any], item: ModelInput, source: str) -> npt.NDArray[Any]:
     array = np.asarray(array)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # a file may have the other order of bytes
     found = f"{array.dtype.name}{list(array.shape)}"
     if array.dtype.kind == "V" and array.dtype.itemsize == item.dtype.itemsize:
         array = array.view(item.dtype)  # numpy writes bfloat16 as two bytes of no type

@@ -29,12 +29,14 @@ class FolderCompression:
         output: The folder that was written; None for a dry run.
         models: The models with attention, by name.
         untouched: The path of each model in which there was nothing to rewrite, and why. They were copied.
+        skipped: What was not copied, and why: links that lead out of the folder, and what is no regular file.
     """
 
     source: Path
     output: Path | None
     models: tuple[Compression, ...]
     untouched: dict[Path, str]
+    skipped: dict[Path, str]
 
 
 def compress_folder(
@@ -76,7 +78,8 @@ def compress_folder(
 
     with new_folder(target) as made:
         weights = {path for part in parts for path in _external_data(part)}
-        for file in _files(source):
+        files, skipped = _contents(source)
+        for file in files:
             if file.suffix != ".onnx" and file.resolve() not in weights:
                 _copy(file, made / file.relative_to(source))
         models, untouched = _each(parts, compress_part)
@@ -84,20 +87,22 @@ def compress_folder(
             _copy_model(part, made / part.relative_to(source))
     # The parts were written under the folder's temporary name.
     models = [dataclasses.replace(m, output=target / m.source.relative_to(source)) for m in models]
-    return FolderCompression(source, target, tuple(models), untouched)
+    return FolderCompression(source, target, tuple(models), untouched, skipped)
 
 
 def plan_folder(source: str | os.PathLike[str], rewriting: RewriteSettings = RewriteSettings()) -> FolderCompression:
     """What `compress_folder` would do, without writing or running anything."""
     source, parts = _parts(source)
     models, untouched = _each(parts, lambda part: plan_only(part, rewriting))
-    return FolderCompression(source, None, tuple(models), untouched)
+    return FolderCompression(source, None, tuple(models), untouched, _contents(source)[1])
 
 
 def _parts(source: str | os.PathLike[str]) -> tuple[Path, list[Path]]:
-    parts = [file for file in _files(Path(source)) if file.suffix == ".onnx"]
+    files, skipped = _contents(Path(source))
+    parts = [file for file in files if file.suffix == ".onnx"]
     if not parts:
-        raise InvalidModel(f"{source}: no ONNX file in this folder")
+        left_out = "".join(f"; {path}: {reason}" for path, reason in skipped.items() if path.suffix == ".onnx")
+        raise InvalidModel(f"{source}: no ONNX file in this folder{left_out}")
     return Path(source), parts
 
 
@@ -122,16 +127,37 @@ def _copy_model(part: Path, target: Path) -> None:
         _copy(part, target)
 
 
-def _files(folder: Path) -> list[Path]:
-    """Every file that is not hidden, in order."""
+def _contents(folder: Path) -> tuple[list[Path], dict[Path, str]]:
+    """Every file that is not hidden, in order; and what is left out, with the reason.
+
+    A link may lead to anything that its reader may read, which is not to end up in a folder that is given away.
+    """
+    files, skipped = [], {}
+    inside = _root(folder)
     try:
-        return sorted(
-            path
-            for path in folder.rglob("*")
-            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        )
+        paths = sorted(folder.rglob("*"))
     except OSError as error:
         raise InvalidModel(f"{folder} cannot be read: {error.strerror}") from None
+    for path in paths:
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        if not Path(os.path.realpath(path)).is_relative_to(inside):
+            skipped[path] = "it is a symbolic link that leads out of the folder"
+        elif path.is_file():
+            files.append(path)
+        elif path.is_symlink() or not path.is_dir():
+            skipped[path] = "it is not a regular file"
+    return files, skipped
+
+
+def _root(folder: Path) -> Path:
+    """The folder that links may lead to: the folder itself, or the model's folder in the cache of the hub.
+
+    There, each file in snapshots/REVISION is a link to ../../blobs.
+    """
+    real = Path(os.path.realpath(folder))
+    repository = real.parent.parent
+    return repository if real.parent.name == "snapshots" and (repository / "blobs").is_dir() else real
 
 
 def _external_data(part: Path) -> set[Path]:

@@ -60,8 +60,13 @@ def study_csv(study: Study) -> str:
         columns = [metric.of(site) for metric in METRICS]
         columns += [metric.of(site.of(scheme)) for _, scheme in schemes for metric in SCHEME_METRICS]
         for head in range(site.heads):
-            writer.writerow([layer, site.site, head, *(_cell(column[head]) for column in columns)])
+            writer.writerow([layer, _text(site.site), head, *(_cell(column[head]) for column in columns)])
     return stream.getvalue()
+
+
+def _text(name: str) -> str:
+    """A name as a cell that no spreadsheet takes for a formula."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
 def _found(finding: Finding) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from onnx_attnq.one_line import one_line
 from onnx_attnq.scheme import QuantScheme
 from onnx_attnq.study.html_table import html_table
 from onnx_attnq.study.mergeable_arrays import FloatArray, ratio
@@ -130,7 +131,7 @@ def summary(study: Study, limit: float = SAFE_ERROR) -> str:
     lines = [f"{study.model}: {len(study.sites)} layers, {heads} heads; {samples}, {tokens} of {study.data}"]
     lines += map(str, findings(study, limit))
     lines += [f"not observed: {site}: {reason}" for site, reason in study.unobserved.items()]
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))
 
 
 def _mean(parts: list[FloatArray]) -> float:

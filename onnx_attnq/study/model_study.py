@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from onnx_attnq.atomic import replacing
 from onnx_attnq.errors import InvalidData, first_line
+from onnx_attnq.reading import check_unpacked, open_regular, parse_json
 from onnx_attnq.scheme import QuantScheme
 from onnx_attnq.study.html_table import html_table
 from onnx_attnq.study.mergeable_arrays import FloatArray, array_fields
@@ -129,9 +130,10 @@ class Study:
             InvalidData: Not such a file, damaged, or of a later version.
         """
         try:
-            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+            with open_regular(path) as stream, np.load(stream, allow_pickle=False) as file:
+                check_unpacked(file.zip, path)
                 arrays = {name: file[name] for name in file.files}
-            about = json.loads(str(arrays.pop("about")))
+            about = parse_json(str(arrays.pop("about")))
             if about["format"] != FORMAT:
                 raise InvalidData(f"{path} is a study of format {about['format']}; this version reads format {FORMAT}")
             return cls._from_arrays(about, arrays)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from onnx_attnq.errors import InvalidData
+from onnx_attnq.reading import read_regular
 
 SEPARATORS: Final = frozenset({"[SEP]", "</s>", "<|endoftext|>", "<|end_of_text|>", "<sep>"})
 """How tokenizers write the token between or after texts."""
@@ -29,7 +30,7 @@ def load_token_labels(path: str | os.PathLike[str]) -> dict[int, str]:
     """
     file = _find(Path(path))
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_regular(file).decode()
         if file.suffix == ".txt":
             vocabulary: Mapping[str, Any] = {token: index for index, token in enumerate(text.splitlines())}
         else:
@@ -37,7 +38,7 @@ def load_token_labels(path: str | os.PathLike[str]) -> dict[int, str]:
         return {int(index): token.translate(_MARKS) for token, index in vocabulary.items()}
     except FileNotFoundError:
         raise InvalidData(f"{file} does not exist") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InvalidData(f"{file} is no tokenizer.json, vocab.json or vocab.txt: {error}") from None
 
 
