@@ -107,7 +107,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
         raise InvalidData(f"{folder}: no such folder; give the folder that has the tokenizer's files")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers has an error of its own for each file that it looks for
         raise InvalidData(f"{folder}: no tokenizer there ({first_line(error)})") from error
 
 
