@@ -1,8 +1,9 @@
 """ai.onnx Attention, opsets 23 to 25 (onnx/defs/nn; the operator's text in the ONNX standard).
 
 Where a kernel and the text differ, the text counts: a row without any key is zero, and with
-``nonpad_kv_seqlen`` the causal triangle ends at the last valid key of each batch entry. With a past, both let query i
-see the keys up to i + P. What the fourth output shows of masked scores is onnxruntime's.
+``nonpad_kv_seqlen`` the causal triangle ends at the last valid key of each batch entry. A causal query i sees
+the keys up to i + P, also the only query of several keys, which onnxruntime lets see all. What the fourth output
+shows of masked scores is onnxruntime's.
 """
 
 from __future__ import annotations
