@@ -163,6 +163,14 @@ def test_lengths_are_those_of_the_tokens_and_the_last_row_is_shorter() -> None:
     [
         ("(int64[batch, n] ids, int64[batch] x_lengths) => (int64[batch] y) { y = Identity(x_lengths) }", Role.LENGTHS),
         ("(float[batch, n] ids, float[3] scales) => (float[3] y) { y = Identity(scales) }", Role.SETTING),
+        (
+            "(float[batch, n] ids, float[batch, n] x) => (float[batch, 1] y) { y = ReduceSum(x) }",
+            Role.FEATURES,
+        ),
+        (
+            "(float[batch, n] ids, float[3] scales) => (float[3] y) <int64 axis = {0}> { y = CumSum(scales, axis) }",
+            Role.SETTING,
+        ),
         ("(float[batch, n] ids, float[256] style) => (float[256] y) { y = Identity(style) }", Role.FEATURES),
         (
             "(float[batch, n] ids, int64 sr) => (bool y) <int64 rate = {16000}> { y = Equal(sr, rate) }",

@@ -66,6 +66,14 @@ FIXED = {
         cut = Reshape(x, shape)
         y = Add(cut, bias)
     }""",
+    "a batch of one, by a reshape that allows zeros": """
+    m (float[batch, n, 12] x) => (float[1, n, 3, 4] y) {
+        count = Shape<start = 1, end = 2>(x)
+        one = Constant<value_ints = [1]>()
+        rest = Constant<value_ints = [3, 4]>()
+        shape = Concat<axis = 0>(one, count, rest)
+        y = Reshape<allowzero = 1>(x, shape)
+    }""",
     "windows": """
     m (float[batch, height, width, 4] x) => (float[windows, 7, 7, 4] y) {
         shape = Shape(x)
@@ -116,6 +124,20 @@ def test_sizes_that_a_constant_fixes_are_found(name: str) -> None:
 def test_only_what_does_not_fit_is_changed() -> None:
     shapes = [s["x"].shape for s in generate_samples(model_of(FIXED["a reshape to constants"]))]
     assert shapes == [(2, 77, 12), (1, 77, 12), (2, 77, 12), (1, 77, 12)]
+
+
+def test_an_image_is_large_enough_for_all_convolutions() -> None:
+    model = model_of("""
+    m (float[batch, 3, height, width] x) => (float[batch, 8, h, w] y)
+    <float[8, 3, 3, 3] first, float[8, 8, 3, 3] second> {
+        a = Conv<strides = [2, 2], pads = [1, 1, 1, 1]>(x, first)
+        b = Relu(a)
+        c = Conv<strides = [2, 1], pads = [1, 1, 1, 1]>(b, second)
+        y = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(c)
+    }""")
+    (sample,) = generate_samples(model, 1)
+    assert sample["x"].shape == (2, 3, 64, 32)
+    assert Session(model).run(sample)["y"].shape == (2, 8, 8, 8)
 
 
 def pasts(samples: tuple[Sample, ...]) -> list[tuple[int, ...]]:

@@ -8,7 +8,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from onnx_attnq.inputs.uses import uses, walk
+from onnx_attnq.inputs.uses import Use, uses, walk
 
 PATCHES: Final = 8
 """Patches along an edge of an image, or frames of a signal, where the model does not fix them."""
@@ -20,20 +20,48 @@ _END_OF_FRONT: Final = frozenset({"MatMul", "Gemm", "MatMulInteger", "Shape", "S
 def image_shape(model: ir.Model, value: ir.Value) -> tuple[int, int, int] | None:
     """Channels, height and width for an image that is cut into patches; None when no 2-D convolution reads it.
 
-    A table of learned positions, one for each patch and perhaps one more for the class token, tells
-    the size that the model was made for.
+    A table of learned positions, one for each patch and perhaps one more for the class token, tells the size that the
+    model was made for. Otherwise there are `PATCHES` along an edge where the convolutions end.
     """
     for use in uses(model, value):
-        weight = use.tensor(1) if use.node.op_type in ("Conv", "ConvInteger", "QLinearConv") else None
-        if use.node.op_type == "QLinearConv":
-            weight = use.tensor(3)
+        weight = _weight(use)
         if weight is None or len(weight.shape) != 4:
             continue
         width, channels = weight.shape.numpy()[:2]
-        stride = use.node.attributes.get_ints("strides", [1, 1])
-        side = _table_side(model, width) or PATCHES
+        stride = tuple(use.node.attributes.get_ints("strides", [1, 1]))
+        side = _table_side(model, width)
+        if side is None:
+            side, stride = PATCHES, _stride(model, value)
         return channels * use.node.attributes.get_int("group", 1), side * stride[0], side * stride[1]
     return None
+
+
+def _weight(use: Use) -> ir.TensorProtocol | None:
+    """Of a convolution that reads a value."""
+    match use.node.op_type:
+        case "Conv" | "ConvInteger" if use.index == 0:
+            return use.tensor(1)
+        case "QLinearConv" if use.index == 0:
+            return use.tensor(3)
+    return None
+
+
+def _stride(model: ir.Model, value: ir.Value) -> tuple[int, int]:
+    """By how much everything before the first product makes an image smaller."""
+    largest = (1, 1)
+    for use, stride in walk(model, value, (1, 1), _strided):
+        largest = max(largest, _strided(use, stride) or stride, key=math.prod)
+    return largest
+
+
+def _strided(use: Use, stride: tuple[int, int]) -> tuple[int, int] | None:
+    if use.node.op_type in _END_OF_FRONT:
+        return None
+    if use.node.op_type in ("Conv", "ConvInteger", "QLinearConv", "MaxPool", "AveragePool") and use.index == 0:
+        strides = use.node.attributes.get_ints("strides", [1, 1])
+        if len(strides) == 2:
+            return stride[0] * strides[0], stride[1] * strides[1]
+    return stride
 
 
 def signal_length(model: ir.Model, value: ir.Value) -> int | None:

@@ -108,7 +108,7 @@ def mask_meaning(model: ir.Model, value: ir.Value) -> Meaning | None:
         added |= op == "Add" and real and np.array_equal(pair, start) and _uniform(use, 1 - use.index) is None
         if op == "Softmax" and added:
             return Meaning.ADDED
-        if op in ("ReduceSum", "CumSum") and use.index == 0 and counted is None:
+        if op in ("ReduceSum", "CumSum") and use.index == 0 and counted is None and not real:
             counted = _turned(Meaning.ONE_IS_VISIBLE, pair)  # how many there are, of those that count
     return counted
 

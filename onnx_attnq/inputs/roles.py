@@ -81,9 +81,9 @@ def role_of(model: ir.Model, value: ir.Value, item: ModelInput) -> Role:
     if "past" in name or "cache" in name or past_axis(model, value, item) is not None:
         return Role.SWITCH if item.dtype.kind == "b" else Role.PAST
     if item.dtype.kind not in "biu":
-        if mask_meaning(model, value) is not None:
-            return Role.MASK
-        return Role.SETTING if _is_setting(item) else Role.FEATURES
+        if _is_setting(item):
+            return Role.SETTING
+        return Role.FEATURES if mask_meaning(model, value) is None else Role.MASK
     return _role_of_whole(model, value, item)
 
 

@@ -278,7 +278,8 @@ def _gaps(node: ir.Node, inputs: list[_Known], shapes: list[Shape | None]) -> li
         if shapes[0] is None or None in shapes[0] or target is None:
             return []
         wanted = [shapes[0][k] if size == 0 and k < len(shapes[0]) else int(size) for k, size in enumerate(target)]
-        if node.attributes.get_int("allowzero", 0) or any(size is None or size < 0 for size in wanted):
+        keeps_zero = node.attributes.get_int("allowzero", 0) and 0 in target
+        if keeps_zero or any(size is None or size < 0 for size in wanted):
             return []
         sizes = math.prod(size or 0 for size in shapes[0]), math.prod(size or 0 for size in wanted)
         return [sizes] if sizes[0] != sizes[1] else []

@@ -7,6 +7,7 @@ import importlib
 import io
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ class Session:
         try:
             return dict(zip(names, map(np.asarray, self._session.run(names, feeds)), strict=True))
         except (*_ERRORS, ValueError) as error:
-            raise InvalidData(f"onnxruntime does not run the model on this sample: {first_line(error)}") from None
+            raise InvalidData(f"onnxruntime does not run the model on this sample: {_said(error)}") from None
 
 
 def session(path: str | os.PathLike[str], threads: int | None = None) -> onnxruntime.InferenceSession:
@@ -138,6 +139,11 @@ def _options(settings: RunSettings, native: bool) -> onnxruntime.SessionOptions:
         except _ERRORS as error:
             raise MissingLibrary(f"{path}: onnxruntime does not load it: {first_line(error)}") from None
     return options
+
+
+def _said(error: Exception) -> str:
+    """What onnxruntime says, without the place in its sources, which is longer than the rest."""
+    return first_line(ValueError(re.sub(r"/\S+\.(h|cc):\d+ .*? was false\. ?", "", str(error), count=1)))
 
 
 _ERRORS = (
