@@ -1,10 +1,12 @@
 // The glue: the only file that knows onnxruntime. It registers the ops of README.md, reads their attributes and inputs,
 // and hands plain structs to the kernels.
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -12,6 +14,7 @@
 
 #include "attention.h"
 #include "dispatch.h"
+#include "group_query.h"
 #include "onnxruntime_abi.h"
 #include "shapes.h"
 
@@ -44,7 +47,7 @@ Status* guarded(const Api* api, Function function) {
   }
 }
 
-enum class Kind { kSoftmax, kProbabilities, kAttention, kKernelName };
+enum class Kind { kSoftmax, kProbabilities, kAttention, kGroupQuery, kKernelName };
 
 struct Op : CustomOp {
   Kind kind;
@@ -63,6 +66,8 @@ struct Kernel {
   float scale = 1;
   bool int16_products = false;
   Permutation query_perm, key_perm, value_perm, context_perm;
+  bool rotates = false;
+  GroupQuery group_query{};  // what attributes say of it
 };
 
 // --- attributes -----------------------------------------------------------------------------------------------------
@@ -162,6 +167,42 @@ void read_tables(Kernel& kernel, const KernelInfo* info) {
   }
 }
 
+std::int64_t integer_attribute(const Api* api, const KernelInfo* info, const char* name, std::int64_t otherwise) {
+  std::int64_t value = 0;
+  Status* const status = kKernelInfoGetAttribute_int64(api, info, name, &value);
+  if (status == nullptr) return value;
+  kReleaseStatus(api, status);
+  return otherwise;
+}
+
+// The attributes that GroupQueryAttention has; what the kernel does not do is refused.
+void read_group_query(Kernel& kernel, const KernelInfo* info) {
+  const auto integer = [&](const char* name, std::int64_t otherwise) {
+    return integer_attribute(kernel.api, info, name, otherwise);
+  };
+  GroupQuery& call = kernel.group_query;
+  call.heads = integer("num_heads", 0);
+  call.kv_heads = integer("kv_num_heads", 0);
+  if (call.kv_heads < 1 || call.heads < 1 || call.heads % call.kv_heads != 0) {
+    throw std::invalid_argument("num_heads must be a multiple of kv_num_heads, and both positive");
+  }
+  call.interleaved = integer("rotary_interleaved", 0) != 0;
+  kernel.rotates = integer("do_rotary", 0) != 0;
+  call.causal = integer("causal", 1) != 0;
+  call.window = std::max<Index>(integer("local_window_size", -1), 0);
+  for (const char* name : {"smooth_softmax", "qk_output", "sliding_window_cache", "kv_cache_bit_width"}) {
+    if (integer(name, 0) != 0) throw std::invalid_argument(std::string("attribute ") + name + " is not supported");
+  }
+  const auto number = [&](const char* name) {
+    float value = 0;
+    Status* const status = kKernelInfoGetAttribute_float(kernel.api, info, name, &value);
+    if (status != nullptr) kReleaseStatus(kernel.api, status);
+    return value;
+  };
+  call.scale = number("scale");  // 0 for 1 / sqrt(depth)
+  if (number("softcap") != 0) throw std::invalid_argument("attribute softcap is not supported");
+}
+
 std::unique_ptr<Kernel> make_kernel(const Api* api, const Op* op, const KernelInfo* info) {
   auto kernel = std::make_unique<Kernel>();
   kernel->api = api;
@@ -169,6 +210,7 @@ std::unique_ptr<Kernel> make_kernel(const Api* api, const Op* op, const KernelIn
   kernel->kernels = select_kernels();
   if (op->kind == Kind::kKernelName) return kernel;
   read_tables(*kernel, info);
+  if (op->kind == Kind::kGroupQuery) read_group_query(*kernel, info);
   if (op->kind != Kind::kAttention) return kernel;
   kernel->row_max_floor = number_attribute(api, info, "row_max_floor");
   kernel->scale = number_attribute(api, info, "scale");
@@ -275,6 +317,116 @@ void compute_attention(const Kernel& kernel, KernelContext* context) {
   if (!attend(attention, kernel.kernels.of(attention), host)) throw std::bad_alloc();
 }
 
+// Inputs of GroupQueryAttention, by place.
+enum GroupQueryInput : std::size_t {
+  kQuery,
+  kKey,
+  kValue,
+  kPastKey,
+  kPastValue,
+  kLastKey,
+  kTotal,
+  kCos,
+  kSin,
+  kPositions,
+  kFirstUnsupported,
+  kInputs = 17
+};
+
+const Value* optional_input(const Kernel& kernel, KernelContext* context, std::size_t index) {
+  std::size_t count = 0;
+  check(kKernelContext_GetInputCount(kernel.api, context, &count));
+  const Value* value = nullptr;
+  if (index < count) check(kKernelContext_GetInput(kernel.api, context, index, &value));
+  return value;
+}
+
+template <class Number>
+Number* tensor_data(const Kernel& kernel, const Value* value) {
+  void* data = nullptr;
+  check(kGetTensorMutableData(kernel.api, const_cast<Value*>(value), &data));
+  return static_cast<Number*>(data);
+}
+
+float* output_of(const Kernel& kernel, KernelContext* context, std::size_t index, const Shape& shape) {
+  Value* value = nullptr;
+  check(kKernelContext_GetOutput(kernel.api, context, index, shape.data(), shape.size(), &value));
+  if (value == nullptr) throw std::invalid_argument("the outputs present_key and present_value must be there");
+  return tensor_data<float>(kernel, value);
+}
+
+void demand(bool fits, const char* what) {
+  if (!fits) throw std::invalid_argument(std::string(what) + " has a shape that does not fit the others");
+}
+
+void compute_group_query(const Kernel& kernel, KernelContext* context) {
+  const auto input = [&](std::size_t index) { return optional_input(kernel, context, index); };
+  const auto shape = [&](const Value* value) { return type_of(kernel.api, value).shape; };
+  for (std::size_t i = kFirstUnsupported; i < kInputs; ++i) {
+    if (input(i) != nullptr) throw std::invalid_argument("input " + std::to_string(i) + " is not supported");
+  }
+  GroupQuery call = kernel.group_query;
+  call.form = kernel.op->form;
+  const Shape query = shape(input(kQuery));
+  demand(query.size() == 3, "query");
+  call.batch = query[0], call.queries = call.new_rows = query[1];
+  call.query = data_of(kernel.api, input(kQuery));
+  call.query_row = call.key_row = query[2];
+  if (input(kKey) == nullptr) {
+    const Index heads = call.heads + 2 * call.kv_heads;
+    demand(query[2] % heads == 0, "query");
+    call.depth = query[2] / heads;
+    call.key = call.query + call.heads * call.depth;
+    call.value = call.key + call.kv_heads * call.depth;
+  } else {
+    const Shape key = shape(input(kKey));
+    demand(query[2] % call.heads == 0, "query");
+    call.depth = query[2] / call.heads;
+    demand(key.size() == 3 && key[0] == call.batch && key[2] == call.kv_heads * call.depth, "key");
+    demand(input(kValue) != nullptr && shape(input(kValue)) == key, "value");
+    call.key_row = key[2], call.new_rows = key[1];
+    call.key = data_of(kernel.api, input(kKey));
+    call.value = data_of(kernel.api, input(kValue));
+  }
+  const Index total = *tensor_data<const std::int32_t>(kernel, input(kTotal));
+  demand(element_count(shape(input(kLastKey))) == call.batch, "seqlens_k");
+  call.last_key = tensor_data<const std::int32_t>(kernel, input(kLastKey));
+  Shape cache = {call.batch, call.kv_heads, 0, call.depth};
+  if (input(kPastKey) != nullptr) {
+    const Shape past = shape(input(kPastKey));
+    demand(past.size() == 4, "past_key");
+    cache[2] = call.past_rows = past[2];
+    demand(past == cache, "past_key");
+    demand(input(kPastValue) != nullptr && shape(input(kPastValue)) == cache, "past_value");
+    call.past_key = data_of(kernel.api, input(kPastKey));
+    call.past_value = data_of(kernel.api, input(kPastValue));
+  }
+  cache[2] = call.capacity = std::max(call.past_rows, total);
+  if (kernel.rotates) {
+    demand(input(kCos) != nullptr && input(kSin) != nullptr, "cos_cache");
+    const Shape table = shape(input(kCos));
+    demand(table.size() == 2 && 2 * table[1] <= call.depth && shape(input(kSin)) == table, "cos_cache");
+    call.table_rows = table[0], call.columns = table[1];
+    call.cos = data_of(kernel.api, input(kCos));
+    call.sin = data_of(kernel.api, input(kSin));
+    if (const Value* positions = input(kPositions)) {
+      call.positions = tensor_data<const std::int64_t>(kernel, positions);
+      call.prompt = total == call.queries;
+      demand(element_count(shape(positions)) >= (call.prompt ? 1 : call.batch * call.queries), "position_ids");
+    }
+  }
+  if (call.scale == 0) call.scale = 1.0f / std::sqrt(static_cast<float>(call.depth));
+  const Index batch[kBatchAxes] = {1, call.batch, call.heads};
+  const Tables by_head = tables_of(kernel.tables.data(), kernel.table_shape, batch);
+  const Index group = call.heads / call.kv_heads;
+  call.tables = {by_head.first, {0, by_head.stride[2] * group, by_head.stride[2]}};
+  call.context = output_of(kernel, context, 0, {call.batch, call.queries, call.heads * call.depth});
+  call.present_key = output_of(kernel, context, 1, cache);
+  call.present_value = output_of(kernel, context, 2, cache);
+  SessionHost host(kernel.api, context);
+  if (!attend(call, kernel.kernels, host)) throw std::bad_alloc();
+}
+
 // The name of the kernels that run, as UTF-8 bytes: how a program asks which instruction set is active.
 void compute_kernel_name(const Kernel& kernel, KernelContext* context) {
   const std::size_t size = std::strlen(kernel.kernels.best->name);
@@ -290,6 +442,8 @@ Status* ORT_CALL compute(void* state, KernelContext* context) {
         return compute_rows(kernel, context);
       case Kind::kAttention:
         return compute_attention(kernel, context);
+      case Kind::kGroupQuery:
+        return compute_group_query(kernel, context);
       case Kind::kKernelName:
         return compute_kernel_name(kernel, context);
     }
@@ -308,11 +462,18 @@ Op make_op(Kind kind, const Form& form, std::string name) {
   op.version = kApiVersion;
   op.GetName = [](const CustomOp* self) { return as_op(self).name.c_str(); };
   op.GetExecutionProviderType = [](const CustomOp*) -> const char* { return nullptr; };  // the CPU's
-  op.GetInputType = [](const CustomOp*, std::size_t) { return kFloat; };
+  op.GetInputType = [](const CustomOp* self, std::size_t index) {
+    if (as_op(self).kind != Kind::kGroupQuery) return kFloat;
+    constexpr std::size_t query_lengths = 16;
+    if (index == kLastKey || index == kTotal || index == query_lengths) return kInt32;
+    return index == kPositions ? kInt64 : kFloat;
+  };
   op.GetInputTypeCount = [](const CustomOp* self) -> std::size_t {
     switch (as_op(self).kind) {
       case Kind::kAttention:
         return 4;
+      case Kind::kGroupQuery:
+        return kInputs;
       case Kind::kKernelName:
         return 0;
       default:
@@ -322,8 +483,13 @@ Op make_op(Kind kind, const Form& form, std::string name) {
   op.GetOutputType = [](const CustomOp* self, std::size_t) {
     return as_op(self).kind == Kind::kKernelName ? kUint8 : kFloat;
   };
-  op.GetOutputTypeCount = [](const CustomOp*) -> std::size_t { return 1; };
-  op.GetInputCharacteristic = [](const CustomOp*, std::size_t) { return kRequired; };
+  op.GetOutputTypeCount = [](const CustomOp* self) -> std::size_t {
+    return as_op(self).kind == Kind::kGroupQuery ? 3 : 1;
+  };
+  op.GetInputCharacteristic = [](const CustomOp* self, std::size_t index) {
+    const bool required = index == kQuery || index == kLastKey || index == kTotal;
+    return as_op(self).kind == Kind::kGroupQuery && !required ? kOptional : kRequired;
+  };
   op.GetOutputCharacteristic = [](const CustomOp*, std::size_t) { return kRequired; };
   op.GetInputMemoryType = [](const CustomOp*, std::size_t) { return kDefaultMemory; };
   op.GetVariadicInputMinArity = [](const CustomOp*) { return 0; };
@@ -347,6 +513,7 @@ std::vector<Op> make_ops() {
     const std::string adjective = with_levels ? "Quantized" : "Pruned";
     ops.push_back(make_op(Kind::kSoftmax, named.form, adjective + "Softmax" + named.suffix));
     ops.push_back(make_op(Kind::kAttention, named.form, adjective + "Attention" + named.suffix));
+    ops.push_back(make_op(Kind::kGroupQuery, named.form, adjective + "GroupQueryAttention" + named.suffix));
     ops.push_back(make_op(Kind::kProbabilities, named.form,
                           (with_levels ? "QuantizeProbabilities" : "PruneProbabilities") + named.suffix));
   }
@@ -355,7 +522,7 @@ std::vector<Op> make_ops() {
 }
 
 // onnxruntime keeps pointers to the domain and its ops in every session. One set, never changed after it was made,
-// serves all sessions until the library is unloaded.
+// serves all sessions of one onnxruntime until the library is unloaded.
 class Domain {
  public:
   explicit Domain(const Api* api) : api_(api), ops_(make_ops()) {
@@ -366,16 +533,26 @@ class Domain {
   Domain(const Domain&) = delete;
   Domain& operator=(const Domain&) = delete;
 
-  void add_to(SessionOptions* options, const Api* api) const {
-    if (api != api_) throw std::runtime_error("the library is in use by another onnxruntime of this process");
-    check(kAddCustomOpDomain(api, options, domain_));
-  }
+  bool is_of(const Api* api) const { return api == api_; }
+  void add_to(SessionOptions* options) const { check(kAddCustomOpDomain(api_, options, domain_)); }
 
  private:
   const Api* api_;
   const std::vector<Op> ops_;
   CustomOpDomain* domain_ = nullptr;
 };
+
+// A process may hold several onnxruntimes, such as Python's and onnxruntime-genai's.
+const Domain& domain_of(const Api* api) {
+  static std::mutex mutex;
+  static std::vector<std::unique_ptr<Domain>> domains;
+  const std::lock_guard<std::mutex> lock(mutex);
+  for (const auto& domain : domains) {
+    if (domain->is_of(api)) return *domain;
+  }
+  domains.push_back(std::make_unique<Domain>(api));
+  return *domains.back();
+}
 
 }  // namespace
 }  // namespace onnx_attnq
@@ -399,7 +576,6 @@ RegisterCustomOps(onnx_attnq::ort::SessionOptions* options, const onnx_attnq::or
   }
   return guarded(api, [&] {
     select_kernels();  // a wrong environment variable is an error here, before a session exists
-    static const Domain domain(api);
-    domain.add_to(options, api);
+    domain_of(api).add_to(options);
   });
 }

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
-from onnx_attnq.find.fused import is_fused_attention
+from onnx_attnq.find.fused import FusedOp, is_fused_attention
 from onnx_attnq.find.softmax import softmax_root
 from onnx_attnq.graph import Dataflow, Snapshot, Types
 from onnx_attnq.model import structure_hash
@@ -41,6 +41,7 @@ class Exposed:
         snapshot: The original's wiring, for the undo.
         origins: For each softmax, and each fused op that was left, what it was in the file.
         declined: For each fused op that was left, the reason.
+        fused: For each softmax that came out of a fused op, that op.
     """
 
     model: ir.Model
@@ -48,11 +49,12 @@ class Exposed:
     snapshot: Snapshot
     origins: Mapping[ir.Node, Origin]
     declined: Mapping[ir.Node, str]
+    fused: Mapping[ir.Node, FusedOp]
 
     @classmethod
     def as_it_is(cls, model: ir.Model) -> Exposed:
         """A model to which nothing was done."""
-        return cls(model, structure_hash(model), Snapshot(model), origins(model), {})
+        return cls(model, structure_hash(model), Snapshot(model), origins(model), {}, {})
 
 
 def origins(model: ir.Model) -> dict[ir.Node, Origin]:

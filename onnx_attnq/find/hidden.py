@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnx_attnq.find.exposed import Exposed, origins
 from onnx_attnq.find.function_opsets import take_opset
-from onnx_attnq.find.fused import Declined, decompose, is_fused_attention
+from onnx_attnq.find.fused import Declined, FusedOp, decompose, is_fused_attention
 from onnx_attnq.find.inlining import inline_functions
 from onnx_attnq.find.sites import find_sites
 from onnx_attnq.find.softmax import is_softmax, may_be_decomposed
@@ -35,6 +35,7 @@ def expose(model: ir.Model, keep: Callable[[str], bool] = lambda site: False) ->
     kept = _inline(model)
     known = origins(model)
     declined = {node: kept[node.op_identifier()] for node in model.graph.all_nodes() if node.op_identifier() in kept}
+    fused: dict[ir.Node, FusedOp] = {}
     for node in [node for node in known if is_fused_attention(node)]:
         if keep(known[node].id):
             declined[node] = "left fused, as it was asked for"
@@ -44,7 +45,8 @@ def expose(model: ir.Model, keep: Callable[[str], bool] = lambda site: False) ->
             declined[node] = outcome.reason
         else:
             known[outcome.softmax] = known.pop(node)
-    return Exposed(model, original, snapshot, known, declined)
+            fused[outcome.softmax] = outcome.fused
+    return Exposed(model, original, snapshot, known, declined, fused)
 
 
 def _inline(model: ir.Model) -> dict[ir.OperatorIdentifier, str]:

@@ -1,6 +1,7 @@
 """Planning what each site gets, putting quantized ops in place, writing that down, and undoing it."""
 
 from onnx_attnq.rewriting.bodies import DOMAIN, DOMAIN_VERSION
+from onnx_attnq.rewriting.group_query import opened
 from onnx_attnq.rewriting.plan import Plan, SitePlan, load_plan, save_plan, uniform_plan
 from onnx_attnq.rewriting.record import Record, RewrittenSite, read_record, refuse_rewritten
 from onnx_attnq.rewriting.reverter import revert
@@ -16,6 +17,7 @@ __all__ = [
     "RewrittenSite",
     "SitePlan",
     "load_plan",
+    "opened",
     "read_record",
     "refuse_rewritten",
     "revert",

@@ -24,6 +24,7 @@ from onnx_attnq.find import (
 from onnx_attnq.graph import dtype_of, rank_of
 from onnx_attnq.model import files
 from onnx_attnq.rewriting import bodies
+from onnx_attnq.rewriting.group_query import fold, is_taken
 from onnx_attnq.rewriting.plan import Plan
 from onnx_attnq.rewriting.record import Record, RewrittenSite, refuse_rewritten, write_record
 from onnx_attnq.scheme import HeadSchemes, QuantScheme, SiteScheme, schemes_of, table_shape
@@ -79,6 +80,7 @@ def rewrite(
     names = _Names(model)
     inserted: list[tuple[AttentionSite, Form, SiteScheme, ir.Node]] = []
     families: dict[tuple[Form, str], list[SiteScheme]] = {}
+    folded: dict[str, object] = {}
     # The last first: what enters a site may be what leaves an earlier one, and is replaced together with it.
     for site in reversed(sites.sites):
         scheme = plan.scheme_of(site.id)
@@ -86,7 +88,11 @@ def rewrite(
             continue
         # Plain ops are there to be read by any runtime, so they stay close to the original graph.
         form = Form.SOFTMAX if inline and site.form is Form.ATTENTION else site.form
+        softmax = site.probabilities.producer()
+        fused = None if softmax is None or inline else exposed.fused.get(softmax)
         op = _rewrite_site(site, form, scheme, model, names, quantize_outputs, int16_products)
+        if fused is not None and isinstance(scheme, QuantScheme) and is_taken(fused, scheme):
+            op = fold(model, fused, op, scheme, folded) or op
         inserted.append((site, form, scheme, op))
         families.setdefault((form, bodies.softmax_op(schemes_of(scheme)[0])), []).append(scheme)
     done = [_rewritten_site(*entry) for entry in reversed(inserted)]

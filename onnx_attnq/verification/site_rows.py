@@ -18,7 +18,7 @@ from onnx_attnq.find import Form
 from onnx_attnq.graph import Dataflow, probe
 from onnx_attnq.inputs import Sample
 from onnx_attnq.model import opset
-from onnx_attnq.rewriting import DOMAIN, DOMAIN_VERSION, RewrittenSite
+from onnx_attnq.rewriting import DOMAIN, DOMAIN_VERSION, RewrittenSite, opened
 from onnx_attnq.run import RunSettings, Session
 from onnx_attnq.scheme import Pruned, QuantScheme, Reference, Spacing, for_heads, numerics, schemes_of
 from onnx_attnq.verification.codes import LEVEL_TOLERANCE
@@ -61,6 +61,7 @@ class SiteRows:
     def __init__(
         self, model: ir.Model, site: RewrittenSite, run: RunSettings = RunSettings(), *, native: bool = False
     ) -> None:
+        model, site = opened(model, site)
         self._site = site
         self._names = list(dict.fromkeys((*site.inputs, site.output)))  # key and value may be one
         flow = Dataflow(model)

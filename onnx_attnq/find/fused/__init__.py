@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnx_attnq.find.fused import attention, group_query_attention, ms_attention, multi_head_attention
 from onnx_attnq.find.fused.builder import LOWEST_OPSET, NodeBuilder
-from onnx_attnq.find.fused.outcome import Decline, Declined, Decomposed
+from onnx_attnq.find.fused.outcome import Decline, Declined, Decomposed, FusedOp
 from onnx_attnq.find.fused.refused import REFUSED_OPS, UNKNOWN
 from onnx_attnq.graph import standard_opset
 
@@ -83,8 +83,11 @@ def decompose(model: ir.Model, node: ir.Node) -> Decomposed | Declined:
     except Decline as declined:
         b.discard()
         return Declined(str(declined))
+    b.drop_unused(new)
+    results = tuple(new[old.index(output)] if output in old else None for output in node.outputs)
+    fused = FusedOp(node.op_type, tuple(node.inputs), results, dict(node.attributes))
     ir.convenience.replace_nodes_and_values(graph, node, [node], b.nodes, old, new)
-    return Decomposed(softmax)
+    return Decomposed(softmax, fused)
 
 
 def _op(node: ir.Node) -> tuple[str, str]:
@@ -125,4 +128,4 @@ def _outputs(
     return old, new
 
 
-__all__ = ["FUSED_OPS", "REFUSED_OPS", "Declined", "Decomposed", "decompose", "is_fused_attention"]
+__all__ = ["FUSED_OPS", "REFUSED_OPS", "Declined", "Decomposed", "FusedOp", "decompose", "is_fused_attention"]

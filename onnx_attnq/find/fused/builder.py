@@ -55,6 +55,16 @@ class NodeBuilder:
             value.dtype, value.shape = dtype, ir.Shape(shape)
         return value
 
+    def drop_unused(self, results: Sequence[ir.Value]) -> None:
+        """Takes back the nodes that lead to none of the results."""
+        kept: list[ir.Node] = []
+        for node in reversed(self.nodes):
+            if any(output.uses() or output in results for output in node.outputs):
+                kept.append(node)
+            else:
+                node.resize_inputs(0)
+        self.nodes[:] = reversed(kept)
+
     def discard(self) -> None:
         """Takes back every use of the model's values by the nodes built so far."""
         for node in self.nodes:

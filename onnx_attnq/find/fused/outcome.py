@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import onnx_ir as ir
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FusedOp:
+    """A fused op that is no longer in the graph.
+
+    Attributes:
+        op_type: Its op.
+        inputs: The values that entered it, None for those left out.
+        outputs: The values that stand for what left it, None for those without a name.
+        attributes: Its attributes.
+    """
+
+    op_type: str
+    inputs: tuple[ir.Value | None, ...]
+    outputs: tuple[ir.Value | None, ...]
+    attributes: Mapping[str, ir.Attr]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -13,9 +31,11 @@ class Decomposed:
 
     Attributes:
         softmax: The Softmax node among the new nodes, over the last axis of (B, N, L_q, L_k) scores.
+        fused: What they stand for.
     """
 
     softmax: ir.Node
+    fused: FusedOp
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,4 +53,4 @@ class Decline(Exception):
     """Raised while a node is read or rebuilt, and turned into `Declined` by `decompose`."""
 
 
-__all__ = ["Decline", "Declined", "Decomposed"]
+__all__ = ["Decline", "Declined", "Decomposed", "FusedOp"]

@@ -1,0 +1,214 @@
+"""Put the attention of a decoder with a cache back into one op, once its softmax is quantized.
+
+`find.fused` makes standard ops of GroupQueryAttention. With the native library these cost more than they gain: they
+copy the cache. So where the library's kernel does all that the op did, they become the body of one op with the inputs,
+outputs and attributes of the original and those of the scheme. What is left without the library is the body.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from onnx_attnq.errors import InvalidModel
+from onnx_attnq.find import FusedOp
+from onnx_attnq.graph import Dataflow, subgraphs
+from onnx_attnq.model import files
+from onnx_attnq.rewriting import bodies
+from onnx_attnq.rewriting.record import RewrittenSite
+from onnx_attnq.scheme import Pruned, QuantScheme
+
+_INPUTS: Final = (
+    *("query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length"),
+    *("cos_cache", "sin_cache", "position_ids"),
+)
+"""What the kernel takes of the inputs of GroupQueryAttention: all up to here."""
+
+_UNSUPPORTED: Final = ("softcap", "smooth_softmax", "qk_output", "sliding_window_cache", "kv_cache_bit_width")
+_NAME: Final = "GroupQueryAttention"
+
+
+def group_query_op(scheme: QuantScheme) -> str:
+    """Name of the op that takes query, key, value and cache.
+
+    >>> from onnx_attnq.scheme import preset
+    >>> group_query_op(preset("row-log"))
+    'QuantizedGroupQueryAttention'
+    """
+    return bodies.softmax_op(scheme).replace("Softmax", _NAME)
+
+
+def is_taken(fused: FusedOp | None, scheme: QuantScheme) -> bool:
+    """Whether the kernel of the native library does all that a fused op did."""
+    if fused is None or fused.op_type != _NAME or scheme.pruned is not Pruned.ZERO:
+        return False
+    given = [value for value in fused.inputs if value is not None and value.name]
+    unset = all(not attribute.value for name, attribute in fused.attributes.items() if name in _UNSUPPORTED)
+    few = all(value is None or not value.name for value in fused.inputs[len(_INPUTS) :])
+    whole = (ir.DataType.INT32, ir.DataType.INT64)
+    types = {value.dtype for value in given if value.dtype is not None and value.dtype not in whole}
+    outputs = fused.outputs[:3]
+    wanted = len(outputs) == 3 and all(output is not None for output in outputs)
+    return unset and few and wanted and types == {ir.DataType.FLOAT}
+
+
+def fold(model: ir.Model, fused: FusedOp, op: ir.Node, scheme: QuantScheme, known: dict[str, object]) -> ir.Node | None:
+    """Make one node of the standard ops that a fused op became, in place.
+
+    Args:
+        model: The model.
+        fused: What was there, for which `is_taken`.
+        op: The quantized op that stands for its softmax.
+        scheme: What it does.
+        known: By name of op, what its body is: onnxruntime tells functions apart by their names only, so that an
+            attention with another body than the first of its name stays as it is.
+
+    Returns:
+        The node; None where the ops have to stay.
+    """
+    outputs = [output for output in fused.outputs[:3] if output is not None]
+    graph, first = op.graph, fused.outputs[0]
+    inputs = [None if value is None or not value.name else value for value in fused.inputs[: len(_INPUTS)]]
+    while inputs[-1] is None:  # onnxruntime finds no type for them
+        inputs.pop()
+    nodes = _between(inputs, outputs)
+    inside = {inner for node in nodes for inner in (node, *_within(node))}
+    leak = any(
+        use.node not in inside
+        for node in nodes
+        for output in node.outputs
+        if output not in outputs
+        for use in output.uses()
+    )
+    if not isinstance(graph, ir.Graph) or op not in nodes or leak or first is None:
+        return None
+    name = group_query_op(scheme)
+    body = _described(nodes, inputs, outputs)
+    if known.setdefault(name, body) != body:
+        return None
+    attributes = [*bodies.scheme_attributes(scheme), *fused.attributes.values()]
+    node = ir.Node(bodies.DOMAIN, name, inputs, attributes, num_outputs=len(outputs), name=f"{first.name}_{name}")
+    graph.insert_before(nodes[0], node)
+    for old, new in zip(outputs, node.outputs, strict=True):
+        new.name, new.type, new.shape = old.name, old.type, old.shape
+        for use in tuple(old.uses()):
+            if use.node not in inside:
+                use.node.replace_input_with(use.idx, new)
+        for index, output in enumerate(graph.outputs):
+            if output is old:
+                graph.outputs[index] = new
+    graph.remove(nodes)
+    if (bodies.DOMAIN, name, "") not in model.functions:
+        function = _function(name, nodes, inputs, outputs, op, attributes, files.opset(model))
+        model.functions[function.identifier()] = function
+    else:
+        for inner in inside:
+            inner.resize_inputs(0)
+    return node
+
+
+def opened(model: ir.Model, site: RewrittenSite) -> tuple[ir.Model, RewrittenSite]:
+    """The model and a site of its record, with the op of `fold` inlined if the site has become one.
+
+    Raises:
+        InvalidModel: The op that the record names is not there.
+    """
+    node = _producer(model, site)
+    if node is None or node.domain != bodies.DOMAIN or _NAME not in node.op_type:
+        return model, site
+    model = model.clone()
+    InlinePass(lambda function: function.domain == bodies.DOMAIN and _NAME in function.name)(model)
+    pending, seen = [_producer(model, site)], set[ir.Node | None]()
+    while pending:
+        found = pending.pop()
+        if found is None or found in seen:
+            continue
+        seen.add(found)
+        if found.domain == bodies.DOMAIN:
+            names = tuple(value.name or "" for value in found.inputs if value is not None)
+            return model, dataclasses.replace(site, inputs=names, output=found.outputs[0].name or "")
+        pending.extend(value.producer() for value in found.inputs[:1] if value is not None)
+    raise InvalidModel(f"site {site.id!r}: the op that the model's record names is not there")
+
+
+def _producer(model: ir.Model, site: RewrittenSite) -> ir.Node | None:
+    value = Dataflow(model).values_in(site.scope).get(site.output)
+    return None if value is None else value.producer()
+
+
+def _within(node: ir.Node) -> Iterable[ir.Node]:
+    return (inner for _, graph in subgraphs(node) for inner in graph.all_nodes())
+
+
+def _between(inputs: Collection[ir.Value | None], outputs: Sequence[ir.Value]) -> list[ir.Node]:
+    """The nodes that lead from the inputs to the outputs, in the order of their graph."""
+    found: set[ir.Node] = set()
+    pending: list[ir.Value | None] = list(outputs)
+    graph = outputs[0].graph
+    while pending:
+        value = pending.pop()
+        node = None if value is None or value in inputs else value.producer()
+        if node is None or node in found or node.graph is not graph:
+            continue
+        found.add(node)
+        pending.extend(node.inputs)
+        pending.extend(value for inner in _within(node) for value in inner.inputs)
+    return [node for node in graph or () if node in found]
+
+
+def _described(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value | None], outputs: Sequence[ir.Value]) -> object:
+    """What nodes compute, whatever their values are called and whatever the scheme's numbers are."""
+    numbers: dict[ir.Value | None, int] = {value: -1 - place for place, value in enumerate(inputs)}
+
+    def described(node: ir.Node) -> object:
+        attributes: list[object] = []
+        for name, attribute in sorted(node.attributes.items()):
+            if attribute.type == ir.AttributeType.GRAPH:
+                attributes.append((name, all_of(attribute.as_graph(), attribute.as_graph().outputs)))
+            elif node.domain != bodies.DOMAIN:
+                attributes.append((name, ir.to_proto(attribute).SerializeToString(deterministic=True)))
+        used = tuple(numbers.get(value, 0) for value in node.inputs)
+        for output in node.outputs:
+            numbers[output] = len(numbers) + 1
+        return node.domain, node.op_type, used, tuple(attributes)
+
+    def all_of(some: Iterable[ir.Node], results: Sequence[ir.Value]) -> object:
+        return tuple(described(node) for node in some), tuple(numbers[value] for value in results)
+
+    return all_of(nodes, outputs)
+
+
+def _function(
+    name: str,
+    nodes: Sequence[ir.Node],
+    inputs: Sequence[ir.Value | None],
+    outputs: Sequence[ir.Value],
+    op: ir.Node,
+    attributes: Sequence[ir.Attr],
+    opset: int,
+) -> ir.Function:
+    """A function of nodes that are in no graph any more."""
+    parameters = [ir.Value(name=_INPUTS[place]) for place in range(len(inputs))]
+    by_input: Mapping[ir.Value | None, ir.Value] = dict(zip(inputs, parameters, strict=True))
+    inside = [inner for node in nodes for inner in (node, *_within(node))]
+    for number, node in enumerate(inside):
+        node.name = f"{node.op_type}_{number}"
+        for place, value in enumerate(node.inputs):
+            if value is not None and value in by_input:
+                node.replace_input_with(place, by_input[value])
+        for place, output in enumerate(node.outputs):
+            output.name = f"{node.op_type.lower()}_{number}" + (f"_{place}" if len(node.outputs) > 1 else "")
+    for attribute in attributes:
+        # Only the scheme's, which are tensors: `scale` is a number of one op and a tensor of another.
+        if attribute.name in op.attributes and attribute.type == ir.AttributeType.TENSOR:
+            op.attributes[attribute.name] = ir.RefAttr(attribute.name, attribute.name, attribute.type)
+    imports = {"": opset, bodies.DOMAIN: bodies.DOMAIN_VERSION}
+    graph = ir.Graph(parameters, outputs, nodes=nodes, opset_imports=imports, name=name)
+    return ir.Function(bodies.DOMAIN, name, "", graph=graph, attributes=attributes)
+
+
+__all__ = ["fold", "group_query_op", "is_taken", "opened"]
