@@ -80,7 +80,6 @@ COMMANDS = {
     "analyze": (["analyze", "BAD", "--no-report"], ["-o", "OUT/study"]),
     "analyze a bad study": (["analyze", "--combine", "BAD", "--no-report"], ["-o", "OUT/study"]),
     "bench": (["bench", "BAD", "--tokens", "4", "--repeats", "1", "--no-memory"], []),
-    "evaluate": (["evaluate", "BAD", "--task", "text-generation", "--data", "BAD"], []),
     "verify": (["verify", "GOOD", "BAD", "--samples", "1"], []),
     "bisect": (["bisect", "GOOD", "BAD", "--samples", "1"], []),
     "revert": (["revert", "BAD"], ["-o", "OUT/m.onnx"]),
