@@ -67,6 +67,13 @@ struct Rows {
   bool are_scores;  // or probabilities
 };
 
+// The sample of keys that share what pruned ones summed to: those, of the unmasked, whose index is a multiple of this.
+static inline Index sample_stride(Index keys) {
+  Index stride = 1;
+  while (256 * stride <= keys) stride *= 2;
+  return stride;
+}
+
 // Where in a tensor the matrix of a batch index lies.
 static inline Index batch_offset(const Index (&batch)[kBatchAxes], const Index (&strides)[kBatchAxes], Index index) {
   Index offset = 0;

@@ -1,5 +1,6 @@
 // The reference kernel: plain loops, one row at a time, the order of numerics.py. Read this one first.
 #include <algorithm>
+#include <bitset>
 #include <cmath>
 #include <limits>
 
@@ -29,6 +30,42 @@ float value_of(float x, float log_x, const Form& form, const Table& table, bool&
   return table.level[code];
 }
 
+// What x counts for in the sum of pruned values: the level of its code, continued below the lowest edge, or x itself.
+double continued_level(float x, float log_x, const Form& form, const Table& table) {
+  if (!quantizes(form)) return x;
+  const double step = 1.0 / table.inverse_step;
+  const double code = std::floor(log_x * table.inverse_step + table.offset);
+  return std::exp((code + 0.5 - table.offset) * step);  // table.offset is the attribute's plus one
+}
+
+// What the pruned keys of a row sum to, and the sample of keys that shares it; nothing of both unless the form says so.
+class Shared {
+ public:
+  Shared(Index keys, const Form& form, const Table& table) : stride_(sample_stride(keys)), form_(form), table_(table) {}
+
+  void add(Index key, float x, float log_x, bool kept) {
+    if (!form_.shares || !(log_x >= kMaskedNats)) return;
+    if (key % stride_ == 0) sample_.set(static_cast<std::size_t>(key / stride_));
+    if (!kept) tail_ += continued_level(x, log_x, form_, table_);
+  }
+  // Adds its part to the weight of each sampled key, and returns what that is in all.
+  double give_to(float* weights) const {
+    if (sample_.none()) return 0;
+    const auto each = static_cast<float>(tail_ / static_cast<double>(sample_.count()));
+    for (std::size_t i = 0; i < sample_.size(); ++i) {
+      if (sample_[i]) weights[static_cast<Index>(i) * stride_] += each;
+    }
+    return tail_;
+  }
+
+ private:
+  const Index stride_;
+  const Form& form_;
+  const Table& table_;
+  std::bitset<256> sample_;
+  double tail_ = 0;
+};
+
 float ratio(double numerator, double denominator) {
   return denominator == 0 ? 0.0f : static_cast<float>(numerator / denominator);
 }
@@ -49,6 +86,7 @@ float weights_of_scores(float* row, Index length, const Form& form, const Table&
   const bool absolute = form.reference == Reference::kAbsolute;
 
   double kept_sum = 0, total = 0;
+  Shared shared(length, form, table);
   for (Index j = 0; j < length; ++j) {
     const float relative = std::exp(row[j] - peak);
     const float x = absolute ? ratio(relative, sum) : relative;
@@ -57,7 +95,9 @@ float weights_of_scores(float* row, Index length, const Form& form, const Table&
     row[j] = value_of(x, log_x, form, table, kept);
     total += row[j];
     if (kept) kept_sum += relative;
+    shared.add(j, x, log_x, kept);
   }
+  total += shared.give_to(row);
   switch (form.normalize) {
     case Normalize::kUnit:
       return ratio(1, total);
@@ -80,15 +120,18 @@ float weights_of_probabilities(float* row, Index length, const Form& form, const
   const float unit = absolute || peak == 0 ? 1.0f : peak;
 
   double sum = 0, kept_sum = 0, total = 0;
+  Shared shared(length, form, table);
   for (Index j = 0; j < length; ++j) {
     const float p = row[j];
     sum += p;
-    const float x = p / unit;
+    const float x = p / unit, log_x = x > 0 ? std::log(x) : -kInfinity;
     bool kept;
-    row[j] = value_of(x, x > 0 ? std::log(x) : -kInfinity, form, table, kept);
+    row[j] = value_of(x, log_x, form, table, kept);
     total += row[j];
     if (kept) kept_sum += p;
+    shared.add(j, x, log_x, kept);
   }
+  total += shared.give_to(row);
   switch (form.normalize) {
     case Normalize::kUnit:
       return ratio(sum, total);

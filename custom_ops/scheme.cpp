@@ -1,5 +1,6 @@
 #include "scheme.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -16,18 +17,44 @@ std::vector<NamedForm> all_forms() {
     for (const auto& [norm_name, norm] : norms) {
       const std::string tail = std::string("_") + norm_name;
       const std::string head = std::string("_") + reference_name;
-      forms.push_back({head + tail, {reference, Spacing::kNone, norm}});
+      const auto add = [&](const std::string& suffix, Spacing spacing) {
+        forms.push_back({suffix, {reference, spacing, norm}});
+        if (spacing == Spacing::kLinear || norm == Normalize::kMass) return;
+        forms.push_back({suffix + "_mean", {reference, spacing, norm, true}});
+      };
+      add(head + tail, Spacing::kNone);
       for (const auto& [spacing_name, spacing] : spacings) {
         for (const char* rounding : {"nearest", "floor"}) {
           const std::string suffix = head + "_" + spacing_name + "_" + rounding + tail;
           const bool is_default = suffix == "_row_max_log_nearest_unit";
-          forms.push_back({is_default ? "" : suffix, {reference, spacing, norm}});
+          add(is_default ? "" : suffix, spacing);
         }
       }
     }
   }
   return forms;
 }
+
+namespace {
+
+// Levels below the threshold: to 25 nats below x = 1, or so deep that all of a long row is within rounding of its sum.
+void continue_levels(Table& table, double step, double offset) {
+  constexpr double kNats = 25, kEnough = 22;
+  const int levels = static_cast<int>(table.levels), whole = static_cast<int>(std::ceil(kNats / step));
+  table.deepest = std::min(std::max(whole - levels, 0), Table::kSize - 1 - levels);
+  // So many levels are found by two permutations of 8 numbers.
+  const int in_registers = Table::kLow * Table::kLow - 1 - levels;
+  if (table.deepest > in_registers && (in_registers + levels) * step >= kEnough) table.deepest = in_registers;
+  table.continued_size = table.deepest + levels + 1;
+  const auto level = [&](int index) {
+    return static_cast<float>(std::exp((index - table.deepest - 0.5 - offset) * step));
+  };
+  for (int i = 1; i < table.continued_size; ++i) table.continued[i] = level(i);
+  for (int i = 0; i < 2 * Table::kLow; ++i) table.low[i] = static_cast<float>(std::exp(i % Table::kLow * step));
+  for (int i = 0; i < Table::kHigh; ++i) table.high[i] = level(i * Table::kLow);
+}
+
+}  // namespace
 
 Table make_table(const Form& form, float threshold, float step, float offset, float levels) {
   Table table{};
@@ -43,6 +70,7 @@ Table make_table(const Form& form, float threshold, float step, float offset, fl
     const double middle = (code - 0.5 - offset) * step;
     table.level[code] = static_cast<float>(form.spacing == Spacing::kLog ? std::exp(middle) : middle);
   }
+  if (form.shares) continue_levels(table, step, offset);
   return table;
 }
 

@@ -16,6 +16,7 @@ struct Form {
   Reference reference;
   Spacing spacing;
   Normalize normalize;
+  bool shares = false;  // pruned values share what they summed to (`_mean`, README.md)
 };
 
 // Functions in headers are static: a copy compiled for AVX must not serve, by the linker's choice, code for any
@@ -35,7 +36,18 @@ struct Table {
   float offset;
   float levels;                    // n, the number of non-zero levels
   alignas(64) float level[kSize];  // level[0] = 0, level[code]; zero beyond n
+
+  // Of a form that shares: levels that go on below the lowest edge, continued[deepest + code] with codes down to
+  // -deepest + 1; continued[0] = 0 stands for all below. The same, where `factors` says so, is
+  // high[index / 8] * low[index % 8], of numbers that fit in registers; low comes twice, for registers of 16.
+  static constexpr int kLow = 8, kHigh = 16;
+  int deepest, continued_size;
+  alignas(64) float continued[kSize];
+  alignas(64) float low[2 * kLow], high[kHigh];
 };
+
+// The least ln x, on the scale of x, of a key that is not masked.
+constexpr float kMaskedNats = -87.0f;
 
 // Every form that exists, with the suffix that stands for it in an op's name.
 struct NamedForm {

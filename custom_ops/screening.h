@@ -31,9 +31,11 @@ static_assert(sizeof(KeyNorms) <= kLanes * sizeof(float), "the room for it in a 
 
 class Screening {
  public:
-  // Whether codes are all that is wanted.
+  // Whether codes are all that is wanted. What pruned keys share is the sum of their levels: of all of these, most are
+  // not worth a second look, and rough ones would be off by more than rounding.
   static bool suits(const Form& f) {
-    return f.reference == Reference::kRowMax && f.spacing == Spacing::kLog && f.normalize == Normalize::kUnit;
+    return !f.shares && f.reference == Reference::kRowMax && f.spacing == Spacing::kLog &&
+           f.normalize == Normalize::kUnit;
   }
 
   static Index scratch(const Attention& a, Index rows) { return layout_of(a, rows).total; }
@@ -98,7 +100,7 @@ class Screening {
   // rows' sums of these; keys that this prunes stay listed. Returns false where all scores are better computed again:
   // too many are in doubt (of equal keys, all or none), or a row's maximum is below the floor, so that no weight is
   // sure to be large beside the changes.
-  bool settle(const Band& band, float* sums) {
+  bool settle(const Band& band, Weighed* weighed) {
     Score* const end = find_doubtful(band);
     if (end == nullptr) return false;
     for (Score* s = scores(); s != end; ++s) s->score = exact_score(band.row + s->row, s->key);
@@ -108,7 +110,7 @@ class Screening {
       float peak = a_.row_max_floor;
       for (; last != end && last->row == r; ++last) peak = last->score > peak ? last->score : peak;
       if (!(peak > a_.row_max_floor)) return false;
-      sums[r] += settle_row(band, r, peak, first, last);
+      weighed[r].divisor += settle_row(band, r, peak, first, last);
       first = last;
     }
     return true;

@@ -88,6 +88,7 @@ struct Simd {
   }
 
   static Float permute(Float table, Int code) { return _mm256_permutevar8x32_ps(table, code); }
+  static Int eighth(Int a) { return _mm256_srli_epi32(a, 3); }
   static Float gather(const float* table, Int code) { return _mm256_i32gather_ps(table, code, 4); }
 
   static float sum(Float a) {

@@ -69,6 +69,7 @@ struct Simd {
   }
 
   static Float permute(Float table, Int code) { return _mm512_permutexvar_ps(code, table); }
+  static Int eighth(Int a) { return _mm512_srli_epi32(a, 3); }
   static Float gather(const float* table, Int code) { return _mm512_i32gather_ps(code, table, 4); }
 
   static float sum(Float a) { return _mm512_reduce_add_ps(a); }

@@ -92,6 +92,7 @@ struct Simd {
   }
 
   static Float permute(Float table, Int) { return table; }  // never used: kPermuted is 0
+  static Int eighth(Int a) { return vshrq_n_s32(a, 3); }
   static Float gather(const float* table, Int code) {
     std::int32_t codes[4];
     vst1q_s32(codes, code);

@@ -119,9 +119,15 @@ struct ReferenceSimd {
     return each<Float>([&](int i) { return std::ldexp(a[i], -std::ilogb(a[i])); });
   }
 
-  // table[code]; permute has the table in a register, so codes are below kPermuted (0 where there is no such
-  // operation).
-  static Float permute(const Float& table, const Int& code) { return gather(table.data(), code); }
+  // table[code]. permute has the table in a register, and looks at as many of a code's last bits as find its lanes; for
+  // codes below kPermuted, which is 0 where there is no such operation.
+  static Float permute(const Float& table, const Int& code) {
+    return each<Float>([&](int i) { return table[code[i] & (kLanes - 1)]; });
+  }
+  // A whole number that is not negative, divided by 8.
+  static Int eighth(const Int& a) {
+    return each<Int>([&](int i) { return a[i] / 8; });
+  }
   static Float gather(const float* table, const Int& code) {
     return each<Float>([&](int i) { return table[code[i]]; });
   }

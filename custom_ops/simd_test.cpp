@@ -124,8 +124,9 @@ class Results {
     for (int i = 0; i < 256; ++i) table[i] = static_cast<float>(i * i);
     for (int i = 0; i < kLanes; ++i) {
       codes[i] = (37 * i + 5) % 256;
-      in_register[i] = (5 * i + 3) % kLanes;
+      in_register[i] = 5 * i + 3;
     }
+    note_int("eighth", S::eighth(S::load_int(codes)));
     note("gather", S::gather(table, S::load_int(codes)));
     if (Simd::kPermuted != 0) note("permute", S::permute(S::load(table), S::load_int(in_register)));
   }

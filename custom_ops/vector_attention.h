@@ -7,6 +7,7 @@
 #pragma once
 
 #include "phases.h"
+#include "sampled_values.h"
 #include "screening.h"
 
 namespace onnx_attnq {
@@ -20,7 +21,7 @@ constexpr float kNegligible = -110.0f;
 // Scratch memory of a block, in floats from its start.
 struct Layout {
   Index rows, score_row;
-  Index scores, peaks, ceilings, extents, context, panel, products, total;
+  Index scores, peaks, ceilings, extents, context, panel, unmasked, unmasked_row, sampled, products, total;
 };
 
 template <class Products>
@@ -36,6 +37,9 @@ static Layout layout_of(const Attention& a) {
   l.extents = room.take(l.rows / Products::kBand);
   l.context = room.take(Products::kContextRows * value_row(a));
   l.panel = room.take(Products::panel_floats(a));
+  l.unmasked_row = KeySet::integers(panel_count(a) * kTileKeys);
+  l.unmasked = room.take(a.form.shares ? Products::kContextRows * l.unmasked_row : 0);
+  l.sampled = room.take(a.form.shares ? SampledValues::scratch(a) : 0);
   l.products = room.take(Products::scratch(a, l.rows));
   l.total = room.total();
   return l;
@@ -52,6 +56,7 @@ class Block {
         layout_(layout_of<Products>(task.a)),
         scratch_(scratch),
         products_(task, layout_.rows, scratch + layout_.products),
+        sampled_(task.a, scratch + layout_.sampled),
         direct_(Products::direct(task)) {}
 
   void run() {
@@ -66,6 +71,9 @@ class Block {
  private:
   float* scores(Index row) { return scratch_ + layout_.scores + row * layout_.score_row; }
   float* peaks(Index row) { return scratch_ + layout_.peaks + row * kLanes; }
+  std::int32_t* unmasked(Index r) {
+    return reinterpret_cast<std::int32_t*>(scratch_ + layout_.unmasked + r * layout_.unmasked_row);
+  }
 
   // --- step 1: scores
 
@@ -228,10 +236,13 @@ class Block {
       extent = own > extent ? own : extent;
     }
     const Index padded = static_cast<Index>(extent) * kTileKeys, keys = smaller(padded, a_.keys);
-    float factors[kContextRows], share;
+    Weighed weighed[kContextRows];
+    Shared shared[kContextRows];
+    for (Index r = 0; r < count; ++r) shared[r] = {KeySet(unmasked(r)), 0.0f};
+    float share;
     {
       const Timed timed(Phase::kWeights);
-      const Index kept = weigh_rows(row, count, padded, factors);
+      const Index kept = weigh_rows(row, count, padded, weighed, shared);
       share = static_cast<float>(kept) / static_cast<float>(larger(count * padded, 1));
     }
     const Timed timed(Phase::kContext);
@@ -242,9 +253,18 @@ class Block {
       products_.add_listed(count, scores(row), layout_.score_row, padded, share, context);
     }
     for (Index r = 0; r < count; ++r) {
-      if (a_.keys == 0) factors[r] = 0;
-      write(row + r, context + r * value_row(a_), factors[r]);
+      float* const own = context + r * value_row(a_);
+      const float tail = a_.form.shares ? share_tail(shared[r], keys, own) : 0.0f;
+      write(row + r, own, a_.keys == 0 ? 0.0f : weighed[r].factor(tail));
     }
+  }
+
+  // Adds what the pruned keys of a row share to its context, and returns how much that is: nothing without a sample.
+  float share_tail(const Shared& shared, Index keys, float* context) {
+    const Index size = sampled_.take(shared.unmasked, keys, products_);
+    if (size == 0 || shared.tail == 0) return 0;
+    add_scaled(sampled_.sum(), shared.tail / static_cast<float>(size), value_row(a_), context);
+    return shared.tail;
   }
 
   // Whether no key of these rows can be pruned, so that there is nothing to list.
@@ -257,19 +277,21 @@ class Block {
   }
 
   // Scores of a context band to weights, in place; lists the keys that the rows keep and returns how many.
-  Index weigh_rows(Index row, Index count, Index padded, float (&factors)[kContextRows]) {
+  Index weigh_rows(Index row, Index count, Index padded, Weighed* weighed, Shared* shared) {
     if (padded > 0 && keeps_all(row, count)) {
       for (Index r = 0; r < count; ++r) {
-        factors[r] = score_row(row + r, padded, noted_peak(row + r)).weigh_scores(scores(row + r), padded);
+        const ScoreRow scored = score_row(row + r, padded, noted_peak(row + r));
+        weighed[r] = scored.weigh_scores(scores(row + r), padded, nullptr, &shared[r]);
       }
       return count * padded;
     }
     Screening* const screening = products_.screening();
-    const bool settled = screening != nullptr && weigh_rough_rows(*screening, row, count, padded, factors);
+    const bool settled = screening != nullptr && weigh_rough_rows(*screening, row, count, padded, weighed);
     if (screening != nullptr && !settled) score_again(row, count, padded);
     for (Index r = 0; !settled && r < count; ++r) {
       const Listed list = products_.listed(r);
-      factors[r] = score_row(row + r, padded, noted_peak(row + r)).weigh_scores(scores(row + r), padded, &list);
+      const ScoreRow scored = score_row(row + r, padded, noted_peak(row + r));
+      weighed[r] = scored.weigh_scores(scores(row + r), padded, &list, &shared[r]);
     }
     const Index blocks = (padded + kBlock - 1) / kBlock;
     Index kept = 0;
@@ -279,28 +301,21 @@ class Block {
 
   // The same for rough scores: those so near an edge that they may be beyond it are computed again. False if these are
   // so many that all scores are better computed again.
-  bool weigh_rough_rows(Screening& screening, Index row, Index count, Index padded, float (&factors)[kContextRows]) {
+  bool weigh_rough_rows(Screening& screening, Index row, Index count, Index padded, Weighed* weighed) {
     Rough rough[kContextRows];
-    float sums[kContextRows];
     for (Index r = 0; r < count; ++r) {
       const Listed list = products_.listed(r);
       const float peak = noted_peak(row + r);
       rough[r] = screening.rough(r, row + r, peak);
       const ScoreRow scored = score_row(row + r, padded, peak);
       if (rough[r].near != 0) {
-        sums[r] = scored.weigh_rough(scores(row + r), padded, list, rough[r]);
-        if (sums[r] == sums[r]) continue;
-        rough[r].near = 0;  // a row with a NaN stays one
-        factors[r] = kNaN;
+        weighed[r] = scored.weigh_rough(scores(row + r), padded, list, rough[r]);
+        if (weighed[r].numerator != weighed[r].numerator) rough[r].near = 0;  // a row with a NaN stays one
       } else {
-        factors[r] = scored.weigh_scores(scores(row + r), padded, &list);
+        weighed[r] = scored.weigh_scores(scores(row + r), padded, &list, nullptr);
       }
     }
-    const bool settled = screening.settle({row, count, padded, rough, scores(row), layout_.score_row}, sums);
-    for (Index r = 0; r < count; ++r) {
-      if (rough[r].near != 0) factors[r] = ratio(1.0f, sums[r]);
-    }
-    return settled;
+    return screening.settle({row, count, padded, rough, scores(row), layout_.score_row}, weighed);
   }
 
   // The float32 scores of a context band, of rough ones that were weighed already.
@@ -339,6 +354,7 @@ class Block {
   const Layout layout_;
   float* const scratch_;
   Products products_;
+  SampledValues sampled_;
   const bool direct_;
 };
 
@@ -391,7 +407,8 @@ struct Attend {
 };
 
 static std::size_t quantize_scratch(const Rows& rows) {
-  return static_cast<std::size_t>(round_up(rows.length, kLanes));
+  const Index padded = round_up(rows.length, kLanes);
+  return static_cast<std::size_t>(padded + KeySet::integers(padded));
 }
 
 template <class Products>

@@ -123,6 +123,21 @@ class VectorProducts {
     return whole;
   }
 
+  // sums += the values of a key; `sums` are value_row(a) numbers.
+  void add_value(Index key, float* sums) const {
+    const float* const value = value_ + key * value_row_;
+    Index d = 0;
+    if (value_column_ == 1) {
+      for (; d + kLanes <= a_.value_depth; d += kLanes) {
+        Simd::store(sums + d, Simd::add(Simd::load(sums + d), Simd::load(value + d)));
+      }
+    }
+    for (; d < a_.value_depth; ++d) sums[d] += value[d * value_column_];
+  }
+  void prefetch_value(Index key) const {
+    if (value_column_ == 1) prefetch(value_ + key * value_row_, a_.value_depth);
+  }
+
   // Where row r of a context band lists its keys.
   Listed listed(Index r) {
     return {reinterpret_cast<std::int32_t*>(scratch_ + layout_.lists + r * layout_.list_row),

@@ -16,6 +16,7 @@ constexpr float kNaN = __builtin_nanf("");
 constexpr float kInfinity = __builtin_inff();
 constexpr float kLowest = -3.402823466e38f;
 constexpr float kSmallestNormal = 1.17549435e-38f;
+constexpr float kLowestUnmasked = 1.6458114e-38f;  // exp(kMaskedNats)
 
 static inline Index round_up(Index n, Index to) { return (n + to - 1) / to * to; }
 static inline Index smaller(Index a, Index b) { return a < b ? a : b; }
@@ -91,8 +92,8 @@ static inline Float log_positive(Float x) {
 // keys stay in the first-level cache.
 constexpr Index kBlock = 128;
 
-// How the level of a code is found.
-enum class Levels { kPermuted, kGathered };
+// How the level of a code is found; kFactored: as the product of two numbers of a register each.
+enum class Levels { kPermuted, kFactored, kGathered };
 
 // What weigh notes of the numbers it went over, in lanes.
 struct Sums {
@@ -112,7 +113,9 @@ class KeySet {
   static Index integers(Index padded) { return round_up(padded / kLanes, kLanes); }
 
   explicit KeySet(std::int32_t* memory = nullptr) : bits_(memory) {}
+  bool has(Index key) const { return bits_[key / kLanes] >> key % kLanes & 1; }
   void set(Index key, Mask lanes) { Simd::store_bits(bits_ + key / kLanes, lanes); }
+  const std::int32_t* bits() const { return bits_; }
   // To be called when all are set.
   void end(Index padded) {
     for (Index i = padded / kLanes; i % kLanes != 0; ++i) bits_[i] = 0;
@@ -142,19 +145,36 @@ struct Rough {
   KeySet highest;   // keys of which one has the maximum
 };
 
+// A row whose pruned keys share what they summed to, on its way to weights.
+struct Shared {
+  KeySet unmasked;  // filled when the row is weighed
+  float tail;       // what the pruned keys sum to; filled too
+};
+
 // Scores to weights, in place: level of the score's code, or the exponential itself; 0 where it is pruned. `count` is a
 // multiple of kLanes. With a list, the keys that are kept are listed on the way.
 //
 // kExp: whether x itself is needed, which costs an exponential; log spacing works on the exponent.
 // kQuantize: levels, or values kept as they are.
-template <bool kExp, bool kQuantize, Levels kLevels, bool kRough = false>
+// kShares: what pruned keys sum to is noted as well, and which keys are unmasked: not further below the maximum than
+// `masked`.
+template <bool kExp, bool kQuantize, Levels kLevels, bool kRough = false, bool kShares = false>
 static inline Sums weigh(float* numbers, Index count, float peak, float factor, float offset, const Table& table,
-                         bool sum_kept, const Listed* list, Rough* rough) {
+                         bool sum_kept, const Listed* list, Rough* rough, Shared* shared = nullptr, float masked = 0) {
   const Float shift = Simd::set1(peak), slope = Simd::set1(factor), highest = Simd::set1(offset);
   const Float start = kRough ? Simd::set1(offset + rough->near) : highest;
-  const Float zero = Simd::set1(0.0f), first = Simd::set1(1.0f), top = Simd::set1(table.levels);
+  const float deepest = kShares ? static_cast<float>(table.deepest) : 0.0f;
+  const Float zero = Simd::set1(0.0f), first = Simd::set1(1.0f);
+  const Float top = Simd::set1(table.levels + deepest), below = Simd::set1(deepest), lowest = Simd::set1(masked);
   const Float two_near = Simd::set1(kRough ? 2 * rough->near : 0.0f), half = Simd::set1(0.5f);
-  const Float levels = Simd::load(table.level);
+  const float* const all_levels = kShares ? table.continued : table.level;
+  const Float levels = Simd::load(kLevels == Levels::kFactored ? table.low : all_levels);
+  const Float high = Simd::load(kLevels == Levels::kFactored ? table.high : all_levels);
+  const auto level_of = [&](Int code) {
+    if (kLevels == Levels::kGathered) return Simd::gather(all_levels, code);
+    const Float level = Simd::permute(levels, code);
+    return kLevels == Levels::kPermuted ? level : Simd::mul(level, Simd::permute(high, Simd::eighth(code)));
+  };
   std::int32_t* const keys = list == nullptr ? nullptr : list->keys;
   Float weights = zero, kept_sum = zero, all = zero, distances = zero;
   Int indices = Simd::first_indices();
@@ -168,14 +188,24 @@ static inline Sums weigh(float* numbers, Index count, float peak, float factor, 
       distances = Simd::add(distances, distance);
       Float weight;
       Mask kept;
-      if (kQuantize) {
+      if (kShares) shared->unmasked.set(j, Simd::at_least(distance, lowest));
+      if (kQuantize && kShares) {
+        // A NaN becomes index 0; its row is NaN by the sum of distances.
+        const Float position = Simd::fma(distance, slope, start);
+        const Float index = Simd::min(Simd::max(Simd::add(position, below), zero), top);
+        const Int whole = Simd::truncate(index);
+        const Float level = level_of(whole);
+        kept = Simd::at_least(position, first);
+        weight = Simd::keep(kept, level);
+        all = Simd::add(all, level);
+      } else if (kQuantize) {
         const Float x = kExp ? exp_negative(distance) : distance;
         const Float position = Simd::fma(x, slope, start);
         // A NaN becomes code 0; its row is NaN by the sum of distances. A rough position is never above the top, and
         // what is pruned is brought to the middle of code 0: away from edges.
         const Float least = Simd::max(position, kRough ? half : zero);
         const Int code = Simd::truncate(kRough ? least : Simd::min(least, top));
-        weight = kLevels == Levels::kPermuted ? Simd::permute(levels, code) : Simd::gather(table.level, code);
+        weight = level_of(code);
         kept = Simd::at_least(position, first);
         if (kRough) {
           // Positions were raised by `near`: what is in doubt about an edge is just past it now.
@@ -196,6 +226,10 @@ static inline Sums weigh(float* numbers, Index count, float peak, float factor, 
     }
   }
   if (list != nullptr) list->starts[(count + kBlock - 1) / kBlock] = listed;
+  if (kShares) {
+    shared->unmasked.end(count);
+    shared->tail = Simd::sum(Simd::sub(all, weights));
+  }
   if (kRough) {
     rough->doubtful.end(count);
     rough->highest.end(count);
@@ -217,6 +251,14 @@ static inline float exp_sum(const float* row, Index padded, float peak) {
   return Simd::sum(total);
 }
 
+// What a row was weighed to: its probabilities are its weights times a factor.
+struct Weighed {
+  float numerator, divisor;
+  bool to_one;  // whether the row is made to sum to 1, so that what pruned keys share is part of the divisor
+
+  float factor(float shared = 0.0f) const { return ratio(numerator, to_one ? divisor + shared : divisor); }
+};
+
 // A row of scores, of which `peak` is the largest, on its way to weights: what is known before the first weight.
 class ScoreRow {
  public:
@@ -232,35 +274,60 @@ class ScoreRow {
     log_sum_ = sum_first && absolute ? __builtin_logf(sum_) : 0.0f;
   }
 
-  // Turns scores into weights, in place, and lists those that are kept if there is a list. Returns what makes
-  // probabilities of them; NaN for a row with a NaN.
-  float weigh_scores(float* numbers, Index count, const Listed* list = nullptr) const {
-    return factor_of(weigh_by_form(numbers, count, list));
+  // Turns scores into weights, in place, and lists those that are kept if there is a list; fills `shared` where the
+  // form shares.
+  Weighed weigh_scores(float* numbers, Index count, const Listed* list, Shared* shared) const {
+    return weighed(form_.shares ? weigh_shared(numbers, count, list, shared) : weigh_by_form(numbers, count, list));
   }
-  // The same for rough scores, of a row-max scheme with log spacing that is normalized to 1. Returns the sum of the
-  // weights, which a second look may change.
-  float weigh_rough(float* numbers, Index count, const Listed& list, Rough& rough) const {
+  // The same for rough scores, of a row-max scheme with log spacing that is normalized to 1.
+  Weighed weigh_rough(float* numbers, Index count, const Listed& list, Rough& rough) const {
     constexpr auto kPermuted = Levels::kPermuted, kGathered = Levels::kGathered;
-    const auto run =
-        table_->levels < Simd::kPermuted ? weigh<false, true, kPermuted, true> : weigh<false, true, kGathered, true>;
-    const Sums sums = run(numbers, count, peak_, table_->inverse_step, table_->offset, *table_, false, &list, &rough);
-    return is_nan(sums) ? kNaN : Simd::sum(sums.weights);
+    const auto run = levels() == kPermuted ? weigh<false, true, kPermuted, true> : weigh<false, true, kGathered, true>;
+    return weighed(
+        run(numbers, count, peak_, table_->inverse_step, table_->offset, *table_, false, &list, &rough, nullptr, 0.0f));
   }
 
  private:
   bool is_nan(const Sums& sums) const { return Simd::any(Simd::is_nan(sums.distances)) || peak_ == -kInfinity; }
 
-  float factor_of(const Sums& sums) const {
-    if (is_nan(sums)) return kNaN;
-    if (form_.normalize == Normalize::kUnit) return ratio(1.0f, Simd::sum(sums.weights));
-    if (!quantizes(form_)) return ratio(1.0f, Simd::sum(sums.all));
-    if (form_.normalize == Normalize::kMass) return ratio(ratio(Simd::sum(sums.kept), sum_), Simd::sum(sums.weights));
-    return form_.reference == Reference::kAbsolute ? 1.0f : ratio(1.0f, sum_);  // 1 / sum is the largest probability
+  Weighed weighed(const Sums& sums) const {
+    if (is_nan(sums)) return {kNaN, 1.0f, false};
+    if (form_.normalize == Normalize::kUnit) return {1.0f, Simd::sum(sums.weights), true};
+    if (!quantizes(form_)) return {1.0f, Simd::sum(sums.all), false};
+    if (form_.normalize == Normalize::kMass) {
+      return {ratio(Simd::sum(sums.kept), sum_), Simd::sum(sums.weights), false};
+    }
+    // 1 / sum is the row's largest probability.
+    return {1.0f, form_.reference == Reference::kAbsolute ? 1.0f : sum_, false};
+  }
+
+  // How levels are found, of a table that has as many.
+  Levels levels() const {
+    const int count = form_.shares ? table_->continued_size : static_cast<int>(table_->levels) + 1;
+    if (count <= Simd::kPermuted) return Levels::kPermuted;
+    const bool factors = form_.shares && Simd::kPermuted != 0 && count <= Table::kLow * Simd::kPermuted;
+    return factors ? Levels::kFactored : Levels::kGathered;
+  }
+
+  Sums weigh_shared(float* numbers, Index count, const Listed* list, Shared* shared) const {
+    constexpr auto kPermuted = Levels::kPermuted, kFactored = Levels::kFactored, kGathered = Levels::kGathered;
+    const bool absolute = form_.reference == Reference::kAbsolute;
+    const float masked = absolute ? kMaskedNats + log_sum_ : kMaskedNats;
+    if (!quantizes(form_)) {
+      return weigh<true, false, kGathered, false, true>(numbers, count, peak_, 0, table_->log_threshold + log_sum_,
+                                                        *table_, false, list, nullptr, shared, masked);
+    }
+    const float slope = table_->inverse_step, offset = absolute ? table_->offset - log_sum_ * slope : table_->offset;
+    const auto how = levels();
+    const auto run = how == kPermuted   ? weigh<false, true, kPermuted, false, true>
+                     : how == kFactored ? weigh<false, true, kFactored, false, true>
+                                        : weigh<false, true, kGathered, false, true>;
+    return run(numbers, count, peak_, slope, offset, *table_, false, list, nullptr, shared, masked);
   }
 
   Sums weigh_by_form(float* numbers, Index count, const Listed* list) const {
     const bool absolute = form_.reference == Reference::kAbsolute, mass = form_.normalize == Normalize::kMass;
-    const bool permuted = table_->levels < Simd::kPermuted;
+    const bool permuted = levels() == Levels::kPermuted;
     constexpr auto kPermuted = Levels::kPermuted, kGathered = Levels::kGathered;
     if (!quantizes(form_)) {
       const float lowest = table_->log_threshold + log_sum_;  // x >= threshold, in logarithms
@@ -270,17 +337,41 @@ class ScoreRow {
     if (form_.spacing == Spacing::kLog) {
       const float slope = table_->inverse_step, offset = absolute ? table_->offset - log_sum_ * slope : table_->offset;
       const auto run = permuted ? weigh<false, true, kPermuted> : weigh<false, true, kGathered>;
-      return run(numbers, count, peak_, slope, offset, *table_, mass, list, nullptr);
+      return run(numbers, count, peak_, slope, offset, *table_, mass, list, nullptr, nullptr, 0.0f);
     }
     const float slope = absolute ? table_->inverse_step / sum_ : table_->inverse_step;
     const auto run = permuted ? weigh<true, true, kPermuted> : weigh<true, true, kGathered>;
-    return run(numbers, count, peak_, slope, table_->offset, *table_, mass, list, nullptr);
+    return run(numbers, count, peak_, slope, table_->offset, *table_, mass, list, nullptr, nullptr, 0.0f);
   }
 
   Form form_;
   const Table* table_;
   float peak_, sum_, log_sum_;
 };
+
+// The sample of a row's keys that shares what the pruned ones sum to; calls function(key) for each.
+template <class Function>
+static inline Index for_sample(Index keys, const KeySet& unmasked, const Function& function) {
+  const Index stride = sample_stride(keys);
+  Index count = 0;
+  for (Index key = 0; key < keys; key += stride) {
+    if (!unmasked.has(key)) continue;
+    function(key);
+    ++count;
+  }
+  return count;
+}
+
+// Makes probabilities of a row of weights.
+static inline void finish_row(float* row, Index length, const Form& form, const Weighed& weighed,
+                              const Shared& shared) {
+  if (!form.shares) return scale_row(row, 1, length, weighed.factor(), row, 1);
+  const Index size = for_sample(length, shared.unmasked, [](Index) {});
+  const float tail = size == 0 ? 0.0f : shared.tail, factor = weighed.factor(tail);
+  scale_row(row, 1, length, factor, row, 1);
+  const float each = size == 0 ? 0.0f : tail / static_cast<float>(size) * factor;
+  for_sample(length, shared.unmasked, [&](Index key) { row[key] += each; });
+}
 
 static inline float largest_of(const float* row, Index length, float floor) {
   Float peak = Simd::set1(floor);
@@ -291,60 +382,72 @@ static inline float largest_of(const float* row, Index length, float floor) {
   return result;
 }
 
-// One row of op QuantizeProbabilities, from input to output.
+// One row of op QuantizeProbabilities, from input to output. `unmasked` has room for a set of the row's keys.
 static inline void quantize_probabilities(const float* input, float* output, Index length, const Form& form,
-                                          const Table& table) {
+                                          const Table& table, KeySet unmasked) {
   const bool absolute = form.reference == Reference::kAbsolute;
   const float peak = absolute ? 1.0f : largest_of(input, length, 0.0f);
   const float unit = peak == 0 ? 1.0f : peak;
+  const float deepest = form.shares ? static_cast<float>(table.deepest) : 0.0f;
+  const float* const levels = form.shares ? table.continued : table.level;
   const Float divisor = Simd::set1(unit), zero = Simd::set1(0.0f), one = Simd::set1(1.0f);
-  const Float slope = Simd::set1(table.inverse_step), start = Simd::set1(table.offset), top = Simd::set1(table.levels);
-  const Float threshold = Simd::set1(table.threshold);
-  Float all = zero, kept_sum = zero, total = zero;
+  const Float slope = Simd::set1(table.inverse_step), start = Simd::set1(table.offset);
+  const Float top = Simd::set1(table.levels + deepest), below = Simd::set1(deepest);
+  const Float threshold = Simd::set1(table.threshold), lowest = Simd::set1(kLowestUnmasked);
+  Float all = zero, kept_sum = zero, total = zero, pruned = zero;
   Mask nan = Simd::none();
   for (Index j = 0; j < length; j += kLanes) {
     const int lanes = static_cast<int>(smaller(kLanes, length - j));
     const Float p = lanes == kLanes ? Simd::load(input + j) : Simd::load_first(input + j, lanes);
     nan = Simd::either(nan, Simd::is_nan(p));
     const Float x = Simd::div(p, divisor);
-    Float weight;
+    Float level;
     Mask kept;
     if (!quantizes(form)) {
       kept = Simd::at_least(x, threshold);
-      weight = Simd::keep(kept, x);
+      level = x;
     } else {
       const Float scaled = form.spacing == Spacing::kLog ? log_positive(x) : x;
       const Float position = Simd::fma(scaled, slope, start);
       kept = Simd::at_least(position, one);
-      weight = Simd::gather(table.level, Simd::truncate(Simd::min(Simd::max(position, zero), top)));
+      level = Simd::gather(levels, Simd::truncate(Simd::min(Simd::max(Simd::add(position, below), zero), top)));
+    }
+    const Float weight = Simd::keep(kept, level);
+    if (form.shares) {
+      unmasked.set(j, Simd::at_least(x, lowest));
+      pruned = Simd::add(pruned, Simd::sub(level, weight));
     }
     all = Simd::add(all, p);
     kept_sum = Simd::add(kept_sum, Simd::keep(kept, p));
     total = Simd::add(total, weight);
     lanes == kLanes ? Simd::store(output + j, weight) : Simd::store_first(output + j, weight, lanes);
   }
-  float factor = unit;
-  if (form.normalize == Normalize::kUnit) factor = ratio(Simd::sum(all), Simd::sum(total));
-  if (form.normalize == Normalize::kMass) factor = ratio(Simd::sum(kept_sum), Simd::sum(total));
-  const float scale = Simd::any(nan) ? kNaN : factor;
-  for (Index j = 0; j < length; ++j) output[j] *= scale;
+  Weighed weighed{unit, 1.0f, false};
+  if (form.normalize == Normalize::kUnit) weighed = {Simd::sum(all), Simd::sum(total), true};
+  if (form.normalize == Normalize::kMass) weighed = {Simd::sum(kept_sum), Simd::sum(total), false};
+  if (Simd::any(nan)) weighed.numerator = kNaN;
+  finish_row(output, length, form, weighed, {unmasked, Simd::sum(pruned)});
 }
 
-// Rows of QuantizedSoftmax and QuantizeProbabilities. `scratch` has room for a padded row.
+// Rows of QuantizedSoftmax and QuantizeProbabilities. `scratch` has room for a padded row and a set of its keys.
 void quantize_rows(const Rows& rows, Index first, Index last, float* scratch) {
   const Index length = rows.length, padded = round_up(length, kLanes);
+  const KeySet unmasked(reinterpret_cast<std::int32_t*>(scratch + padded));
   for (Index r = first; r < last; ++r) {
     const float* input = rows.input + r * length;
     float* output = rows.output + r * length;
     const Table& table = rows.tables.first[batch_offset(rows.batch, rows.tables.stride, r / rows.rows_per_matrix)];
     if (!rows.are_scores) {
-      quantize_probabilities(input, output, length, rows.form, table);
+      quantize_probabilities(input, output, length, rows.form, table, unmasked);
       continue;
     }
     for (Index j = 0; j < padded; ++j) scratch[j] = j < length ? input[j] : -kInfinity;
     const float peak = largest_of(scratch, padded, -kInfinity);
-    const float factor = ScoreRow(scratch, padded, peak, rows.form, table).weigh_scores(scratch, padded);
-    for (Index j = 0; j < length; ++j) output[j] = scratch[j] * factor;
+    Shared shared{unmasked, 0.0f};
+    const ScoreRow scored(scratch, padded, peak, rows.form, table);
+    const Weighed weighed = scored.weigh_scores(scratch, padded, nullptr, &shared);
+    for (Index j = 0; j < length; ++j) output[j] = scratch[j];
+    finish_row(output, length, rows.form, weighed, shared);
   }
 }
 

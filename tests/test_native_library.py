@@ -136,7 +136,7 @@ def test_attributes_of_another_element_type_are_refused(name: str, element_type:
     model = attention_model(preset("row-log"), rank=3)
     (attribute,) = [a for a in model.graph.node[0].attribute if a.name == name]
     attribute.t.CopyFrom(onnx.numpy_helper.from_array(np.ones(1, element_type), name))
-    with pytest.raises(Exception, match=f"attribute {name} must be a float32 tensor, not one of ONNX element type"):
+    with pytest.raises(Exception, match=rf"attribute {name} must be a float32 tensor, not one of ONNX element type"):
         session(model)
 
 
