@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from observed_models import attention, encoder, tokens
 from studies import make_study
 
-from onnx_attnq.cli import cli
+from onnx_attnq.cli.group import cli
 from onnx_attnq.errors import AttnqError, InvalidData
 from onnx_attnq.report.html_report import report_html
 from onnx_attnq.report.tables import study_csv, study_json
@@ -33,10 +33,12 @@ from onnx_attnq.study import (
     Study,
     analyze,
     findings,
+    is_made_up,
     load_token_labels,
     scheme_label,
     separator_ids,
     summary,
+    verdict,
 )
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -96,9 +98,9 @@ def test_json_and_csv_have_the_numbers_of_the_study(model, data, tmp_path):
     rows = list(csv.DictReader((tmp_path / "out" / "heads.csv").read_text().splitlines()))
     assert len(rows) == 6
     for row in rows:
-        site = study.sites[int(row["layer"]) - 1]
+        site = study.sites[int(row["layer"])]
         head = int(row["head"])
-        found = numbers["sites"][int(row["layer"]) - 1]["heads"][head]
+        found = numbers["sites"][int(row["layer"])]["heads"][head]
         for metric in METRICS:
             value = metric.of(site)[head]
             assert row[metric.key] == ("" if np.isnan(value) else repr(found[metric.key]))
@@ -125,9 +127,21 @@ def test_shards_that_are_combined_are_the_whole(model, data, tmp_path):
 
 
 def test_without_data_it_says_that_the_inputs_are_made_up(model):
-    result = run(model, "--no-report")
-    assert result.exit_code == 0
-    assert "made up" in result.output
+    for more in ([], ["--data-name", "very real data"]):
+        result = run(model, "--no-report", *more)
+        assert result.exit_code == 0
+        assert "inputs are made up" in result.output
+        study = Study.load(model.with_name("tiny.analysis") / "study.npz")
+        assert is_made_up(study)
+    assert (
+        run(
+            "--combine", model.with_name("tiny.analysis") / "study.npz", "-o", model.with_name("c"), "--no-report"
+        ).output.count("made up")
+        == 1
+    )
+    warned, quiet = (report_html(dataclasses.replace(make_study(), data=data)) for data in (study.data, "sentences"))
+    assert 'class="warning">The inputs are made up' in warned
+    assert "made up" not in quiet
 
 
 @pytest.mark.parametrize(
@@ -135,8 +149,8 @@ def test_without_data_it_says_that_the_inputs_are_made_up(model):
     [
         (["--data", "nowhere"], "nowhere does not exist"),
         (["--scheme", "row-lag"], "unknown scheme 'row-lag'"),
-        (["--scheme", "row-log:width=3"], "NAME:bits=N,threshold=T"),
-        (["--scheme", "row-log:bits=three"], "NAME:bits=N,threshold=T"),
+        (["--scheme", "row-log:width=3"], "NAME[:bits=B,threshold=T]"),
+        (["--scheme", "row-log:bits=three"], "bits must be a number, not 'three'"),
         (["--include", "layer*"], "'layer*' matches no site; the sites are p0, p1"),
         (["--exclude", "p*"], "leave no site"),
         (["--tokenizer", "nowhere.json"], "nowhere.json does not exist"),
@@ -145,15 +159,31 @@ def test_without_data_it_says_that_the_inputs_are_made_up(model):
 )
 def test_bad_usage_ends_in_one_line(model, arguments, message):
     result = run(model, "--no-report", *arguments)
-    assert isinstance(result.exception, AttnqError)
-    assert message in str(result.exception)
-    assert "\n" not in str(result.exception)
+    error = str(result.exception) if isinstance(result.exception, AttnqError) else result.output.splitlines()[-1]
+    assert result.exit_code != 0
+    assert message in error
+    assert "\n" not in error
 
 
 def test_a_model_or_studies_but_not_both(model, tmp_path):
     assert "either a MODEL or --combine" in run().output
     assert "either a MODEL or --combine" in run(model, "--combine", "x.npz").output
     assert "--combine needs -o" in run("--combine", tmp_path / "x.npz").output
+
+
+def test_nothing_of_an_earlier_run_stands_beside_new_numbers(model, data):
+    folder = model.with_name("tiny.analysis")
+    assert run(model, "--data", data, "--figures", "svg").exit_code == 0
+    (folder / "notes.txt").write_text("mine")
+    assert run(model, "--data", data, "--include", "p0", "--no-report").exit_code == 0
+    assert {entry.name for entry in folder.iterdir()} == {
+        "numbers.json",
+        "heads.csv",
+        "study.npz",
+        "figures",
+        "notes.txt",
+    }
+    assert list((folder / "figures").iterdir()) == []
 
 
 def test_sites_can_be_chosen(model, data):
@@ -218,7 +248,9 @@ def test_the_report_is_one_file_without_scripts_or_network(large_report):
     page = _Page(large_report)
     assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
     assert page.links
-    assert all(link.startswith("data:image/svg+xml,") for link in page.links)
+    assert all(link.startswith(("data:image/svg+xml,", "data:image/png;base64,", "#")) for link in page.links)
+    anchors = set(re.findall(r' id="([^"]+)"', large_report))
+    assert {link[1:] for link in page.links if link.startswith("#")} <= anchors
     assert "@import" not in large_report
     assert "url(http" not in large_report
 
@@ -251,7 +283,7 @@ def test_the_report_opens_in_a_browser_at_phone_and_desktop_width(large_report, 
         "<script>addEventListener('load', () => { document.title = JSON.stringify({"
         "page: document.documentElement.scrollWidth, window: document.documentElement.clientWidth,"
         "images: document.images.length, broken: [...document.images].filter(i => !i.naturalWidth).length,"
-        "narrowest: Math.min(...[...document.images].map(i => i.clientWidth)) }) })</script>"
+        "narrowest: Math.min(...[...document.images].map(i => i.clientWidth).filter(w => w)) }) })</script>"
     )
     # Headless Chromium has no windows narrower than 500; a frame is as narrow as it is told.
     (tmp_path / "report.html").write_text(large_report.replace("</body>", probe + "</body>"), encoding="utf-8")
@@ -275,7 +307,53 @@ def test_the_report_opens_in_a_browser_at_phone_and_desktop_width(large_report, 
     assert seen["narrowest"] > 300
 
 
-# Findings and labels
+# Findings, the verdict and labels
+
+
+def errors_of(study, scheme, errors):
+    """The study, with these context errors of its heads under one scheme."""
+    sites = []
+    for site, wanted in zip(study.sites, errors, strict=True):
+        schemes = tuple(
+            dataclasses.replace(s, context_error=np.asarray(wanted) * s.context_rows) if s.scheme == scheme else s
+            for s in site.schemes
+        )
+        sites.append(dataclasses.replace(site, schemes=schemes))
+    return dataclasses.replace(study, sites=tuple(sites))
+
+
+def test_the_verdict_is_the_fewest_bits_within_the_limit_without_the_sites_beyond_it():
+    three, two = preset(), preset(bits=2)
+    study = make_study(schemes=(three, two, preset("prune-only")))
+    study = errors_of(errors_of(study, three, [[0.1] * 3, [0.2] * 3]), two, [[0.4] * 3, [0.2] * 3])
+    advice = verdict(study, 0.25)
+    assert (advice.finding.scheme, advice.within_limit, advice.excluded) == (three, True, ())
+    assert advice.command == "onnx-attnq tiny.onnx --scheme row-log"
+    advice = verdict(study, 0.31)
+    assert (advice.finding.scheme, advice.within_limit, advice.excluded) == (two, True, ("layer.0",))
+    assert advice.command == "onnx-attnq tiny.onnx --scheme row-log:bits=2 --exclude layer.0"
+    advice = verdict(study, 0.05)
+    assert (advice.finding.scheme, advice.within_limit, advice.excluded) == (three, False, ())
+    assert verdict(make_study(schemes=(preset("prune-only"),))) is None
+    page = report_html(dataclasses.replace(study, example=None), 0.31)
+    assert "onnx-attnq tiny.onnx --scheme row-log:bits=2 --exclude layer.0" in page
+
+
+def test_the_report_explains_a_smaller_mean_with_fewer_safe_heads():
+    ours, theirs = preset(), preset("ji2021")
+    study = make_study(schemes=(ours, theirs))
+    study = errors_of(errors_of(study, ours, [[0.0, 0.0, 0.5]] * 2), theirs, [[0.2] * 3] * 2)
+    study = dataclasses.replace(study, example=None)
+    assert "Why has row-log 3 bit, t=0.01 fewer safe heads than ji2021 3 bit, t=0.001" in " ".join(
+        report_html(study).split()
+    )
+    assert 'id="odd"' not in report_html(study, 0.6)
+
+
+def test_every_head_has_a_panel_with_its_map_and_its_costs(large_report):
+    assert len(re.findall(r'<div class="head( shown)?"', large_report)) == 144
+    assert len(re.findall(r'<div class="head shown"', large_report)) == 1
+    assert large_report.count('<img src="data:image/png;base64,') == 144
 
 
 def test_heads_resist_or_are_safe_by_the_error_of_their_context():

@@ -260,7 +260,7 @@ def test_a_scheme_is_spelled_alike_everywhere(model: Path, run: Run) -> None:
     ("text", "message"),
     [
         ("rowlog", "unknown scheme 'rowlog'"),
-        ("row-log:", "'' is not of the form NAME[:bits=B,threshold=T]"),
+        ("row-log:", "'' is not of the form NAME[:bits=B,threshold=T,pruned=P]"),
         ("row-log:bit=2", "'bit=2' is not of the form"),
         ("row-log:bits=x", "bits must be a number, not 'x'"),
         ("row-log:bits=2,bits=3", "bits is given twice"),

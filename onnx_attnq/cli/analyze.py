@@ -122,7 +122,7 @@ def analyze(
     """
     from onnx_attnq.model import load
     from onnx_attnq.report.tables import study_json
-    from onnx_attnq.study import DEFAULT_SCHEMES, Study, StudySettings, load_token_labels, separator_ids
+    from onnx_attnq.study import DEFAULT_SCHEMES, Study, StudySettings, is_made_up, load_token_labels, separator_ids
     from onnx_attnq.study import analyze as observe
 
     if (model is None) != bool(combine):
@@ -146,7 +146,7 @@ def analyze(
             study = observe(
                 model,
                 given.samples,
-                data_name or (f"made-up inputs (seed {seed})" if data is None else data.name),
+                _describe(data, data_name, seed),
                 settings=StudySettings(
                     tuple(dict.fromkeys(scheme_of(text, None, None) for text in schemes)) or DEFAULT_SCHEMES,
                     include,
@@ -161,7 +161,7 @@ def analyze(
     if json_path is not None:
         write_json(study_json(study, safe_error), json_path)
     if json_path != "-":
-        _show(study, safe_error, output, written, made_up=model is not None and data is None)
+        _show(study, safe_error, output, written, made_up=is_made_up(study))
     return 0
 
 
@@ -174,13 +174,14 @@ def _require_extra() -> None:
 
 
 def _write(study: Study, folder: Path, limit: float, figures: str | None, *, report: bool) -> list[str]:
-    """Write the study; the names of what was written in the folder, in which an earlier run may have left more."""
+    """Write the study; the names of what was written in the folder."""
     from onnx_attnq.report.tables import study_csv, study_json
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CannotWrite(f"cannot make the folder {folder}: {error.strerror}") from None
+    _remove_earlier(folder)
     study.save(folder / "study.npz")
     write_json(study_json(study, limit), str(folder / "numbers.json"))
     with replacing(folder / "heads.csv") as file:
@@ -204,12 +205,36 @@ def _write(study: Study, folder: Path, limit: float, figures: str | None, *, rep
     return sorted([*written, "report.html"])
 
 
+def _describe(data: Path | None, name: str | None, seed: int) -> str:
+    """The data in words, which never hide that it was made up."""
+    from onnx_attnq.study import MADE_UP
+
+    if data is not None:
+        return name or data.name
+    return f"{MADE_UP} (seed {seed})" + (f", {name}" if name else "")
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Remove what an earlier run wrote: its pictures never stand beside the numbers of this one."""
+    try:
+        for name in ("report.html", "numbers.json", "heads.csv", "study.npz"):
+            (folder / name).unlink(missing_ok=True)
+        for form in ("svg", "png"):
+            for picture in (folder / "figures").glob(f"*.{form}"):
+                picture.unlink()
+    except OSError as error:
+        raise CannotWrite(f"cannot replace {error.filename}: {error.strerror}") from None
+
+
 def _show(study: Study, limit: float, folder: Path, written: Sequence[str], *, made_up: bool) -> None:
-    from onnx_attnq.study import summary
+    from onnx_attnq.study import summary, verdict
 
     out = console()
     for line in summary(study, limit).splitlines():
         out.print(line)
+    advice = verdict(study, limit)
+    if advice is not None:
+        out.print(f"Next: {advice.command}", soft_wrap=True)
     if made_up:
         out.print("The inputs are made up: give real ones with --data before you believe the numbers.", style="yellow")
     out.print(f"Wrote {folder}: {', '.join(written)}")

@@ -17,8 +17,18 @@ from matplotlib.figure import Figure
 
 from onnx_attnq.progress import Progress, no_progress
 from onnx_attnq.report import plots
+from onnx_attnq.report.head_panels import panels
 from onnx_attnq.report.picture_style import to_bytes
-from onnx_attnq.study import MAJORITIES, SAFE_ERROR, Study, findings, scheme_label
+from onnx_attnq.study import (
+    MAJORITIES,
+    SAFE_ERROR,
+    Study,
+    fewer_safe_with_less_error,
+    findings,
+    is_made_up,
+    scheme_label,
+    verdict,
+)
 from onnx_attnq.study import head_metrics as metrics
 from onnx_attnq.version import __version__
 
@@ -91,7 +101,13 @@ def report_html(study: Study, limit: float = SAFE_ERROR, progress: Progress = no
     )
     return environment.get_template("analysis.html").render(
         study=study,
-        findings=findings(study, limit),
+        findings=(found := findings(study, limit)),
+        verdict=verdict(study, limit),
+        made_up=is_made_up(study),
+        odd=fewer_safe_with_less_error(found),
+        panels=(heads := list(panels(study, limit))),
+        worst=max(heads, key=lambda p: (np.isfinite(p.error), p.error)).name if heads else "",
+        short=lambda value: plots.short(value) if np.isfinite(value) else "-",
         limit=limit,
         label=scheme_label,
         sections=sections,
@@ -228,7 +244,7 @@ def _of_layers(study: Study) -> Iterator[Picture]:
     for layer, site in enumerate(study.sites):
         for relative, name in ((False, "p"), (True, "p / row maximum")):
             yield Picture(
-                f"layer-{layer + 1}{'-relative' * relative}",
+                f"layer-{layer}{'-relative' * relative}",
                 "Layer by layer",
                 f"Site {site.site}: how log10 of {name} is distributed.",
                 partial(plots.distribution, study, layer, relative=relative),
@@ -237,7 +253,7 @@ def _of_layers(study: Study) -> Iterator[Picture]:
 
 def _rows(study: Study) -> Iterator[dict[str, Any]]:
     """The lines of the table of heads."""
-    for layer, site in enumerate(study.sites, start=1):
+    for layer, site in enumerate(study.sites):
         columns = [column.of(site) for column in _COLUMNS]
         errors = [(stats.pruned_share, stats.mean_context_error) for stats in site.schemes]
         for head in range(site.heads):

@@ -1,7 +1,7 @@
 """The pictures of a study: the paper's, and what is useful beyond.
 
 Every function returns a matplotlib figure, which notebooks show and `onnx_attnq.figure.save_figure` writes as
-SVG or PNG. A layer is an attention site, numbered from 1 in the order of the graph; heads count from 0.
+SVG or PNG. A layer is an attention site, in the order of the graph; layers and heads count from 0.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
 from onnx_attnq.report.picture_style import LINES, SEQUENTIAL, legend_above, log_scale, new_figure, provenance, styled
 from onnx_attnq.scheme import QuantScheme, Reference, numerics
@@ -53,7 +53,7 @@ def distribution(study: Study, layer: int, *, relative: bool = False) -> Figure:
     shares[:, -2] += shares[:, -1]  # p = 1 belongs to the last bin that has a width
     with np.errstate(invalid="ignore"):
         shares = shares[:, :-1] / site.values[:, None]
-    title = f"Layer {layer + 1}: distribution of {what} in its {site.heads} heads"
+    title = f"Layer {layer}: distribution of {what} in its {site.heads} heads"
     figure, (above, below) = new_figure(title, provenance(study), panels=2, height=4.6)
     colours = _sequence(site.heads)
     for head in range(site.heads):
@@ -95,7 +95,7 @@ def sparsity(study: Study, *, relative: bool = False) -> Figure:
     below.set_xlabel(f"threshold on {what} (log scale)")
     log_scale(below.xaxis)
     below.set_xlim(EDGES[lowest], 1.0)
-    _colour_bar(figure, [above, below], len(study.sites), "layer", first=1)
+    _colour_bar(figure, [above, below], len(study.sites), "layer", first=0)
     return figure
 
 
@@ -128,7 +128,7 @@ def safe_heads(study: Study, scheme: QuantScheme, limit: float) -> Figure:
         for (layer, head), value in np.ndenumerate(grid):
             if not np.isnan(value):
                 weight = "normal" if value <= limit else "bold"
-                cell = axes.text(head, layer, f"{value:.2f}", ha="center", va="center", fontsize=5.5, fontweight=weight)
+                cell = axes.text(head, layer, short(value), ha="center", va="center", fontsize=6.5, fontweight=weight)
                 cell.set_in_layout(False)
     bar = figure.colorbar(image, ax=axes, ticks=[0, 1], location="top", shrink=0.6, aspect=40)
     bar.ax.set_xticklabels([f"error > {limit:g} (bold)", f"safe: error ≤ {limit:g}"])
@@ -140,7 +140,7 @@ def per_layer(study: Study, metric: SchemeMetric = DIVERGENCE) -> Figure:
     """A number of every scheme, layer by layer: the mean of the heads, and a bar from the lowest to the highest."""
     title = f"{metric.title[0].upper()}{metric.title[1:]}, per layer and scheme"
     figure, (axes,) = new_figure(title, provenance(study, *study.schemes))
-    layers = np.arange(1, len(study.sites) + 1)
+    layers = np.arange(len(study.sites))
     width = 0.6 / max(1, len(study.schemes))
     for index, scheme in enumerate(study.schemes):
         grid = _grid([metric.of(site.of(scheme)) for site in study.sites])
@@ -149,7 +149,7 @@ def per_layer(study: Study, metric: SchemeMetric = DIVERGENCE) -> Figure:
         axes.errorbar(
             at,
             mean,
-            yerr=[mean - low, high - mean],
+            yerr=[np.maximum(mean - low, 0.0), np.maximum(high - mean, 0.0)],  # rounding
             marker="osD^vP*X"[index % 8],
             linestyle="-" if index < len(LINES) else "--",
             markersize=3.5,
@@ -178,7 +178,7 @@ def majority(study: Study, index: int = 0) -> Figure:
     title = f"Tokens that hold {percent} % of a row's mass: mean and standard deviation over rows"
     figure, (axes,) = new_figure(title, provenance(study))
     for layer, site in enumerate(study.sites):
-        at = layer + 1 + 0.8 * ((np.arange(site.heads) + 0.5) / site.heads - 0.5)
+        at = layer + 0.8 * ((np.arange(site.heads) + 0.5) / site.heads - 0.5)
         mean, deviation = site.tokens_to_majority[:, index], site.tokens_to_majority_std[:, index]
         colour = LINES[layer % 2]
         axes.errorbar(
@@ -190,6 +190,7 @@ def majority(study: Study, index: int = 0) -> Figure:
     legend_above(axes)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel("tokens (log scale)")
     axes.set_xlabel("layer (its heads from left to right)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -201,7 +202,7 @@ def diversity(study: Study) -> Figure:
     """How differently the heads of a layer, and the rows of a head, attend; by layer."""
     title = "Diversity: of the heads of a layer (left axis), of the rows of a head (right axis)"
     figure, (axes,) = new_figure(title, provenance(study))
-    layers = np.arange(1, len(study.sites) + 1)
+    layers = np.arange(len(study.sites))
     heads = [site.head_diversity for site in study.sites]
     histograms = [site.histogram_diversity for site in study.sites]
     axes.plot(layers, heads, marker="o", color=LINES[0], label="heads: where they attend (JSD / log2 H)")
@@ -261,12 +262,14 @@ def attention_map(study: Study, layer: int, head: int, *, log: bool = False) -> 
     """The probabilities of one head on the study's example, on a linear or a log scale."""
     p = _example(study, layer)[head]
     scale = "log scale" if log else "linear scale"
-    title = f"Layer {layer + 1}, head {head}: attention probabilities, {scale}"
+    title = f"Layer {layer}, head {head}: attention probabilities, {scale}"
     norm: Normalize = LogNorm(1e-4, 1.0, clip=True) if log else Normalize(0.0, 1.0)
     shown = np.ma.masked_equal(p, 0.0) if log else p
     figure, (axes,) = new_figure(title, provenance(study), height=4.2)
     image = axes.imshow(shown, cmap=SEQUENTIAL, norm=norm, interpolation="nearest")
-    figure.colorbar(image, ax=axes, shrink=0.8, label="p" + (" (1e-4 and below: darkest)" if log else ""))
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, label="p" + (" (1e-4 and below: darkest)" if log else ""))
+    if log:
+        log_scale(bar.ax.yaxis)
     _label_tokens(axes, study, p.shape)
     return figure
 
@@ -277,7 +280,7 @@ def code_map(study: Study, layer: int, head: int, scheme: QuantScheme) -> Figure
     p = _example(study, layer)[head]
     codes = numerics.codes(numerics.relative(p, scheme), scheme)
     count = 2 if scheme.bits is None else scheme.levels + 1
-    title = f"Layer {layer + 1}, head {head}: codes, {np.mean(codes == 0):.0%} of the map is 0"
+    title = f"Layer {layer}, head {head}: codes, {np.mean(codes == 0):.0%} of the map is 0"
     figure, (axes,) = new_figure(title, provenance(study, scheme), height=4.2)
     colours = mpl.colormaps[SEQUENTIAL].resampled(count)
     norm = BoundaryNorm(np.arange(count + 1) - 0.5, count)
@@ -298,7 +301,7 @@ def _heat(study: Study, grid: FloatArray, title: str, unit: str, source: str) ->
         for (layer, head), value in np.ndenumerate(grid):
             if not np.isnan(value):
                 colour = "black" if value > 0.55 * float(norm.vmax or 1.0) else "white"
-                cell = axes.text(head, layer, _short(value), ha="center", va="center", color=colour, fontsize=5.5)
+                cell = axes.text(head, layer, short(value), ha="center", va="center", color=colour, fontsize=6.5)
                 cell.set_in_layout(False)  # it is inside of the axes; measuring a hundred texts is slow
     return figure
 
@@ -309,11 +312,11 @@ def _largest(grid: FloatArray) -> float:
     return max(map(float, positive), default=1.0)
 
 
-def _short(value: float) -> str:
-    """A number in at most four characters."""
+def short(value: float) -> str:
+    """A number in at most three digits, without a zero before the point."""
     if value >= 100.0:
         return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 10.0 else f"{value:.2f}"
+    return (f"{value:.1f}" if value >= 1.0 else f"{value:.2f}").removeprefix("0")
 
 
 def _label_heat(axes: Axes, grid: FloatArray) -> None:
@@ -322,7 +325,7 @@ def _label_heat(axes: Axes, grid: FloatArray) -> None:
     axes.set_ylabel("layer")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True))
     step = max(1, grid.shape[0] // 24)
-    axes.set_yticks(np.arange(0, grid.shape[0], step), [str(1 + i) for i in range(0, grid.shape[0], step)])
+    axes.set_yticks(np.arange(0, grid.shape[0], step), [str(i) for i in range(0, grid.shape[0], step)])
 
 
 def _heat_height(grid: FloatArray) -> float:
@@ -362,7 +365,7 @@ def _colour_bar(figure: Figure, axes: list[Axes], count: int, label: str, first:
 
 def _example(study: Study, layer: int) -> FloatArray:
     if study.example is None or study.sites[layer].site not in study.example.maps:
-        raise ValueError(f"the study of {study.model} holds no example of layer {layer + 1}")
+        raise ValueError(f"the study of {study.model} holds no example of layer {layer}")
     return study.example.maps[study.sites[layer].site]
 
 
@@ -393,6 +396,7 @@ __all__ = [
     "per_layer",
     "safe_heads",
     "scheme_heatmap",
+    "short",
     "sparsity",
     "transfer",
 ]

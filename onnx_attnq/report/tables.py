@@ -41,7 +41,7 @@ def study_json(study: Study, limit: float = SAFE_ERROR) -> dict[str, Any]:
         "schemes": [
             {"label": scheme_label(f.scheme), **f.scheme.to_json(), **_found(f)} for f in findings(study, limit)
         ],
-        "sites": [_site_json(layer, site) for layer, site in enumerate(study.sites, start=1)],
+        "sites": [_site_json(layer, site) for layer, site in enumerate(study.sites)],
         "unobserved": dict(study.unobserved),
     }
 
@@ -56,7 +56,7 @@ def study_csv(study: Study) -> str:
         + [metric.key for metric in METRICS]
         + [f"{label} {metric.key}" for label, _ in schemes for metric in SCHEME_METRICS]
     )
-    for layer, site in enumerate(study.sites, start=1):
+    for layer, site in enumerate(study.sites):
         columns = [metric.of(site) for metric in METRICS]
         columns += [metric.of(site.of(scheme)) for _, scheme in schemes for metric in SCHEME_METRICS]
         for head in range(site.heads):

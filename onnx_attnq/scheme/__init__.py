@@ -13,7 +13,7 @@ from onnx_attnq.scheme.head_schemes import (
 from onnx_attnq.scheme.numerics import FloatArray
 from onnx_attnq.scheme.presets import PRESETS, preset
 from onnx_attnq.scheme.quant_scheme import TAIL_NATS, Normalize, Pruned, QuantScheme, Reference, Rounding, Spacing
-from onnx_attnq.scheme.spelling import GRAMMAR, parse_scheme
+from onnx_attnq.scheme.spelling import GRAMMAR, parse_scheme, spell_scheme
 
 __all__ = [
     "GRAMMAR",
@@ -34,6 +34,7 @@ __all__ = [
     "preset",
     "schemes_of",
     "site_scheme_from_json",
+    "spell_scheme",
     "split_heads",
     "table_shape",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -48,4 +49,19 @@ def parse_scheme(text: str, **more: Any) -> QuantScheme:
     return preset(name, **found)
 
 
-__all__ = ["FIELDS", "GRAMMAR", "parse_scheme"]
+def spell_scheme(scheme: QuantScheme) -> str:
+    """The shortest text that `parse_scheme` makes this scheme of; its name where there is none.
+
+    >>> spell_scheme(preset("row-log", bits=2))
+    'row-log:bits=2'
+    """
+    fields = [f"bits={scheme.bits}", f"threshold={scheme.threshold:g}"]
+    for some in ([], fields[:1], fields[1:], fields):
+        text = ":".join([scheme.name, ",".join(some)]) if some else scheme.name
+        with contextlib.suppress(InvalidScheme):
+            if parse_scheme(text) == scheme:
+                return text
+    return scheme.name
+
+
+__all__ = ["FIELDS", "GRAMMAR", "parse_scheme", "spell_scheme"]

@@ -8,12 +8,14 @@ from onnx_attnq.study.model_study import Study, scheme_label
 from onnx_attnq.study.settings import DEFAULT_SCHEMES, StudySettings
 from onnx_attnq.study.site_statistics import EDGES, MAJORITIES, SiteStats
 from onnx_attnq.study.token_labels import load_token_labels, separator_ids
+from onnx_attnq.study.verdict import MADE_UP, Verdict, fewer_safe_with_less_error, is_made_up, verdict
 
 __all__ = [
     "CONTEXT_ERROR",
     "DEFAULT_SCHEMES",
     "DIVERGENCE",
     "EDGES",
+    "MADE_UP",
     "MAJORITIES",
     "METRICS",
     "SAFE_ERROR",
@@ -25,10 +27,14 @@ __all__ = [
     "SiteStats",
     "Study",
     "StudySettings",
+    "Verdict",
     "analyze",
+    "fewer_safe_with_less_error",
     "findings",
+    "is_made_up",
     "load_token_labels",
     "scheme_label",
     "separator_ids",
     "summary",
+    "verdict",
 ]

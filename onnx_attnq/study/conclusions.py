@@ -29,7 +29,7 @@ class Head:
     """One head and its error under a scheme.
 
     Attributes:
-        layer: Number of the site in the order of the graph, from 1.
+        layer: Number of the site in the order of the graph, from 0.
         head: Number of the head, from 0.
         site: Id of the site.
         error: Mean relative error of the context; NaN where no context could be observed.
@@ -64,6 +64,11 @@ class Finding:
     context_error: float
     heads: tuple[Head, ...]
     limit: float
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the heads' errors."""
+        return float(np.nanstd([head.error for head in self.heads]))
 
     @property
     def resisting(self) -> tuple[Head, ...]:
@@ -109,7 +114,7 @@ def _finding(study: Study, scheme: QuantScheme, limit: float) -> Finding:
     stats = [(site.site, site.of(scheme)) for site in study.sites]
     heads = [
         Head(layer, head, site, float(error))
-        for layer, (site, part) in enumerate(stats, start=1)
+        for layer, (site, part) in enumerate(stats)
         for head, error in enumerate(part.mean_context_error)
     ]
     pruned = sum(int(part.pruned.sum()) for _, part in stats)

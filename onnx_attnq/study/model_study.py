@@ -179,7 +179,7 @@ class Study:
         rows = [
             [str(number), site.site, f"{np.mean(site.mean_entropy):.2f}"]
             + [f"{np.mean(stats.pruned_share):.1%}" for stats in site.schemes]
-            for number, site in enumerate(self.sites, start=1)
+            for number, site in enumerate(self.sites)
         ]
         header = ["layer", "site", "entropy (bits)", *(f"pruned by {scheme_label(s)}" for s in self.schemes)]
         return html_table(f"{self.model}: {self.samples} samples, {self.tokens} tokens of {self.data}", header, rows)
