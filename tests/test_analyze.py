@@ -26,7 +26,7 @@ from onnx_attnq.errors import AttnqError, InvalidData
 from onnx_attnq.report.html_report import report_html
 from onnx_attnq.report.tables import study_csv, study_json
 from onnx_attnq.run import RunSettings
-from onnx_attnq.scheme import preset
+from onnx_attnq.scheme import GRAMMAR, preset
 from onnx_attnq.study import (
     METRICS,
     SCHEME_METRICS,
@@ -149,7 +149,7 @@ def test_without_data_it_says_that_the_inputs_are_made_up(model):
     [
         (["--data", "nowhere"], "nowhere does not exist"),
         (["--scheme", "row-lag"], "unknown scheme 'row-lag'"),
-        (["--scheme", "row-log:width=3"], "NAME[:bits=B,threshold=T]"),
+        (["--scheme", "row-log:width=3"], GRAMMAR),
         (["--scheme", "row-log:bits=three"], "bits must be a number, not 'three'"),
         (["--include", "layer*"], "'layer*' matches no site; the sites are p0, p1"),
         (["--exclude", "p*"], "leave no site"),

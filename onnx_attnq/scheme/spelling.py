@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -55,8 +56,8 @@ def spell_scheme(scheme: QuantScheme) -> str:
     >>> spell_scheme(preset("row-log", bits=2))
     'row-log:bits=2'
     """
-    fields = [f"bits={scheme.bits}", f"threshold={scheme.threshold:g}"]
-    for some in ([], fields[:1], fields[1:], fields):
+    fields = [f"bits={scheme.bits}", f"threshold={scheme.threshold:g}", f"pruned={scheme.pruned}"]
+    for some in itertools.chain(*(itertools.combinations(fields, count) for count in range(4))):
         text = ":".join([scheme.name, ",".join(some)]) if some else scheme.name
         with contextlib.suppress(InvalidScheme):
             if parse_scheme(text) == scheme:
