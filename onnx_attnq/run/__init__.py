@@ -3,5 +3,16 @@
 from onnx_attnq.run.native import native_library
 from onnx_attnq.run.sessions import Arrays, Session, optimize_transformer, session
 from onnx_attnq.run.settings import MEMORY, RunSettings
+from onnx_attnq.run.weight_quantizers import WEIGHTS, quantize_weights
 
-__all__ = ["MEMORY", "Arrays", "RunSettings", "Session", "native_library", "optimize_transformer", "session"]
+__all__ = [
+    "MEMORY",
+    "WEIGHTS",
+    "Arrays",
+    "RunSettings",
+    "Session",
+    "native_library",
+    "optimize_transformer",
+    "quantize_weights",
+    "session",
+]

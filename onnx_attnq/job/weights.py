@@ -1,0 +1,112 @@
+"""Weights in 8 or 4 bits, by onnxruntime's own quantizers, in front of the rewriting of attention.
+
+In this order, because the quantizers take plain ops apart and know no model-local functions; and because they leave the
+softmax, and the products of what depends on inputs, in floating point.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from onnx_attnq.inputs import Sample, made_up_samples
+from onnx_attnq.job.compression import Compression, compress
+from onnx_attnq.model import load, size_on_disk
+from onnx_attnq.progress import Progress, no_progress
+from onnx_attnq.rewriting import RewriteSettings
+from onnx_attnq.run import RunSettings, Session, native_library, quantize_weights
+from onnx_attnq.verification import VerifySettings, verify
+
+ROUNDS: Final = 5
+"""Timed runs of each model, in turn, after one that is not timed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightCompression:
+    """What came of quantizing weights and attention.
+
+    Attributes:
+        compression: Of the attention; its verification compares with the original, weights included.
+        weights: The type of the weights, ``int8`` or ``int4``.
+        size: Bytes of the original and of the result, external data included.
+        cpu_ms: Median CPU time of a run of the original and of the result; None where no model was run.
+    """
+
+    compression: Compression
+    weights: str
+    size: tuple[int, int]
+    cpu_ms: tuple[float, float] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that `compression_json` does not have."""
+        return {
+            "type": self.weights,
+            "size": list(self.size),
+            "cpu_ms": None if self.cpu_ms is None else list(self.cpu_ms),
+        }
+
+
+def compress_weights(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None,
+    weights: str,
+    *,
+    rewriting: RewriteSettings = RewriteSettings(),
+    verification: VerifySettings | None = VerifySettings(),
+    run: RunSettings = RunSettings(),
+    progress: Progress = no_progress,
+) -> WeightCompression:
+    """Quantize the weights of a model, then its attention, and verify the whole against the original.
+
+    Args:
+        source: The model; never changed.
+        output: Where to write; beside the source as NAME.attnq.onnx if None.
+        weights: ``int8`` or ``int4``; see `quantize_weights`.
+        rewriting: What to rewrite, and into what; a plan has to be made for the model with quantized weights.
+        verification: How to verify; None to run no model.
+        run: How to run the models.
+        progress: Called after each step of the verification.
+
+    Raises:
+        AttnqError: See errors.py for its kinds.
+    """
+    source = Path(source)
+    target = source.with_name(f"{source.stem}.attnq.onnx") if output is None else Path(output)
+    original = load(source)  # a damaged model, and one whose data leads out of its folder, gets no further
+    with tempfile.TemporaryDirectory() as folder:
+        quantized = Path(folder) / source.name
+        quantize_weights(source, quantized, weights)
+        result = compress(quantized, target, rewriting=rewriting, verification=None, run=run)
+    result = dataclasses.replace(result, source=source)
+    times = None
+    if verification is not None:
+        samples = verification.samples
+        if samples is None:
+            made_up = made_up_samples(original, verification.count, verification.seed, run=run)
+            result, samples = dataclasses.replace(result, made_up=made_up), made_up.samples
+        written = load(target)
+        checked = verify(original, written, samples, limits=verification.limits, run=run, progress=progress)
+        result = dataclasses.replace(result, verification=checked)
+        times = _times(source, target, samples[0], run)
+    return WeightCompression(result, weights, (size_on_disk(original), size_on_disk(load(target))), times)
+
+
+def _times(source: Path, target: Path, sample: Sample, run: RunSettings) -> tuple[float, float]:
+    """Median CPU time of one run of each model, milliseconds, measured in turn."""
+    sessions = (Session(source, run), Session(target, run, native=native_library() is not None))
+    spent: tuple[list[float], list[float]] = ([], [])
+    for number in range(ROUNDS + 1):
+        for session, times in zip(sessions, spent, strict=True):
+            start = time.process_time()
+            session.run(sample)
+            if number:
+                times.append(1e3 * (time.process_time() - start))
+    return statistics.median(spent[0]), statistics.median(spent[1])
+
+
+__all__ = ["WeightCompression", "compress_weights"]

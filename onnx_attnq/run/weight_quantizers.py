@@ -1,0 +1,91 @@
+"""Quantized weights: onnxruntime's own quantizers, with the choices that its documentation makes for transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+import onnx
+
+from onnx_attnq.errors import InvalidModel
+
+Weights: TypeAlias = Literal["int8", "int4"]
+
+WEIGHTS: Final = ("int8", "int4")
+
+_BLOCK: Final = 32
+"""Weights that share a scale in 4 bits: the block size that onnxruntime-genai's builder takes."""
+
+_INT8_ACTIVATIONS: Final = 4
+"""Level of accuracy of MatMulNBits at which it multiplies in int8, the fastest on CPUs."""
+
+
+def quantize_weights(source: str | os.PathLike[str], output: str | os.PathLike[str], weights: str) -> None:
+    """Write a model with quantized weights.
+
+    ``int8`` is dynamic quantization: int8 weights of MatMul and Gemm, one scale for each column, activations quantized
+    when the model runs; embeddings (Gather) in int8, too. ``int4`` is MatMulNBits: symmetric, one scale for each 32.
+    Products of two values that depend on inputs, such as those of attention, stay in floating point.
+
+    Args:
+        source: A model file that `load` accepts.
+        output: A new file.
+        weights: ``int8`` or ``int4``.
+
+    Raises:
+        InvalidModel: The quantizer does not take the model, or finds no weights to quantize.
+    """
+    try:
+        with _quiet():
+            if weights == "int8":
+                _int8(Path(source), Path(output))
+            else:
+                _int4(Path(source), Path(output))
+    except Exception as error:  # whatever the quantizer stumbles over, it is not the user's fault
+        raise InvalidModel(f"{source}: onnxruntime's quantizer for {weights} weights fails: {error}") from error
+    domains = {"int8": ("MatMulInteger", "DynamicQuantizeMatMul", "DequantizeLinear"), "int4": ("MatMulNBits",)}
+    ops = {node.op_type for node in onnx.load(output, load_external_data=False).graph.node}
+    if not ops & set(domains[weights]):
+        raise InvalidModel(f"{source}: onnxruntime's quantizer finds no weights to make {weights}")
+
+
+def _int8(source: Path, output: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    # A model in memory: of a file, the quantizer writes a copy beside it.
+    quantize_dynamic(
+        onnx.load(source),
+        output,
+        op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        extra_options={"MatMulConstBOnly": True},
+    )
+
+
+def _int4(source: Path, output: Path) -> None:
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    quantizer = MatMulNBitsQuantizer(
+        onnx.load(source), bits=4, block_size=_BLOCK, is_symmetric=True, accuracy_level=_INT8_ACTIVATIONS
+    )
+    quantizer.process()
+    quantizer.model.save_model_to_file(os.fspath(output), use_external_data_format=False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the quantizers' advice about their own preparation from the user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+__all__ = ["WEIGHTS", "Weights", "quantize_weights"]
