@@ -127,6 +127,7 @@ def test_every_option_says_what_it_is_and_what_its_default_is(name: str, option:
 
 
 NO_DEFAULT = {
+    "custom_ops",
     "data",
     "tokenizer",
     "config",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from onnx_attnq.cli.command import command
-from onnx_attnq.cli.options import json_option, path_type, run_options
+from onnx_attnq.cli.options import json_option, path_type, run_options, weights_option
 from onnx_attnq.cli.output import console, plain_table, progress_bar, write_json
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 )
 @click.option("--data", type=path_type, help="Samples to time, in place of made-up inputs; see `compress`.")
 @click.option("--no-memory", is_flag=True, help="Do not measure peak memory, which needs one more run of each variant.")
+@weights_option
 @json_option
 def bench(
     original: Path,
@@ -57,6 +59,7 @@ def bench(
     repeats: int,
     data: Path | None,
     no_memory: bool,
+    weights: str | None,
     json_path: str | None,
 ) -> None:
     """Time ORIGINAL and the models REWRITTEN from it, in turn.
@@ -69,9 +72,14 @@ def bench(
     from onnx_attnq.job import bench as time_models
     from onnx_attnq.model import load
 
+    if weights and rewritten:
+        raise click.UsageError("--weights makes the models to compare; it does not go with REWRITTEN")
     samples = () if data is None else load_samples(data, load(original))
-    with progress_bar("Timing") as progress:
-        settings = TimingSettings(tokens, batch, repeats, samples, memory=not no_memory)
+    with progress_bar("Timing") as progress, tempfile.TemporaryDirectory() as folder:
+        references: tuple[Path, ...] = ()
+        if weights is not None:
+            references, rewritten = _with_weights(original, weights, Path(folder))
+        settings = TimingSettings(tokens, batch, repeats, samples, memory=not no_memory, references=references)
         timings, missing = time_models(original, rewritten, settings=settings, run=run, progress=progress)
     if json_path is not None:
         write_json({"timings": [timing.to_json() for timing in timings], "missing": missing}, json_path)
@@ -89,6 +97,20 @@ def bench(
         out.print(line)
     for line in missing:
         out.print(f"not measured: {line}")
+
+
+def _with_weights(original: Path, weights: str, folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Quantized weights alone; and quantized attention, alone and with them."""
+    from onnx_attnq.job import compress, compress_weights
+    from onnx_attnq.run import quantize_weights
+
+    alone, attention, both = (
+        folder / name for name in (f"{weights} weights", "attention", f"attention and {weights} weights")
+    )
+    quantize_weights(original, alone, weights)
+    compress(original, attention, verification=None)
+    compress_weights(original, both, weights, verification=None)
+    return (alone,), (attention, both)
 
 
 def _split(timings: list[Timing]) -> list[str]:

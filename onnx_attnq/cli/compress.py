@@ -22,6 +22,7 @@ from onnx_attnq.cli.options import (
     scheme_option,
     seed_option,
     threshold_option,
+    weights_option,
 )
 from onnx_attnq.cli.output import compared, console, in_megabytes, plain_table, progress_bar, show_refused, write_json
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from rich.console import Console
 
-    from onnx_attnq.job import Compression, FolderCompression
+    from onnx_attnq.job import Compression, FolderCompression, WeightCompression
     from onnx_attnq.run import RunSettings
     from onnx_attnq.scheme import SiteScheme
     from onnx_attnq.verification import Limits, VariantCheck, Verification
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     "--plan", "plan_path", type=path_type, help="Plan file with a scheme for each site, as --write-plan writes it."
 )
 @click.option("--write-plan", type=path_type, help="File to write the plan to.")
+@weights_option
 @data_option
 @samples_option
 @seed_option
@@ -99,6 +101,7 @@ def compress(
     exclude: tuple[str, ...],
     plan_path: Path | None,
     write_plan: Path | None,
+    weights: str | None,
     data: Path | None,
     samples: int,
     seed: int,
@@ -123,7 +126,7 @@ def compress(
     """
     from onnx_attnq.inputs import load_samples
     from onnx_attnq.job import compress as rewrite_and_verify
-    from onnx_attnq.job import compress_folder, compression_json, plan_folder, plan_only
+    from onnx_attnq.job import compress_folder, compress_weights, compression_json, plan_folder, plan_only
     from onnx_attnq.model import load
     from onnx_attnq.rewriting import RewriteSettings, load_plan, save_plan
     from onnx_attnq.verification import Limit, Limits, VerifySettings
@@ -133,12 +136,21 @@ def compress(
     unused = {"--data": data, "--max-deviation": max_deviation}
     _refuse_beside("--no-verify runs no model", no_verify, unused)
     _refuse_beside("--dry-run runs no model", dry_run, unused)
+    kept = external_data if external_data == "keep" else None
+    _refuse_beside(
+        f"--weights {weights} writes new weights", weights, {"--dry-run": dry_run or None, "--external-data keep": kept}
+    )
     if is_transformers_model(model):
         _refuse_beside(f"{model} has to be exported first", True, {"--dry-run": dry_run or None})
         model = export_first(model, quiet=json_path == "-")
     if model.is_dir():
-        kept = external_data if external_data == "keep" else None
-        of_one_model = {"--data": data, "--plan": plan_path, "--write-plan": write_plan, "--external-data keep": kept}
+        of_one_model = {
+            "--data": data,
+            "--weights": weights,
+            "--plan": plan_path,
+            "--write-plan": write_plan,
+            "--external-data keep": kept,
+        }
         _refuse_beside(f"{model} is a folder", True, of_one_model)
     settings = RewriteSettings(
         scheme=None if plan_path is not None else scheme_of(scheme, bits, threshold),
@@ -164,8 +176,15 @@ def compress(
     original = load(model)
     given = None if data is None else load_samples(data, original)
     verification = None if no_verify else VerifySettings(given, samples, seed, limits)
+    both = None
     if dry_run:
         result = plan_only(model, settings)
+    elif weights is not None:
+        with progress_bar("Verifying") as progress:
+            both = compress_weights(
+                model, output, weights, rewriting=settings, verification=verification, run=run, progress=progress
+            )
+        result = both.compression
     else:
         with progress_bar("Verifying") as progress:
             result = rewrite_and_verify(
@@ -180,9 +199,12 @@ def compress(
     if write_plan is not None:
         save_plan(result.plan, write_plan)
     if json_path is not None:
-        write_json(compression_json(result, original), json_path)
+        more = {} if both is None else {"weights": both.to_json()}
+        write_json(compression_json(result, original) | more, json_path)
     if json_path != "-":
         _show(result, original, console(), real_data=data is not None)
+        if both is not None:
+            _show_weights(both, console())
     return _exit_code(result)
 
 
@@ -243,6 +265,14 @@ def _show(result: Compression, original: ir.Model, out: Console, *, real_data: b
     if native_library() is None:
         out.print("Native library: not built (no C++ compiler at installation); the standard ops run instead")
     out.print(f"Wrote {result.output}")
+
+
+def _show_weights(both: WeightCompression, out: Console) -> None:
+    before, after = both.size
+    out.print(f"Weights in {both.weights}: {in_megabytes(before)} before, {in_megabytes(after)} after")
+    if both.cpu_ms is not None:
+        slow, fast = both.cpu_ms
+        out.print(f"CPU time of one run: {slow:.1f} ms before, {fast:.1f} ms after ({slow / fast:.2f} times as fast)")
 
 
 def _show_verification(found: Verification, out: Console, *, real_data: bool) -> None:

@@ -17,6 +17,7 @@ from onnx_attnq.cli.options import (
     scheme_of,
     scheme_option,
     threshold_option,
+    weights_option,
 )
 from onnx_attnq.cli.output import console, plain_table, progress_bar, write_json
 from onnx_attnq.errors import InvalidData
@@ -54,6 +55,7 @@ TASKS: Final = (
 @scheme_option
 @bits_option
 @threshold_option
+@weights_option
 @click.option(
     "--max-length",
     type=click.IntRange(8),
@@ -85,6 +87,7 @@ def evaluate(
     scheme: str | None,
     bits: int | None,
     threshold: float | None,
+    weights: str | None,
     max_length: int,
     limit: int | None,
     resamples: int,
@@ -106,8 +109,12 @@ def evaluate(
     """  # noqa: D301 - click takes the character itself, and leaves the table as it is
     from onnx_attnq.evaluate import evaluate as measure
     from onnx_attnq.evaluate import load_task, load_tokenizer, task_from_hub
-    from onnx_attnq.job import compress
+    from onnx_attnq.job import compress, compress_weights
+    from onnx_attnq.rewriting import RewriteSettings
+    from onnx_attnq.run import quantize_weights
 
+    if weights and compressed:
+        raise click.UsageError("--weights makes the models to compare; it does not go with --compressed")
     if (data is None) == (dataset is None):
         raise InvalidData("give the examples by --data FILE or by --dataset NAME, one of the two")
     words = load_tokenizer(model.parent if tokenizer is None else tokenizer)
@@ -115,18 +122,26 @@ def evaluate(
         task = load_task(task_name, data, max_length=max_length, limit=limit)
     else:
         task = task_from_hub(task_name, str(dataset), split, max_length=max_length, limit=limit)
+    references: tuple[Path, ...] = ()
     with tempfile.TemporaryDirectory() as folder:
         if not compressed:
             chosen = scheme_of(scheme, bits, threshold)
             made = Path(folder) / f"{model.stem}.{_label(chosen.name, bits, threshold)}.onnx"
             compress(model, made, scheme=chosen, verification=None)
             compressed = (made,)
+            if weights is not None:
+                references = (Path(folder) / f"{model.stem}.{weights}.onnx",)
+                quantize_weights(model, references[0], weights)
+                both = made.with_name(f"{made.stem}.{weights}.onnx")
+                compress_weights(model, both, weights, rewriting=RewriteSettings(scheme=chosen), verification=None)
+                compressed = (made, both)
         with progress_bar("Evaluating") as progress:
             found = measure(
                 task,
                 model,
                 compressed,
                 words,
+                references=references,
                 run=run,
                 resamples=resamples,
                 seed=seed,
@@ -144,7 +159,8 @@ def _show(found: Evaluation, out: Console) -> None:
     for name, value in found.metrics.items():
         table.add_row(found.original.name, name, _interval(value), "", "", "")
     for model in found.compressed:
-        kept = (f"{model.attention.pruned:.1%}", f"{model.attention.row_mass:.3f}")
+        seen = model.attention
+        kept = ("", "") if seen is None else (f"{seen.pruned:.1%}", f"{seen.row_mass:.3f}")
         for comparison in model.comparisons:
             loss = comparison.relative_loss
             spread = f"{loss.estimate:+.2%} ({loss.low:+.2%} to {loss.high:+.2%})"

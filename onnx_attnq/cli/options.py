@@ -61,6 +61,12 @@ data_option = click.option(
     help="Samples to run the models on: an .npz or .npy file, a folder of them, or a folder with test_data_set_* "
     "folders.  [default: made-up samples]",
 )
+weights_option = click.option(
+    "--weights",
+    type=click.Choice(["int8", "int4"]),
+    help="Quantize the weights, too, by onnxruntime's quantizers: int8 with activations quantized when the model runs, "
+    "or int4 in blocks of 32.  [default: leave the weights as they are]",
+)
 samples_option = click.option(
     "--samples",
     type=click.IntRange(1),

@@ -24,12 +24,12 @@ class CompressedModel:
     Attributes:
         path: Its file.
         comparisons: Each metric of the task, against the original.
-        attention: What it keeps of the attention.
+        attention: What it keeps of the attention; None where the attention was not rewritten.
     """
 
     path: Path
     comparisons: tuple[Comparison, ...]
-    attention: AttentionFigures
+    attention: AttentionFigures | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Evaluation:
                 {
                     "path": str(model.path),
                     "metrics": [comparison.to_json() for comparison in model.comparisons],
-                    "attention": model.attention.to_json(),
+                    "attention": None if model.attention is None else model.attention.to_json(),
                 }
                 for model in self.compressed
             ],
@@ -77,6 +77,7 @@ def evaluate(
     compressed: Sequence[str | os.PathLike[str]],
     tokenizer: Any,
     *,
+    references: Sequence[str | os.PathLike[str]] = (),
     run: RunSettings = RunSettings(),
     resamples: int = RESAMPLES,
     seed: int = SEED,
@@ -88,6 +89,7 @@ def evaluate(
         task: As `load_task` or `task_from_hub` gives it.
         original: The ONNX file before compression.
         compressed: Files that this tool made of it.
+        references: Files with other changes than those of attention, such as quantized weights; they come first.
         tokenizer: As `load_tokenizer` gives it.
         run: Threads and custom ops.
         resamples: Number of bootstrap samples.
@@ -97,7 +99,7 @@ def evaluate(
     Raises:
         AttnqError: A model, the data, or an extra is not what the task needs.
     """
-    paths = [Path(original), *map(Path, compressed)]
+    paths = [Path(original), *map(Path, references), *map(Path, compressed)]
     done = 0
 
     def advance(what: str, of_model: int, total: int) -> None:
@@ -110,7 +112,9 @@ def evaluate(
         done += 1
         after = task.records(TextModel.load(path, tokenizer, run=run), advance)
         comparisons = tuple(compare(before, after, metric, resamples=resamples, seed=seed) for metric in task.metrics)
-        found.append(CompressedModel(path, comparisons, attention_figures(path, recording.samples, run=run)))
+        is_reference = done <= len(references)
+        figures = None if is_reference else attention_figures(path, recording.samples, run=run)
+        found.append(CompressedModel(path, comparisons, figures))
     metrics = {metric.name: _interval(before, metric, resamples, seed) for metric in task.metrics}
     return Evaluation(task.name, task.unit, len(before), paths[0], metrics, tuple(found))
 

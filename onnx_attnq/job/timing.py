@@ -36,6 +36,7 @@ class TimingSettings:
         repeats: Counted runs of each variant for each length, after one that is not counted.
         samples: Inputs in place of made-up ones.
         memory: Measure peak memory, each variant in a process of its own.
+        references: Models with other changes than those of attention, such as quantized weights, to time as well.
     """
 
     tokens: tuple[int, ...] = (128, 512)
@@ -43,6 +44,7 @@ class TimingSettings:
     repeats: int = 15
     samples: tuple[Sample, ...] = ()
     memory: bool = True
+    references: tuple[Path, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,9 @@ class Timing:
         return dataclasses.asdict(self)
 
 
-def variants(original: Path, rewritten: Sequence[Path], folder: Path) -> tuple[list[Variant], list[str]]:
+def variants(
+    original: Path, rewritten: Sequence[Path], folder: Path, references: Sequence[Path] = ()
+) -> tuple[list[Variant], list[str]]:
     """The original, what onnxruntime's optimizer makes of it, and each rewritten model with and without the library.
 
     With the library, the original is also run by its attention kernel without quantization: what that gains
@@ -97,6 +101,7 @@ def variants(original: Path, rewritten: Sequence[Path], folder: Path) -> tuple[l
         original: The model before.
         rewritten: Models that were made from it.
         folder: Where the models that are made for the comparison go.
+        references: Models that are timed as they are.
 
     Returns:
         The variants, and a sentence for each that could not be made.
@@ -109,6 +114,7 @@ def variants(original: Path, rewritten: Sequence[Path], folder: Path) -> tuple[l
         found.append(Variant(FUSED, fused, False))
     except AttnqError as error:
         missing.append(f"{FUSED}: {error}")
+    found += [Variant(path.name, path, False) for path in references]
     for path in rewritten:
         if read_record(load(path)) is None:
             raise InvalidModel(
@@ -154,7 +160,7 @@ def bench(
     repeats = settings.repeats
     result: list[Timing] = []
     with tempfile.TemporaryDirectory() as folder:
-        found, missing = variants(original, rewritten, Path(folder))
+        found, missing = variants(original, rewritten, Path(folder), settings.references)
         sessions = {v.name: Session(v.path, run, native=v.native) for v in found}
         steps = Steps(len(inputs) * repeats, progress)
         for length, sample in inputs:

@@ -27,8 +27,8 @@ _INT8_ACTIVATIONS: Final = 4
 def quantize_weights(source: str | os.PathLike[str], output: str | os.PathLike[str], weights: str) -> None:
     """Write a model with quantized weights.
 
-    ``int8`` is dynamic quantization: int8 weights of MatMul and Gemm, one scale for each column, activations quantized
-    when the model runs; embeddings (Gather) in int8, too. ``int4`` is MatMulNBits: symmetric, one scale for each 32.
+    ``int8`` is dynamic quantization: unsigned 8-bit weights of MatMul and Gemm, one scale for each column, activations
+    quantized when the model runs; embeddings (Gather) in 8 bits, too. ``int4`` is MatMulNBits: symmetric, blocks of 32.
     Products of two values that depend on inputs, such as those of attention, stay in floating point.
 
     Args:
@@ -62,7 +62,7 @@ def _int8(source: Path, output: Path) -> None:
         output,
         op_types_to_quantize=["MatMul", "Gemm", "Gather"],
         per_channel=True,
-        weight_type=QuantType.QInt8,
+        weight_type=QuantType.QUInt8,  # int8 by uint8 saturates on x86 without VNNI: cosine .66 in place of .9997
         extra_options={"MatMulConstBOnly": True},
     )
 

@@ -1,0 +1,105 @@
+"""Quantized weights beside quantized attention: onnxruntime's quantizers in front, one proof of the whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from attention_forms import FORMS
+from click.testing import CliRunner
+from small_graphs import parse
+from small_transformers import bert_like
+
+from onnx_attnq.cli import main
+from onnx_attnq.cli.group import cli
+from onnx_attnq.errors import InvalidModel
+from onnx_attnq.model import load, save
+from onnx_attnq.rewriting import read_record
+from onnx_attnq.run import Session, quantize_weights
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    save(bert_like(17), tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+@pytest.mark.parametrize(("weights", "op"), [("int8", "MatMulInteger"), ("int4", "MatMulNBits")])
+def test_one_command_quantizes_weights_and_attention_and_verifies_both(weights: str, op: str, model: Path) -> None:
+    before = model.read_bytes()
+    done = CliRunner().invoke(cli, [str(model), "--weights", weights, "--json", "-"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output)
+    written = model.with_name("model.attnq.onnx")
+    assert op in {node.op_type for node in onnx.load(written).graph.node}
+    record = read_record(load(written))
+    assert record is not None
+    assert len(record.sites) == 2
+    assert found["model"]["path"] == str(model)
+    assert found["verification"]["passed"] is True
+    assert found["verification"]["implementation"]["errors"] == 0
+    # The outputs are compared with those of the original, weights included.
+    for output in found["verification"]["deviation"].values():
+        assert output["max_abs"] > 0.0
+        assert output["cosine"] > 0.95
+    assert found["weights"]["type"] == weights
+    assert found["weights"]["size"] == [len(before), written.stat().st_size]
+    assert all(time > 0.0 for time in found["weights"]["cpu_ms"])
+    assert model.read_bytes() == before
+    assert {path.name for path in model.parent.iterdir()} == {"model.onnx", "model.attnq.onnx"}
+
+
+def test_a_limit_holds_for_the_whole(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(model), "--weights", "int4", "--max-deviation", "max_abs<=1e-9"])
+    assert stopped.value.code == 1
+    shown = capsys.readouterr().out
+    assert "Weights in int4: " in shown
+    assert "times as fast" in shown
+
+
+def test_products_of_attention_stay_in_floating_point(model: Path, tmp_path: Path) -> None:
+    for weights in ("int8", "int4"):
+        quantize_weights(model, tmp_path / "q.onnx", weights)
+        kinds = [node.op_type for node in onnx.load(tmp_path / "q.onnx").graph.node]
+        assert kinds.count("MatMul") == 4  # two products in each of two layers
+        assert kinds.count("Softmax") == 2
+        sample = {"input_ids": np.ones((1, 5), np.int64), "attention_mask": np.ones((1, 5), np.int64)}
+        assert Session(tmp_path / "q.onnx").run(sample)
+
+
+def test_a_model_without_weights_is_one_line(tmp_path: Path) -> None:
+    save(parse(FORMS["plain"].text), tmp_path / "m.onnx")
+    for weights in ("int8", "int4"):
+        with pytest.raises(InvalidModel, match="finds no weights"):
+            quantize_weights(tmp_path / "m.onnx", tmp_path / "q.onnx", weights)
+
+
+@pytest.mark.parametrize("option", [["--dry-run"], ["--external-data", "keep"]])
+def test_options_that_would_be_ignored_are_refused(option: list[str], model: Path) -> None:
+    done = CliRunner().invoke(cli, [str(model), "--weights", "int8", *option])
+    assert done.exit_code == 2
+    assert "--weights int8 writes new weights" in done.output
+
+
+def test_bench_compares_all_four(model: Path) -> None:
+    arguments = [
+        "bench",
+        str(model),
+        "--weights",
+        "int8",
+        "--tokens",
+        "8",
+        "--repeats",
+        "1",
+        "--no-memory",
+        "--json",
+        "-",
+    ]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    names = {timing["variant"] for timing in json.loads(done.output)["timings"]}
+    assert {"original", "int8 weights", "attention, portable", "attention and int8 weights, portable"} <= names
