@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
+import tomllib
 from pathlib import Path
 
 import click
@@ -10,6 +12,7 @@ import forms_page
 import pytest
 from click.testing import CliRunner
 
+from onnx_attnq.cli.command import settings
 from onnx_attnq.cli.group import COMMANDS, cli
 from onnx_attnq.scheme import PRESETS
 
@@ -46,6 +49,26 @@ def test_options_that_a_page_names_exist(page: Path) -> None:
 def test_local_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def test_patterns_of_the_readme_match_sites_of_the_demo() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    sites = set(re.findall(r"^(node_Softmax_\d+) ", text, re.M))
+    patterns = re.findall(r"--(?:in|ex)clude '([^']+)'", text)
+    assert sites
+    assert patterns
+    for pattern in patterns:
+        assert fnmatch.filter(sites, pattern), pattern
+
+
+def test_settings_that_the_page_shows_are_read(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```toml\n(.*?)```", page, re.S)
+    (tmp_path / "attnq.toml").write_text(block, encoding="utf-8")
+    for name in tomllib.loads(block):
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        assert settings(tmp_path / "attnq.toml", click.Context(command))
 
 
 def test_readme_python_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
