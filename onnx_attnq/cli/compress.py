@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     help="External weights: copy them to OUTPUT.data, or refer to MODEL's files, in their folder.",
 )
 @click.option("--dry-run", is_flag=True, help="Find the attention and plan, but write no model.")
+@click.option("--keep-failed", is_flag=True, help="Keep a model that failed the verification, as OUTPUT.failed.onnx.")
 @click.option("--no-verify", is_flag=True, help="Write the model without running it.")
 @json_option
 def compress(
@@ -113,6 +114,7 @@ def compress(
     keep_fused: bool,
     external_data: Any,
     dry_run: bool,
+    keep_failed: bool,
     no_verify: bool,
     json_path: str | None,
 ) -> int:
@@ -164,7 +166,7 @@ def compress(
     )
     limits = Limits(tuple(Limit.parse(text) for text in max_deviation))
     if model.is_dir():
-        verification = None if no_verify else VerifySettings(None, samples, seed, limits)
+        verification = None if no_verify else VerifySettings(None, samples, seed, limits, keep_failed)
         with progress_bar("Verifying") as progress:
             if dry_run:
                 parts = plan_folder(model, settings)
@@ -175,7 +177,7 @@ def compress(
         return _show_folder(parts, json_path)
     original = load(model)
     given = None if data is None else load_samples(data, original)
-    verification = None if no_verify else VerifySettings(given, samples, seed, limits)
+    verification = None if no_verify else VerifySettings(given, samples, seed, limits, keep_failed)
     both = None
     if dry_run:
         result = plan_only(model, settings)
@@ -251,12 +253,13 @@ def _show(result: Compression, original: ir.Model, out: Console, *, real_data: b
     for entry in result.plan.sites:
         if entry.scheme is None:
             out.print(f"  left: {entry.site}: {entry.reason}")
-    if result.output is None:
+    if result.verification is None and result.output is None:
         out.print("Nothing was written (--dry-run).")
         return
     table = plain_table("", "before", "after")
     table.add_row("nodes", *(str(count) for count in result.nodes))
-    table.add_row("size", *(in_megabytes(size_on_disk(model)) for model in (original, load(result.output))))
+    if result.output is not None:
+        table.add_row("size", *(in_megabytes(size_on_disk(model)) for model in (original, load(result.output))))
     out.print(table)
     if result.verification is not None:
         if result.made_up is not None:
@@ -264,7 +267,10 @@ def _show(result: Compression, original: ir.Model, out: Console, *, real_data: b
         _show_verification(result.verification, out, real_data=real_data)
     if native_library() is None:
         out.print("Native library: not built (no C++ compiler at installation); the standard ops run instead")
-    out.print(f"Wrote {result.output}")
+    if result.output is None:
+        out.print("Nothing was written; --keep-failed keeps a model that failed under another name.")
+    else:
+        out.print(f"Wrote {result.output}")
 
 
 def _show_weights(both: WeightCompression, out: Console) -> None:

@@ -76,14 +76,21 @@ def export(
     made = run(model, output, task=task, opset=opset, attention=attention, local_only=offline)
     results = _compress(made, chosen) if compressing else []
     if json_path is not None:
-        written = {"compressed": [str(result.output) for result in results]} if compressing else {}
+        written = (
+            {"compressed": [str(result.output) for result in results if result.output is not None]}
+            if compressing
+            else {}
+        )
         write_json(made.to_json() | written, json_path)
     if json_path != "-":
         out = console()
         for name in made.files:
             out.print(f"Wrote {output / name} ({made.task}, by {made.exporter}, equal to PyTorch)")
         for result in results:
-            out.print(f"Wrote {result.output} ({chosen.name})")
+            for failure in () if result.verification is None else result.verification.failures:
+                out.print(f"failed: {failure}", style="red")
+            if result.output is not None:
+                out.print(f"Wrote {result.output} ({chosen.name})")
         if not compressing:
             out.print(f"Next: onnx-attnq {output / made.files[0] if len(made.files) == 1 else output}")
     return 0 if all(result.verification is None or result.verification.passed for result in results) else 1

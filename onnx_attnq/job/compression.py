@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx_ir as ir
 
+from onnx_attnq.atomic import replacing, staged
 from onnx_attnq.errors import AttnqError, NothingToRewrite
 from onnx_attnq.find import Sites, expose, find_sites
 from onnx_attnq.inputs import MadeUp, made_up_samples
-from onnx_attnq.model import ExternalData, load, save
+from onnx_attnq.model import ExternalData, check_output, load, save
 from onnx_attnq.progress import Progress, no_progress
 from onnx_attnq.rewriting import Plan, Record, RewriteSettings, refuse_rewritten, rewrite, uniform_plan
 from onnx_attnq.run import RunSettings
@@ -26,7 +28,7 @@ class Compression:
 
     Attributes:
         source: The model that was read.
-        output: The model that was written; None for a dry run.
+        output: The model that was written; None for a dry run, and for one that failed and was not kept.
         sites: Everything that looked like attention.
         plan: What each site got.
         record: What was done, as the output says it of itself; None for a dry run.
@@ -43,6 +45,11 @@ class Compression:
     verification: Verification | None
     nodes: tuple[int, int]
     made_up: MadeUp | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it was verified, and did not pass."""
+        return self.verification is not None and not self.verification.passed
 
 
 def compress(
@@ -91,17 +98,45 @@ def compress(
         quantize_outputs=rewriting.quantize_outputs,
         int16_products=rewriting.int16_products,
     )
-    target = source.with_name(f"{source.stem}.attnq.onnx") if output is None else Path(output)
-    save(work, target, external_data)
-    checked = made_up = None
-    if verification is not None:
-        samples = verification.samples
-        if samples is None:
-            made_up = made_up_samples(original, verification.count, verification.seed, run=run)
-            samples = made_up.samples
-        checked = verify(original, load(target), samples, limits=verification.limits, run=run, progress=progress)
     nodes = (count_nodes(original), count_nodes(work))
-    return Compression(source, target, sites, plan, record, checked, nodes, made_up)
+    target = source.with_name(f"{source.stem}.attnq.onnx") if output is None else Path(output)
+    if verification is None:
+        save(work, target, external_data)
+        return Compression(source, target, sites, plan, record, None, nodes)
+    check_output(work, target)
+    samples, made_up = verification.samples, None
+    if samples is None:
+        made_up = made_up_samples(original, verification.count, verification.seed, run=run)
+        samples = made_up.samples
+    # Verify first, then put in place: what fails, or is interrupted, is never where the output should be.
+    checked: Verification | None = None
+    with contextlib.suppress(NotVerified), _on_trial(target, external_data) as trial:
+        save(work, trial, external_data)
+        checked = verify(original, load(trial), samples, limits=verification.limits, run=run, progress=progress)
+        if not checked.passed:
+            raise NotVerified
+    written: Path | None = target
+    if checked is None or not checked.passed:
+        written = target.with_name(f"{target.stem}.failed{target.suffix}") if verification.keep_failed else None
+        if written is not None:
+            save(work, written, external_data)
+    return Compression(source, written, sites, plan, record, checked, nodes, made_up)
+
+
+class NotVerified(Exception):
+    """Ends the trial of a model that failed."""
+
+
+@contextlib.contextmanager
+def _on_trial(target: Path, external_data: ExternalData) -> Iterator[Path]:
+    """Where to write a model that takes its place when the block ends, and vanishes when it fails."""
+    if external_data == "copy":
+        with staged(target) as folder:
+            yield folder / target.name
+    else:
+        # It refers to files in its own folder.
+        with replacing(target) as file:
+            yield Path(file.name)
 
 
 def plan_only(source: str | os.PathLike[str], rewriting: RewriteSettings = RewriteSettings()) -> Compression:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -12,7 +13,7 @@ import onnx_ir as ir
 
 from onnx_attnq.atomic import new_folder
 from onnx_attnq.errors import CannotWrite, InvalidModel, NothingToRewrite
-from onnx_attnq.job.compression import Compression, compress, plan_only
+from onnx_attnq.job.compression import Compression, NotVerified, compress, plan_only
 from onnx_attnq.model import load, save, tensors
 from onnx_attnq.progress import Progress, no_progress
 from onnx_attnq.rewriting import RewriteSettings
@@ -26,7 +27,7 @@ class FolderCompression:
 
     Attributes:
         source: The folder that was read.
-        output: The folder that was written; None for a dry run.
+        output: The folder that was written; None for a dry run, and where a part failed and was not kept.
         models: The models with attention, by name.
         untouched: The path of each model in which there was nothing to rewrite, and why. They were copied.
         skipped: What was not copied, and why: links that lead out of the folder, and what is no regular file.
@@ -76,7 +77,8 @@ def compress_folder(
         file.parent.mkdir(parents=True, exist_ok=True)
         return compress(part, file, rewriting=rewriting, verification=verification, run=run, progress=progress)
 
-    with new_folder(target) as made:
+    written: Path | None = None
+    with contextlib.suppress(NotVerified), new_folder(target) as made:
         weights = {path for part in parts for path in _external_data(part)}
         files, skipped = _contents(source)
         for file in files:
@@ -85,9 +87,22 @@ def compress_folder(
         models, untouched = _each(parts, compress_part)
         for part in untouched:
             _copy_model(part, made / part.relative_to(source))
+        written = target
+        if any(model.failed for model in models):
+            # All parts or none: a folder that lacks one, or has one that is wrong, loads as if it were whole.
+            written = target.with_name(f"{target.name}.failed") if verification and verification.keep_failed else None
+            if written is not None:
+                with new_folder(written) as kept:
+                    shutil.copytree(made, kept, dirs_exist_ok=True)
+            raise NotVerified
     # The parts were written under the folder's temporary name.
-    models = [dataclasses.replace(m, output=target / m.source.relative_to(source)) for m in models]
-    return FolderCompression(source, target, tuple(models), untouched, skipped)
+    models = [
+        dataclasses.replace(
+            m, output=None if written is None or m.output is None else written / m.output.relative_to(made)
+        )
+        for m in models
+    ]
+    return FolderCompression(source, written, tuple(models), untouched, skipped)
 
 
 def plan_folder(source: str | os.PathLike[str], rewriting: RewriteSettings = RewriteSettings()) -> FolderCompression:

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,15 @@ from onnx_attnq.run.settings import RunSettings
 Arrays = dict[str, npt.NDArray[Any]]
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
+
+_SHARED_SIZE: Final = 1024
+"""Bytes from which a weight is given to onnxruntime by reference."""
+
+_SHARED_TYPES: Final = frozenset(
+    {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT8, ir.DataType.UINT8}
+    | {ir.DataType.INT32, ir.DataType.INT64}
+)
+"""The types that numpy and onnxruntime have in common."""
 
 
 class Session:
@@ -53,10 +62,7 @@ class Session:
         name: str
         source: str | bytes
         if isinstance(model, ir.Model):
-            name, source = "the model", ir.to_proto(model).SerializeToString()
-            external = (tensor for tensor in files.tensors(model) if isinstance(tensor, ir.ExternalTensor))
-            if (tensor := next(external, None)) is not None:
-                options.add_session_config_entry(_FOLDER, str(tensor.base_dir))
+            name, source = "the model", _with_shared_weights(model, options)
         else:
             name = source = os.fspath(model)
         try:
@@ -84,6 +90,29 @@ class Session:
             return dict(zip(names, map(np.asarray, self._session.run(names, feeds)), strict=True))
         except (*_ERRORS, ValueError) as error:
             raise InvalidData(f"onnxruntime does not run the model on this sample: {_said(error)}") from None
+
+
+def _with_shared_weights(model: ir.Model, options: onnxruntime.SessionOptions) -> bytes:
+    """The model without its large weights, which the session takes from where they are: the file, or this process.
+
+    Serializing them would make two copies for each session, and take longer than a run.
+    """
+    bare = model.clone()
+    fed = set(bare.graph.inputs)
+    shared: dict[str, onnxruntime.OrtValue] = {}
+    for name, value in bare.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < _SHARED_SIZE or tensor.dtype not in _SHARED_TYPES or value in fed:
+            continue
+        array = np.ascontiguousarray(tensor.numpy())
+        shared[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+        value.const_value = ir.ExternalTensor("shared", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=name)
+    if shared:
+        options.add_external_initializers(list(shared), list(shared.values()))
+    external = (tensor for tensor in files.tensors(model) if isinstance(tensor, ir.ExternalTensor))
+    if (first := next(external, None)) is not None:
+        options.add_session_config_entry(_FOLDER, str(first.base_dir))
+    return ir.to_proto(bare).SerializeToString()
 
 
 def session(path: str | os.PathLike[str], threads: int | None = None) -> onnxruntime.InferenceSession:

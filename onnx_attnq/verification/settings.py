@@ -17,12 +17,14 @@ class VerifySettings:
         count: How many samples to make up.
         seed: Random seed for generated samples.
         limits: What is asked of the outputs.
+        keep_failed: Keep a model that failed as NAME.failed.onnx, beside where it would have been.
     """
 
     samples: tuple[Sample, ...] | None = None
     count: int = 4
     seed: int = 0
     limits: Limits = Limits()
+    keep_failed: bool = False
 
 
 __all__ = ["VerifySettings"]
