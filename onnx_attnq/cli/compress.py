@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from onnx_attnq.job import Compression, FolderCompression, WeightCompression
     from onnx_attnq.run import RunSettings
     from onnx_attnq.scheme import SiteScheme
-    from onnx_attnq.verification import Limits, VariantCheck, Verification
+    from onnx_attnq.verification import VariantCheck, Verification
 
 
 @command()
@@ -298,7 +298,11 @@ def _show_verification(found: Verification, out: Console, *, real_data: bool) ->
     out.print()
     kind = "samples" if real_data else "made-up samples; give real ones with --data"
     out.print(f"{run.pruned_share:.1%} of the attention values pruned ({found.samples} {kind})")
-    _show_verdict(run, found.limits, out)
+    for note in found.notes:
+        out.print(f"note: {note}")
+    for failure in () if found.rewrite is None else found.rewrite.failures:
+        out.print(f"failed: {failure}", style="red")
+    _show_verdict(run, found, out)
     from onnx_attnq.verification import NATIVE
 
     if NATIVE in found.runs:
@@ -312,11 +316,12 @@ def _show_verification(found: Verification, out: Console, *, real_data: bool) ->
             out.print(f"failed: {failure}", style="red")
 
 
-def _show_verdict(run: VariantCheck, limits: Limits, out: Console) -> None:
-    failures = run.failures(limits)
+def _show_verdict(run: VariantCheck, found: Verification, out: Console) -> None:
+    failures = run.failures(found.limits)
     for failure in failures:
         out.print(f"failed: {failure}", style="red")
-    out.print("Not verified" if failures else "Verified", style="red" if failures else "green")
+    passed = not failures and (found.rewrite is None or not found.rewrite.failures)
+    out.print("Verified" if passed else "Not verified", style="green" if passed else "red")
 
 
 def _describe(scheme: SiteScheme) -> str:

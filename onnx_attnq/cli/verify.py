@@ -86,6 +86,8 @@ def _show(result: Verification) -> None:
     for way, run in result.runs.items():
         if run.sites:
             out.print(f"{way}: {len(run.sites)} sites, {run.codes.codes:,} codes checked, {run.codes.errors:,} wrong")
+    for note in result.notes:
+        out.print(f"note: {note}")
     for failure in result.failures:
         out.print(f"failed: {failure}", style="red")
     out.print("Verified" if result.passed else "Not verified", style="green" if result.passed else "red")

@@ -66,8 +66,8 @@ def attention_figures(
     positive = pruned = rows = 0
     kept_mass = row_mass = 0.0
     for site in record.sites:
-        site_rows = SiteRows(model, site, run)
-        for found in (found for sample in samples for found in site_rows.run(sample)):
+        site_rows = SiteRows(model, [site], run)
+        for found in (found for sample in samples for found in site_rows.run(sample)[1][site.id]):
             result = found.result.astype(np.float64)
             p = numerics.softmax(found.source) if found.is_scores else found.source
             kept = for_heads(site.scheme, _kept, p)  # a pruned key may still have a share of what was pruned

@@ -62,7 +62,8 @@ class Session:
         name: str
         source: str | bytes
         if isinstance(model, ir.Model):
-            name, source = "the model", _with_shared_weights(model, options)
+            name = "the model"
+            source, self._weights = _with_shared_weights(model, options)
         else:
             name = source = os.fspath(model)
         try:
@@ -87,32 +88,45 @@ class Session:
         names = self.outputs if outputs is None else tuple(outputs)
         feeds = {name: array for name, array in sample.items() if name in self._fed}
         try:
-            return dict(zip(names, map(np.asarray, self._session.run(names, feeds)), strict=True))
-        except (*_ERRORS, ValueError) as error:
+            return dict(zip(names, map(_as_array, self._session.run(names, feeds)), strict=True))
+        except (*_ERRORS, ValueError, RuntimeError) as error:  # RuntimeError: a type that numpy does not have
             raise InvalidData(f"onnxruntime does not run the model on this sample: {_said(error)}") from None
 
 
-def _with_shared_weights(model: ir.Model, options: onnxruntime.SessionOptions) -> bytes:
+def _as_array(value: Any) -> npt.NDArray[Any]:
+    """An output as an array: the elements of a sequence one after another."""
+    if isinstance(value, list) and all(isinstance(item, np.ndarray) for item in value):
+        return np.concatenate([item.ravel() for item in value]) if value else np.zeros(0, np.float32)
+    return np.asarray(value)
+
+
+def _with_shared_weights(model: ir.Model, options: onnxruntime.SessionOptions) -> tuple[bytes, list[npt.NDArray[Any]]]:
     """The model without its large weights, which the session takes from where they are: the file, or this process.
 
     Serializing them would make two copies for each session, and take longer than a run.
+
+    Returns:
+        The model, and the weights, which have to live as long as the session does.
     """
     bare = model.clone()
     fed = set(bare.graph.inputs)
     shared: dict[str, onnxruntime.OrtValue] = {}
+    arrays: list[npt.NDArray[Any]] = []
     for name, value in bare.graph.initializers.items():
         tensor = value.const_value
         if tensor is None or tensor.nbytes < _SHARED_SIZE or tensor.dtype not in _SHARED_TYPES or value in fed:
             continue
         array = np.ascontiguousarray(tensor.numpy())
         shared[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
-        value.const_value = ir.ExternalTensor("shared", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=name)
+        arrays.append(array)
+        shape = ir.Shape(array.shape)
+        value.const_value = ir.ExternalTensor("shared", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
     if shared:
         options.add_external_initializers(list(shared), list(shared.values()))
     external = (tensor for tensor in files.tensors(model) if isinstance(tensor, ir.ExternalTensor))
     if (first := next(external, None)) is not None:
         options.add_session_config_entry(_FOLDER, str(first.base_dir))
-    return ir.to_proto(bare).SerializeToString()
+    return ir.to_proto(bare).SerializeToString(), arrays
 
 
 def session(path: str | os.PathLike[str], threads: int | None = None) -> onnxruntime.InferenceSession:

@@ -52,6 +52,8 @@ class CodeCheck:
         errors: Codes that differ otherwise, or values that are no level: a bug.
         pruned: Values above zero that became zero.
         positive: Values above zero before; masked positions are not among them.
+        rows: Number of rows that count.
+        telling: Those among them that are neither uniform nor one-hot nor NaN.
     """
 
     codes: int = 0
@@ -59,6 +61,8 @@ class CodeCheck:
     errors: int = 0
     pruned: int = 0
     positive: int = 0
+    rows: int = dataclasses.field(default=0, repr=False)
+    telling: int = dataclasses.field(default=0, repr=False)
 
     @property
     def passed(self) -> bool:
@@ -132,7 +136,16 @@ def check_rows(
         errors=int(errors.sum()),
         pruned=int((positive & (found == 0)).sum()),
         positive=int(positive.sum()),
+        rows=int(positive[..., 0].size if counted is None else np.broadcast_to(counted, positive.shape[:-1]).sum()),
+        telling=int(_telling(p, positive).sum()),
     )
+
+
+def _telling(p: FloatArray, positive: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Rows with at least two different values above zero, on which schemes differ."""
+    high = np.where(positive, p, 0.0).max(-1)
+    low = np.where(positive, p, np.inf).min(-1)
+    return np.asarray((positive.sum(-1) > 1) & (high > low * (1.0 + LEVEL_TOLERANCE)))
 
 
 def _codes_with_share(

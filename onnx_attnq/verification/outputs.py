@@ -80,6 +80,9 @@ class OutputComparison:
         if a.shape != b.shape:
             self._shapes.append(f"the shape is {list(a.shape)} in A and {list(b.shape)} in B")
             return
+        if a.dtype.kind not in "biuf" or b.dtype.kind not in "biuf":
+            # Strings and what else is no number: 1 where equal, so that the relative error is of those that differ.
+            a, b = np.ones(a.shape), (a == b).astype(np.float64)
         tokens = None if sample is None else real_tokens(a.shape, sample)
         if tokens is not None:
             padding = deviation_of(a[~tokens], b[~tokens])

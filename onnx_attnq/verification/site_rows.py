@@ -49,39 +49,66 @@ class Rows:
 
 
 class SiteRows:
-    """A model cut off behind one of its rewritten sites.
+    """A model cut off behind some of its rewritten sites, which are in one graph.
 
     Args:
         model: A rewritten model.
-        site: One of the sites of its record.
+        sites: Sites of its record, of one scope.
         run: Threads and custom ops.
         native: Run the native library's kernels in place of the ops' standard bodies.
+        outputs: Names of outputs of the model to give as well; only for sites in the main graph.
     """
 
     def __init__(
-        self, model: ir.Model, site: RewrittenSite, run: RunSettings = RunSettings(), *, native: bool = False
+        self,
+        model: ir.Model,
+        sites: Sequence[RewrittenSite],
+        run: RunSettings = RunSettings(),
+        *,
+        native: bool = False,
+        outputs: Sequence[str] = (),
     ) -> None:
-        model, site = opened(model, site)
-        self._site = site
-        self._names = list(dict.fromkeys((*site.inputs, site.output)))  # key and value may be one
+        # Each opens all of them, under the same names.
+        models, found = zip(*(opened(model, site) for site in sites), strict=True)
+        model = next((inlined for inlined in models if inlined is not model), model)
+        self._sites: tuple[RewrittenSite, ...] = found
+        self._outputs = tuple(outputs)
+        scope = self._sites[0].scope
+        taps = (name for site in self._sites for name in (*site.inputs, site.output))
+        self._names = list(dict.fromkeys((*outputs, *taps)))  # key and value may be one, masks are shared
         flow = Dataflow(model)
-        values = flow.values_in(site.scope)
-        self._session = Session(probe(model, self._names, site.scope), run, native=native)
+        values = flow.values_in(scope)
+        self._session = Session(probe(model, self._names, scope), run, native=native)
         self._loops = {name: flow.loops_around(values[name]) for name in self._names}
-        self._alone = _AttentionAlone(model, site, run, native) if site.form is Form.ATTENTION else None
+        self._alone = {
+            site.id: _AttentionAlone(model, site, run, native) for site in self._sites if site.form is Form.ATTENTION
+        }
+        self.nbytes = 0
+        """Bytes of the largest run so far."""
 
-    def run(self, sample: Sample) -> Iterator[Rows]:
-        """The rows of one run: of each iteration of a loop, none where a branch of an If was not taken."""
+    def run(self, sample: Sample) -> tuple[dict[str, Array], dict[str, Iterator[Rows]]]:
+        """One run: the outputs that were asked for, and the rows of each site.
+
+        The rows are computed as they are asked for: those of each iteration of a loop, none where a branch of an If
+        was not taken.
+        """
         found = dict(zip(self._names, self._session.run(sample).values(), strict=True))
-        for arrays in _iterations(found, self._loops):
-            inputs, output = [arrays[name] for name in self._site.inputs], arrays[self._site.output]
+        self.nbytes = max(self.nbytes, sum(array.nbytes for array in found.values()))
+        return {name: found[name] for name in self._outputs}, {s.id: self._rows(s, found) for s in self._sites}
+
+    def _rows(self, site: RewrittenSite, found: dict[str, Array]) -> Iterator[Rows]:
+        names = (*site.inputs, site.output)
+        loops = {name: self._loops[name] for name in names}
+        for arrays in _iterations({name: found[name] for name in names}, loops):
+            inputs, output = [arrays[name] for name in site.inputs], arrays[site.output]
             if output.size == 0:
                 continue
-            if self._alone is None:
-                yield Rows(inputs[0], output, self._site.form is Form.SOFTMAX, np.zeros(()), 0)
+            alone = self._alone.get(site.id)
+            if alone is None:
+                yield Rows(inputs[0], output, site.form is Form.SOFTMAX, np.zeros(()), 0)
                 continue
-            scores, probabilities, error = self._alone.run(inputs)
-            wrong = self._alone.wrong_contexts(inputs[2], output, scores, probabilities, error)
+            scores, probabilities, error = alone.run(inputs)
+            wrong = alone.wrong_contexts(inputs[2], output, scores, probabilities, error)
             yield Rows(scores, probabilities, True, error, wrong)
 
 

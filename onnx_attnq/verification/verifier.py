@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_attnq.inputs import Sample, attention_mask_of
+from onnx_attnq.model import structure_hash
 from onnx_attnq.progress import Progress, Steps, no_progress
 from onnx_attnq.rewriting import DOMAIN, RewrittenSite, read_record
 from onnx_attnq.run import RunSettings, Session, native_library
@@ -18,6 +20,8 @@ from onnx_attnq.verification.codes import CodeCheck, check_rows
 from onnx_attnq.verification.interface import check_interface
 from onnx_attnq.verification.limits import ATOL, RTOL, Limits
 from onnx_attnq.verification.outputs import OutputComparison, OutputDeviation, is_distribution
+from onnx_attnq.verification.random_ops import with_seeds
+from onnx_attnq.verification.rewrite_proof import RewriteProof, prove_rewrite
 from onnx_attnq.verification.site_rows import SiteRows
 
 STANDARD = "standard"
@@ -74,11 +78,15 @@ class Verification:
             library was built.
         limits: What was asked of the outputs.
         samples: Number of samples.
+        rewrite: What the rewrite does without quantization; None for a model that was not made from the first.
+        random_ops: Number of ops that draw random numbers; they got the same seeds in both models.
     """
 
     runs: Mapping[str, VariantCheck]
     limits: Limits
     samples: int
+    rewrite: RewriteProof | None = None
+    random_ops: int = 0
 
     @property
     def standard(self) -> VariantCheck:
@@ -88,7 +96,28 @@ class Verification:
     @property
     def failures(self) -> tuple[str, ...]:
         """What did not pass, a sentence each."""
-        return tuple(f"{way}: {text}" for way, run in self.runs.items() for text in run.failures(self.limits))
+        found = [f"{way}: {text}" for way, run in self.runs.items() for text in run.failures(self.limits)]
+        return (*(() if self.rewrite is None else self.rewrite.failures), *found)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the result does not say, a sentence each."""
+        notes = []
+        run = self.standard
+        if run.sites and not run.codes.positive:
+            notes.append("the samples prove little: every key is hidden, or every row is NaN")
+        elif run.sites and run.codes.telling * 2 < run.codes.rows:
+            share = 1.0 - run.codes.telling / run.codes.rows
+            notes.append(f"the samples prove little: {share:.0%} of the rows are uniform, one-hot or NaN")
+        if self.random_ops:
+            notes.append(f"{self.random_ops} ops draw random numbers; both models got the same seeds")
+        for name, output in run.outputs.items():
+            if output.deviation.not_finite:
+                share = output.deviation.not_finite_share
+                notes.append(f"output {name!r}: {share:.1%} of the elements are NaN or infinite, in both models alike")
+            if output.shapes:
+                notes.append(f"output {name!r}: {output.shapes[0]}; its values were not compared there")
+        return tuple(notes)
 
     @property
     def passed(self) -> bool:
@@ -103,6 +132,8 @@ class Verification:
             "samples": self.samples,
             "rtol": self.limits.rtol,
             "atol": self.limits.atol,
+            "notes": list(self.notes),
+            "rewrite": None if self.rewrite is None else self.rewrite.to_json(),
             "tolerances": [str(limit) for limit in self.limits.figures],
             "runs": {
                 way: {
@@ -142,6 +173,7 @@ def verify(
         InvalidScheme: A limit on an output that the models do not have.
     """
     check_interface(a, b)
+    original = a
     record = read_record(b)
     if record is None and not limits:
         limits = Limits(rtol=RTOL, atol=ATOL)
@@ -150,51 +182,90 @@ def verify(
     ways = [STANDARD]
     if DOMAIN in b.graph.opset_imports and native_library() is not None:
         ways.append(NATIVE)
-    steps = Steps(1 + len(ways) * (1 + len(sites)), progress)
-    # One model after the other: free the first session before the second is made.
+    (a, b), random = with_seeds(a, b)
+    proving = record is not None and record.structure_hash == structure_hash(original)
+    steps = Steps(len(samples) * (1 + len(ways) * (1 + len(sites)) + proving), progress)
     session = Session(a, run)
-    expected = [session.run(sample) for sample in samples]
+    expected = []
+    for sample in samples:
+        expected.append(session.run(sample))
+        steps.advance("original")
     del session
+    proof = None
+    if proving:
+        assert record is not None
+        proof = prove_rewrite(a, record, samples, expected, run)
+        steps.advance("identity in place of the scheme", len(samples))
     distributions = {value.name for value in a.graph.outputs if is_distribution(value)}
-    steps.advance("outputs of A")
     runs: dict[str, VariantCheck] = {}
+    groups = _Groups(sites, run.memory)
     for way in ways:
-        native = way == NATIVE
         outputs = {
             str(v.name): OutputComparison(v.name in distributions, limits.rtol, limits.atol) for v in a.graph.outputs
         }
-        session = Session(b, run, native=native)
+        session = Session(b, run, native=way == NATIVE)
         for sample, before in zip(samples, expected, strict=True):
             for name, array in session.run(sample).items():
                 outputs[name].add(before[name], array, sample)
+            steps.advance(f"outputs, {way}")
         del session
-        steps.advance(f"outputs of B, {way}")
-        checks: dict[str, CodeCheck] = {}
-        for site in sites:
-            checks[site.id] = _check_site(b, site, samples, run, native)
-            steps.advance(f"{site.id}, {way}")
+        checks = {site.id: CodeCheck() for site in sites}
+        for group in groups:
+            groups.measured(group, _check_group(b, group, samples, run, way == NATIVE, checks))
+            steps.advance(f"{group[0].id}, {way}", len(samples) * len(group))
         runs[way] = VariantCheck({name: output.result() for name, output in outputs.items()}, checks)
-    return Verification(runs, limits, len(samples))
+    return Verification(runs, limits, len(samples), proof, random)
 
 
-def _check_site(
-    model: ir.Model, site: RewrittenSite, samples: Sequence[Sample], run: RunSettings, native: bool
-) -> CodeCheck:
-    """Compare the codes of one site with numerics.py, on a model that is cut off behind the site."""
-    site_rows = SiteRows(model, site, run, native=native)
-    total = CodeCheck()
+class _Groups:
+    """Sites that share a session: those of one graph whose values fit into the budget together.
+
+    How large they are is known after the first run, so that the first group has one site.
+    """
+
+    def __init__(self, sites: Sequence[RewrittenSite], memory: int) -> None:
+        self._sites = sites
+        self._memory = memory
+        self._per_site = 0
+
+    def measured(self, group: Sequence[RewrittenSite], nbytes: int) -> None:
+        """A run of this group gave so many bytes."""
+        self._per_site = max(self._per_site, nbytes // len(group), 1)
+
+    def __iter__(self) -> Iterator[Sequence[RewrittenSite]]:
+        start = 0
+        while start < len(self._sites):
+            size = max(1, self._memory // self._per_site) if self._per_site else 1
+            scope = self._sites[start].scope
+            group = list(itertools.takewhile(lambda s: s.scope == scope, self._sites[start : start + size]))  # noqa: B023
+            start += len(group)
+            yield group
+
+
+def _check_group(
+    model: ir.Model,
+    sites: Sequence[RewrittenSite],
+    samples: Sequence[Sample],
+    run: RunSettings,
+    native: bool,
+    checks: dict[str, CodeCheck],
+) -> int:
+    """Compare the codes of some sites with numerics.py; returns the bytes of the largest run."""
+    site_rows = SiteRows(model, sites, run, native=native)
     for sample in samples:
-        for rows in site_rows.run(sample):
-            found = check_rows(
-                rows.source,
-                rows.result,
-                site.scheme,
-                is_scores=rows.is_scores,
-                counted=_real_rows(rows.result.shape[:-1], sample),
-                score_error=rows.score_error,
-            )
-            total = total.merge(found).merge(CodeCheck(errors=rows.wrong))
-    return total
+        found = site_rows.run(sample)[1]
+        for site in sites:
+            for rows in found.pop(site.id):
+                check = check_rows(
+                    rows.source,
+                    rows.result,
+                    site.scheme,
+                    is_scores=rows.is_scores,
+                    counted=_real_rows(rows.result.shape[:-1], sample),
+                    score_error=rows.score_error,
+                )
+                checks[site.id] = checks[site.id].merge(check).merge(CodeCheck(errors=rows.wrong))
+    return site_rows.nbytes
 
 
 def _real_rows(rows: tuple[int, ...], sample: Sample) -> npt.NDArray[np.bool_] | None:

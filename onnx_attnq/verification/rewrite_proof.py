@@ -1,0 +1,153 @@
+"""Is the rewrite itself right? With the identity scheme, a rewritten model must compute what the original does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import onnx_ir as ir
+
+from onnx_attnq.errors import AttnqError
+from onnx_attnq.find import expose, find_sites
+from onnx_attnq.inputs import Sample
+from onnx_attnq.rewriting import Plan, Record, SitePlan, rewrite
+from onnx_attnq.run import Arrays, RunSettings, Session
+from onnx_attnq.scheme import preset
+from onnx_attnq.verification.outputs import OutputComparison, OutputDeviation
+
+FLOAT32: Final = 1e-3
+"""Relative error of an output in float32: sums in another order, through dozens of layers."""
+FLOAT16: Final = 3e-2
+"""The same in 16-bit floats, which round at 5e-4 of a value."""
+QUANTIZED: Final = 5e-2
+"""The same behind ops that round activations to 8 bits: a rounding moves a value by a whole step."""
+ABSOLUTE: Final = 1e-5
+"""An output whose elements are all as near as this is right, however small it is."""
+
+_ROUNDING_OPS: Final = frozenset(
+    {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearMatMul", "MatMulNBits", "QAttention"}
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RewriteProof:
+    """What separates the original from its rewrite with the identity scheme.
+
+    Attributes:
+        outputs: By name, how far they are from the original's.
+        tolerance: Largest relative error that is allowed.
+        wrong: Sites whose rewrite alone moves an output further than that; empty where all is right, or where only
+            several sites together do.
+    """
+
+    outputs: Mapping[str, OutputDeviation]
+    tolerance: float
+    wrong: tuple[str, ...] = ()
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What did not pass, a sentence each."""
+        blame = f", by the sites {', '.join(map(repr, self.wrong))}" if self.wrong else ""
+        return tuple(
+            f"output {name!r}: the rewrite moves it even without quantization: {_reason(output)}{blame}"
+            for name, output in self.outputs.items()
+            if not _is_right(output, self.tolerance)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form that ``onnx-attnq verify`` writes."""
+        return {
+            "tolerance": self.tolerance,
+            "wrong_sites": list(self.wrong),
+            "outputs": {name: output.to_json() for name, output in self.outputs.items()},
+        }
+
+
+def prove_rewrite(
+    original: ir.Model, record: Record, samples: Sequence[Sample], expected: Sequence[Arrays], run: RunSettings
+) -> RewriteProof | None:
+    """Rewrite the sites of a record with the identity scheme, and compare with the original.
+
+    All sites at once; one by one only where that fails.
+
+    Args:
+        original: The model before.
+        record: What the rewritten model says about itself.
+        samples: Inputs.
+        expected: The original's outputs on them.
+        run: Threads and custom ops.
+
+    Returns:
+        None where the sites cannot be found again.
+    """
+    ids = [site.id for site in record.sites]
+    tolerance = _tolerance(original)
+    whole = _identity(original, record, ids)
+    if whole is None:
+        return None
+    outputs = _compare(whole, samples, expected, run)
+    if all(_is_right(output, tolerance) for output in outputs.values()):
+        return RewriteProof(outputs, tolerance)
+    wrong = []
+    for site in ids:
+        alone = _identity(original, record, [site])
+        if alone is not None:
+            found = _compare(alone, samples, expected, run)
+            wrong += [] if all(_is_right(output, tolerance) for output in found.values()) else [site]
+    return RewriteProof(outputs, tolerance, tuple(wrong))
+
+
+def _identity(original: ir.Model, record: Record, ids: Sequence[str]) -> ir.Model | None:
+    model = original.clone()
+    try:
+        sites = find_sites(expose(model, keep=lambda site: site not in ids))
+        entries = [
+            SitePlan(site.id, preset("identity"))
+            if site.id in ids
+            else SitePlan(site.id, None, "left out of the proof")
+            for site in sites.sites
+        ]
+        if not any(entry.scheme for entry in entries):
+            return None
+        rewrite(model, sites, Plan(sites.exposed.structure_hash, tuple(entries)), inline=record.inlined)
+    except AttnqError:
+        return None
+    return model
+
+
+def _compare(
+    model: ir.Model, samples: Sequence[Sample], expected: Sequence[Arrays], run: RunSettings
+) -> dict[str, OutputDeviation]:
+    session = Session(model, run)
+    outputs = {str(value.name): OutputComparison() for value in model.graph.outputs}
+    for sample, before in zip(samples, expected, strict=True):
+        for name, array in session.run(sample).items():
+            outputs[name].add(before[name], array, sample)
+    return {name: output.result() for name, output in outputs.items()}
+
+
+def _tolerance(model: ir.Model) -> float:
+    nodes = list(model.graph.all_nodes())
+    if any(node.op_type in _ROUNDING_OPS for node in nodes):
+        return QUANTIZED
+    types = {value.dtype for node in nodes for value in node.outputs}
+    types |= {value.dtype for value in model.graph.initializers.values()}
+    return FLOAT16 if types & {ir.DataType.FLOAT16, ir.DataType.BFLOAT16} else FLOAT32
+
+
+def _is_right(output: OutputDeviation, tolerance: float) -> bool:
+    d = output.deviation
+    near = d.relative_error <= tolerance or d.max_abs <= ABSOLUTE
+    return near and not d.one_sided and not output.shapes
+
+
+def _reason(output: OutputDeviation) -> str:
+    if output.shapes:
+        return output.shapes[0]
+    if output.deviation.one_sided:
+        return f"{output.deviation.one_sided} elements are NaN or infinite in one model only"
+    return f"its relative error is {output.deviation.relative_error:.2g}"
+
+
+__all__ = ["RewriteProof", "prove_rewrite"]

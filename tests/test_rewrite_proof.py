@@ -1,0 +1,105 @@
+"""The proof covers the whole rewrite: with the identity scheme, a rewritten model computes what the original does."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from small_graphs import parse
+
+import onnx_attnq.verification.rewrite_proof as proof
+from onnx_attnq.find import expose, find_sites
+from onnx_attnq.inputs import generate_samples
+from onnx_attnq.rewriting import rewrite, uniform_plan
+from onnx_attnq.run import RunSettings
+from onnx_attnq.scheme import QuantScheme, preset
+from onnx_attnq.verification import Verification, verify
+
+TWO = (
+    "(float[B,L,4] x) => (float[B,L,4] z) { xt = Transpose<perm=[0,2,1]>(x) s = MatMul(x, xt) p = Softmax<axis=-1>(s)"
+    " y = MatMul(p, x) yt = Transpose<perm=[0,2,1]>(y) t = MatMul(y, yt) q = Softmax<axis=-1>(t) z = MatMul(q, y) }"
+)
+NOISE = TWO.replace("z = MatMul(q, y)", "u = MatMul(q, y) n = RandomNormalLike(u) z = Add(u, n)")
+LENGTH = TWO.replace("float[B,L,4] z", "int64[2,N] z").replace("z = MatMul(q, y)", "u = MatMul(q, y) z = NonZero(u)")
+STRING = TWO.replace("float[B,L,4] z", "string[B,L,4] z").replace(
+    "z = MatMul(q, y)",
+    'u = MatMul(q, y) zero = Constant<value_float=0.0>() yes = Constant<value_string="yes">()'
+    ' no = Constant<value_string="no">() up = Greater(u, zero) z = Where(up, yes, no)',
+)
+
+
+def verified(text: str, scheme: QuantScheme | None = None, **options: int) -> Verification:
+    original = parse(text, inferred=True)
+    model = original.clone()
+    sites = find_sites(expose(model))
+    ids = [site.id for site in sites.sites]
+    rewrite(model, sites, uniform_plan(sites.exposed.structure_hash, ids, scheme or preset()))
+    return verify(original, model, generate_samples(original, 3, 0), run=RunSettings(1, **options))
+
+
+def test_a_right_rewrite_is_proved() -> None:
+    found = verified(TWO)
+    assert found.passed, found.failures
+    assert found.rewrite is not None
+    assert found.rewrite.outputs["z"].deviation.relative_error < 1e-6
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_wrong_rewrite_fails_and_names_the_site(broken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the rewrite had taken another operand for one of the sites."""
+    right = proof.rewrite
+
+    def wrong(model: ir.Model, sites, plan, **options):  # type: ignore[no-untyped-def]
+        record = right(model, sites, plan, **options)
+        for site in record.sites:
+            if site.id == ids[broken]:
+                op = next(n for n in model.graph if n.outputs[0].name == site.output)
+                op.replace_input_with(2, next(v for v in model.graph.inputs if v.name == "x"))
+                op.replace_input_with(0, op.inputs[1])
+                op.attributes["scale"] = ir.AttrTensor("scale", ir.tensor(np.array([3.0], np.float32)))
+        return record
+
+    original = parse(TWO, inferred=True)
+    ids = [site.id for site in find_sites(original).sites]
+    monkeypatch.setattr(proof, "rewrite", wrong)
+    found = verified(TWO)
+    assert not found.passed
+    assert found.rewrite is not None
+    assert found.rewrite.wrong == (ids[broken],)
+    assert "even without quantization" in found.failures[0]
+
+
+def test_random_ops_draw_the_same_numbers_in_both_models() -> None:
+    found = verified(NOISE, preset("identity"))
+    assert found.passed, found.failures
+    assert found.standard.outputs["z"].deviation.max_abs < 1e-5
+    assert "1 ops draw random numbers; both models got the same seeds" in found.notes
+
+
+def test_lengths_that_depend_on_values_are_reported() -> None:
+    found = verified(LENGTH)
+    assert all(check.codes for check in found.standard.sites.values())
+    assert verified(LENGTH, preset("identity")).passed
+
+
+def test_strings_are_compared_as_what_they_are() -> None:
+    assert verified(STRING, preset("identity")).standard.outputs["z"].deviation.relative_error == 0.0
+    assert verified(STRING).passed
+
+
+@pytest.mark.parametrize("memory", [1, 2**30])
+def test_the_memory_budget_does_not_change_the_result(memory: int) -> None:
+    small, large = verified(TWO, memory=memory), verified(TWO)
+    assert small.to_json() == large.to_json()
+
+
+def test_samples_that_prove_little_are_said() -> None:
+    original = parse(TWO, inferred=True)
+    model = original.clone()
+    sites = find_sites(expose(model))
+    plan = uniform_plan(sites.exposed.structure_hash, [site.id for site in sites.sites], preset())
+    rewrite(model, sites, plan)
+    same = {"x": np.ones((2, 5, 4), np.float32)}
+    assert verify(original, model, [same]).notes == (
+        "the samples prove little: 100% of the rows are uniform, one-hot or NaN",
+    )
