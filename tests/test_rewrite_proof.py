@@ -20,7 +20,7 @@ TWO = (
     " y = MatMul(p, x) yt = Transpose<perm=[0,2,1]>(y) t = MatMul(y, yt) q = Softmax<axis=-1>(t) z = MatMul(q, y) }"
 )
 NOISE = TWO.replace("z = MatMul(q, y)", "u = MatMul(q, y) n = RandomNormalLike(u) z = Add(u, n)")
-LENGTH = TWO.replace("float[B,L,4] z", "int64[2,N] z").replace("z = MatMul(q, y)", "u = MatMul(q, y) z = NonZero(u)")
+LENGTH = TWO.replace("float[B,L,4] z", "int64[3,N] z").replace("z = MatMul(q, y)", "u = MatMul(q, y) z = NonZero(u)")
 STRING = TWO.replace("float[B,L,4] z", "string[B,L,4] z").replace(
     "z = MatMul(q, y)",
     'u = MatMul(q, y) zero = Constant<value_float=0.0>() yes = Constant<value_string="yes">()'
