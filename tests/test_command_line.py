@@ -144,7 +144,7 @@ NO_DEFAULT = {
 
 
 def test_the_same_option_has_the_same_default_everywhere() -> None:
-    for flag in ("--threads", "--samples", "--seed", "--scheme", "--bits", "--threshold"):
+    for flag in ("--threads", "--seed", "--scheme", "--bits", "--threshold"):
         defaults = {
             (option.help or "").partition("[default")[2] if flag == "--threads" else str(option.default)
             for _, option in OPTIONS

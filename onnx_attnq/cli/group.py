@@ -18,7 +18,7 @@ COMMANDS: Final = {
     "analyze": "Measure the attention values of MODEL, and the cost of schemes",
     "bench": "Time ORIGINAL and the models REWRITTEN from it, in turn",
     "evaluate": "Measure MODEL and its compressed form on a task",
-    "tune": "Choose a scheme for each head of MODEL, within a loss that you name",
+    "tune": "Choose a scheme for each head of MODEL, and write the plan",
     "export": "Export MODEL from transformers to ONNX, checked against PyTorch",
     "verify": "Compare what models A and B compute",
     "bisect": "Rank the sites of B by what they add to its deviation from A",

@@ -51,7 +51,9 @@ class Share(click.ParamType["float | str"]):
     "chooses the plan, the other confirms it.",
 )
 @click.option("--max-loss", type=Share(), help="Largest loss of any figure, such as 0.5%.  [default: 0.5%]")
-@click.option("--min-pruned", type=Share(), help="Least share of the attention values to prune, such as 80%.")
+@click.option(
+    "--min-pruned", type=Share(), help="Least share of the attention values to prune, such as 80%.  [default: none]"
+)
 @click.option(
     "--objective",
     type=click.Choice(("sparse", "narrow", "sparse-and-narrow")),
@@ -64,12 +66,23 @@ class Share(click.ParamType["float | str"]):
     type=click.Choice(TASKS),
     help="Loss of the metrics of a task, as of `evaluate`.  [default: agreement with the original]",
 )
-@click.option("--metric", metavar="MODULE:FUNCTION", help="Loss of a number that a function of yours gives, see below.")
+@click.option(
+    "--metric",
+    metavar="MODULE:FUNCTION",
+    help="Loss of a number that a function of yours gives, see below.  [default: none]",
+)
 @click.option("--tokenizer", type=path_type, help="Folder with the tokenizer, for --task.  [default: MODEL's folder]")
 @click.option(
-    "--max-length", type=click.IntRange(8), default=320, show_default=True, metavar="TOKENS", help="For --task."
+    "--max-length",
+    type=click.IntRange(8),
+    default=320,
+    show_default=True,
+    metavar="TOKENS",
+    help="Longest input of the model for --task, in tokens.",
 )
-@click.option("--limit", type=click.IntRange(4), metavar="COUNT", help="Use only the first examples of --task.")
+@click.option(
+    "--limit", type=click.IntRange(4), metavar="COUNT", help="Use only the first examples of --task.  [default: all]"
+)
 @click.option(
     "--samples",
     type=click.IntRange(1),
@@ -80,7 +93,12 @@ class Share(click.ParamType["float | str"]):
 )
 @click.option("-o", "--output", type=path_type, help="Plan to write.  [default: MODEL.plan.json]")
 @click.option("--resume", is_flag=True, help="Continue an earlier run with the same options.")
-@click.option("--time-budget", type=click.FloatRange(0.0), metavar="SECONDS", help="Time for measuring heads.")
+@click.option(
+    "--time-budget",
+    type=click.FloatRange(0.0),
+    metavar="SECONDS",
+    help="Longest time to measure heads for.  [default: no limit]",
+)
 @click.option("--jobs", type=int, default=-1, show_default=True, metavar="COUNT", help="Processes; -1 is one a core.")
 @click.option(
     "--backend",
@@ -89,7 +107,9 @@ class Share(click.ParamType["float | str"]):
     show_default=True,
     help="Where heads are measured: processes of this machine, or a dask cluster.",
 )
-@click.option("--address", metavar="HOST:PORT", help="Scheduler of the dask cluster.")
+@click.option(
+    "--address", metavar="HOST:PORT", help="Scheduler of the dask cluster.  [default: a cluster on this machine]"
+)
 @run_options
 @json_option
 def tune(
