@@ -154,7 +154,7 @@ def test_without_data_it_says_that_the_inputs_are_made_up(model):
         (["--include", "layer*"], "'layer*' matches no site; the sites are p0, p1"),
         (["--exclude", "p*"], "leave no site"),
         (["--tokenizer", "nowhere.json"], "nowhere.json does not exist"),
-        (["-o", "/proc/nowhere"], "cannot make the folder"),
+        (["-o", "/proc/nowhere"], "/proc/nowhere"),
     ],
 )
 def test_bad_usage_ends_in_one_line(model, arguments, message):
