@@ -50,3 +50,18 @@ def test_packages_are_entered_by_their_faces() -> None:
             parts = (node.module or "").split(".") if isinstance(node, ast.ImportFrom) else []
             if len(parts) > 2 and parts[0] == "onnx_attnq" and parts[1] not in (own, "report"):
                 raise AssertionError(f"{path} imports {node.module}, not {parts[0]}.{parts[1]}")
+
+
+def test_no_module_is_over_400_lines() -> None:
+    long = {str(p): n for p in PACKAGE.rglob("*.py") if (n := len(p.read_text(encoding="utf-8").splitlines())) > 400}
+    assert not long
+
+
+def test_no_function_takes_more_than_eight_parameters() -> None:
+    # Commands of the command line take their options as parameters.
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef) or (path.parent.name == "cli" and node.decorator_list):
+                continue
+            names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            assert len([name for name in names if name not in ("self", "cls")]) <= 8, (path, node.name)

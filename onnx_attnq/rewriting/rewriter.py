@@ -190,7 +190,10 @@ def _table_shape(site: AttentionSite, scheme: SiteScheme) -> tuple[int, ...]:
     if isinstance(scheme, QuantScheme):
         return (1,)
     shape = site.probabilities.shape
-    sizes = () if shape is None else tuple(dim if isinstance(dim, int) else None for dim in shape)
+    if shape is None:  # as in exports of TorchScript: the rank follows from the nodes, and the heads from the schemes
+        sizes: tuple[int | None, ...] = (None,) * (rank_of(site.probabilities) or 0)
+    else:
+        sizes = tuple(dim if isinstance(dim, int) else None for dim in shape)
     try:
         return table_shape(scheme, sizes)
     except InvalidScheme as error:
