@@ -1,7 +1,6 @@
 """The pictures of a study: the paper's, and what is useful beyond.
 
-Every function returns a matplotlib figure, which notebooks show and `onnx_attnq.figure.save_figure` writes as
-SVG or PNG. A layer is an attention site, in the order of the graph; layers and heads count from 0.
+Every function returns a matplotlib figure, which notebooks show and `picture_style.save_figure` writes as SVG or PNG. A layer is an attention site, in the order of the graph; layers and heads count from 0.
 """
 
 from __future__ import annotations
@@ -30,11 +29,8 @@ from onnx_attnq.study import (
     scheme_label,
 )
 
-_MOST_ANNOTATED = 16
-"""Heads up to which the cells of a heat map are wide enough for their number."""
-
-_MOST_LABELLED = 48
-"""Tokens up to which an attention map is large enough for their labels."""
+_MOST_ANNOTATED = 16  # heads up to which the cells of a heat map are wide enough for their number
+_MOST_LABELLED = 48  # tokens up to which an attention map is large enough for their labels
 
 
 @styled
