@@ -395,13 +395,20 @@ def test_a_terminal_is_filled_and_not_exceeded(columns: int, model: Path) -> Non
 # --- interruption
 
 
+def take_interrupts() -> None:
+    """Undo what a shell does to the jobs that it starts in the background: they, and their children, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process")
 @pytest.mark.parametrize("after", [0.05, 0.15, 0.3, 0.6, 1.0])
 def test_an_interruption_is_one_line_at_any_moment(after: float, model: Path) -> None:
     # From when Python runs the program's own code: what comes before is the interpreter's.
     code = "import sys; print(flush=True); from onnx_attnq.cli import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", f"from onnx_attnq.cli import main; {code}", str(model), "--samples", "3000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=take_interrupts
+    ) as process:
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(after)

@@ -1,6 +1,7 @@
 """The pictures of a study: the paper's, and what is useful beyond.
 
-Every function returns a matplotlib figure, which notebooks show and `picture_style.save_figure` writes as SVG or PNG. A layer is an attention site, in the order of the graph; layers and heads count from 0.
+Every function returns a matplotlib figure, which notebooks show and `picture_style.save_figure` writes as SVG or PNG.
+A layer is an attention site, in the order of the graph; layers and heads count from 0.
 """
 
 from __future__ import annotations
