@@ -21,5 +21,9 @@ autodoc_member_order = "bysource"
 nitpick_ignore_regex = [
     ("py:class", r"(click|collections|enum|numpy|np|npt|onnx_ir|onnxruntime|os|pathlib|typing)\..*"),
     ("py:class", r"(Any|Mapping|FloatArray|CodeArray|CanonicalJson)"),
-    ("py:class", r"onnx_attnq\.(attention|onnx_text|undo|walk)\..*"),  # what the public ones are made of
+    # What the public ones are made of.
+    (
+        "py:class",
+        r"onnx_attnq\.(diff\.onnx_text|find\.(axis_walk|exposed|fused|whole_attention)|graph\.undo)\..*",
+    ),
 ]

@@ -15,6 +15,9 @@ _ON_THE_HUB: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
 _BARE_NAME: Final = re.compile(r"[\w-]+(\.[\w-]+)*")
 
+_WEIGHTS: Final = ("*.safetensors", "*.bin")
+"""How transformers calls the weights that lie beside config.json."""
+
 _ONNX: Final = frozenset({".onnx", ".ort", ".pb"})
 
 
@@ -25,7 +28,8 @@ def is_transformers_model(model: Path) -> bool:
         InvalidModel: There is no such file, but a model of the hub may have this name.
     """
     if model.is_dir():
-        return (model / "config.json").is_file() and next(model.rglob("*.onnx"), None) is None
+        weights = any(next(model.glob(pattern), None) is not None for pattern in _WEIGHTS)
+        return weights and (model / "config.json").is_file() and next(model.rglob("*.onnx"), None) is None
     if model.exists() or model.suffix in _ONNX:
         return False
     name = model.as_posix()

@@ -108,7 +108,7 @@ class Share(click.ParamType["float | str"]):
     help="Where heads are measured: processes of this machine, or a dask cluster.",
 )
 @click.option(
-    "--address", metavar="HOST:PORT", help="Scheduler of the dask cluster.  [default: a cluster on this machine]"
+    "--address", metavar="HOST:PORT", help="Scheduler of the dask cluster, which --backend dask needs.  [default: none]"
 )
 @run_options
 @json_option

@@ -85,7 +85,7 @@ class Deviation:
 
     @property
     def cosine_tells(self) -> bool:
-        """Whether the cosine says anything: not for rows of one element, nor where all have one sign."""
+        """Whether the cosine says anything; it does not for rows of one element, nor where all have one sign."""
         return self.wide > 0 and self.positive > 0 and self.negative > 0
 
     @property
