@@ -159,8 +159,9 @@ def test_a_mask_has_the_effect_that_it_had(steps: str, form: Form, tmp_path: Pat
     sample["m"] = np.where(random.random((5, 5)) < 0.5, 0, -np.inf).astype(np.float32)
     sample["m"][2], sample["c"][2], sample["c"][3] = -np.inf, True, False
     inputs = {i.name for i in load(path).graph.inputs}
-    given = VerifySettings(samples=({k: sample[k] for k in inputs},))
-    result = compress(path, tmp_path / "o.onnx", scheme=preset("identity"), verification=given)
+    sample = {name: sample[name] for name in inputs}
+    # Without the codes: scores of a thousand, which a fill of -1e9 does not swallow in float32, are beyond their check.
+    result = compress(path, tmp_path / "o.onnx", scheme=preset("identity"), verification=None)
     assert [site.form for site in result.sites.sites] == [form]
     expected, actual = (Session(load(p)).run(sample)["y"] for p in (path, tmp_path / "o.onnx"))
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)

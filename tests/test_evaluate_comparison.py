@@ -15,7 +15,7 @@ from onnx_attnq.cli import main
 from onnx_attnq.errors import InvalidData, InvalidModel, MissingExtra
 from onnx_attnq.evaluate import Metric, SentenceSimilarity, TextModel, attention_figures, compare, evaluate
 from onnx_attnq.evaluate.attention import Recording
-from onnx_attnq.evaluate.bootstrap import relative_loss
+from onnx_attnq.evaluate.bootstrap import Bootstrap, relative_loss
 from onnx_attnq.evaluate.data import Pair
 from onnx_attnq.evaluate.records import mean_of
 from onnx_attnq.extras import first_problem
@@ -122,7 +122,7 @@ def test_identity_loses_nothing(original: Path, tmp_path: Path) -> None:
         paths,
         tokenizer(),
         run=RunSettings(1),
-        resamples=50,
+        bootstrap=Bootstrap(50),
         progress=lambda _, *step: seen.append(step),
     )
     same, coarse = found.compressed

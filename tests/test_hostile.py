@@ -287,8 +287,8 @@ def huge_constant(proto: onnx.ModelProto) -> None:
 
 
 DAMAGES = {
-    change_opset(10): "opset 10 is not supported: 11 to",
-    change_opset(10_000): "opset 10000 is not supported: 11 to",
+    change_opset(8): "opset 8 is not supported: 9 to",
+    change_opset(10_000): "opset 10000 is not supported: 9 to",
     negative_ir_version: "IR version -1 is not supported",
     unknown_ir_version: "IR version 4611686018427387904 is not supported",
     no_opset: "imports no ai.onnx operator set",

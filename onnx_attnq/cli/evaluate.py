@@ -107,8 +107,8 @@ def evaluate(
     sentence-similarity  STS-B: CSV sentence, sentence, score  Spearman
     retrieval            SQuAD v1.1 JSON, such as XQuAD        accuracy@1, MRR
     """  # noqa: D301 - click takes the character itself, and leaves the table as it is
+    from onnx_attnq.evaluate import Bootstrap, load_task, load_tokenizer, task_from_hub
     from onnx_attnq.evaluate import evaluate as measure
-    from onnx_attnq.evaluate import load_task, load_tokenizer, task_from_hub
     from onnx_attnq.job import compress, compress_weights
     from onnx_attnq.rewriting import RewriteSettings
     from onnx_attnq.run import quantize_weights
@@ -143,8 +143,7 @@ def evaluate(
                 words,
                 references=references,
                 run=run,
-                resamples=resamples,
-                seed=seed,
+                bootstrap=Bootstrap(resamples, seed),
                 progress=progress,
             )
     if json_path is not None:

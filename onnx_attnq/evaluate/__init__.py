@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from onnx_attnq.evaluate.attention import AttentionFigures, attention_figures
-from onnx_attnq.evaluate.bootstrap import RESAMPLES, SEED, Comparison, Interval, compare, interval
+from onnx_attnq.evaluate.bootstrap import RESAMPLES, SEED, Bootstrap, Comparison, Interval, compare, interval
 from onnx_attnq.evaluate.causal_lm import CausalLanguageModelling
 from onnx_attnq.evaluate.evaluation import CompressedModel, Evaluation, evaluate
 from onnx_attnq.evaluate.masked_lm import MaskedLanguageModelling
@@ -26,6 +26,7 @@ __all__ = [
     "SEED",
     "TASKS",
     "AttentionFigures",
+    "Bootstrap",
     "CausalLanguageModelling",
     "Comparison",
     "CompressedModel",

@@ -20,6 +20,19 @@ SEED: Final = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """How examples are resampled.
+
+    Attributes:
+        resamples: Number of bootstrap samples.
+        seed: Seed of the resampling; the same seed draws the same examples for every figure.
+    """
+
+    resamples: int = RESAMPLES
+    seed: int = SEED
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Interval:
     """An estimate and the bounds of its 95 % percentile bootstrap interval; NaN where it is undefined."""
 
@@ -135,4 +148,14 @@ def interval(
     return Interval(statistic(rows), float(low), float(high))
 
 
-__all__ = ["CONFIDENCE", "RESAMPLES", "SEED", "Comparison", "Interval", "compare", "interval", "relative_loss"]
+__all__ = [
+    "CONFIDENCE",
+    "RESAMPLES",
+    "SEED",
+    "Bootstrap",
+    "Comparison",
+    "Interval",
+    "compare",
+    "interval",
+    "relative_loss",
+]

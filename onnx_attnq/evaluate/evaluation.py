@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_attnq.evaluate.attention import AttentionFigures, Recording, attention_figures
-from onnx_attnq.evaluate.bootstrap import CONFIDENCE, RESAMPLES, SEED, Comparison, Interval, compare, interval
+from onnx_attnq.evaluate.bootstrap import CONFIDENCE, Bootstrap, Comparison, Interval, compare, interval
 from onnx_attnq.evaluate.records import FloatArray, Metric
 from onnx_attnq.evaluate.task import Task
 from onnx_attnq.evaluate.text_model import TextModel
@@ -79,8 +79,7 @@ def evaluate(
     *,
     references: Sequence[str | os.PathLike[str]] = (),
     run: RunSettings = RunSettings(),
-    resamples: int = RESAMPLES,
-    seed: int = SEED,
+    bootstrap: Bootstrap = Bootstrap(),
     progress: Progress = no_progress,
 ) -> Evaluation:
     """Measure models on a task and compare them, example by example.
@@ -92,8 +91,7 @@ def evaluate(
         references: Files with other changes than those of attention, such as quantized weights; they come first.
         tokenizer: As `load_tokenizer` gives it.
         run: Threads and custom ops.
-        resamples: Number of bootstrap samples.
-        seed: Seed of the resampling.
+        bootstrap: How examples are resampled for the intervals.
         progress: Called after each example, with the examples done and those of all models.
 
     Raises:
@@ -111,16 +109,24 @@ def evaluate(
     for path in paths[1:]:
         done += 1
         after = task.records(TextModel.load(path, tokenizer, run=run), advance)
-        comparisons = tuple(compare(before, after, metric, resamples=resamples, seed=seed) for metric in task.metrics)
+        comparisons = tuple(
+            compare(before, after, metric, resamples=bootstrap.resamples, seed=bootstrap.seed)
+            for metric in task.metrics
+        )
         is_reference = done <= len(references)
         figures = None if is_reference else attention_figures(path, recording.samples, run=run)
         found.append(CompressedModel(path, comparisons, figures))
-    metrics = {metric.name: _interval(before, metric, resamples, seed) for metric in task.metrics}
+    metrics = {metric.name: _interval(before, metric, bootstrap) for metric in task.metrics}
     return Evaluation(task.name, task.unit, len(before), paths[0], metrics, tuple(found))
 
 
-def _interval(records: FloatArray, metric: Metric, resamples: int, seed: int) -> Interval:
-    return interval(lambda rows: metric.compute(records[rows]), len(records), resamples=resamples, seed=seed)
+def _interval(records: FloatArray, metric: Metric, bootstrap: Bootstrap) -> Interval:
+    return interval(
+        lambda rows: metric.compute(records[rows]),
+        len(records),
+        resamples=bootstrap.resamples,
+        seed=bootstrap.seed,
+    )
 
 
 __all__ = ["CompressedModel", "Evaluation", "evaluate"]

@@ -298,6 +298,8 @@ def _trace_operand(value: ir.Value | None, types: Types, *, scaled: bool) -> Ope
             break
         if known_op(node) == "Transpose" and (attribute := node.attributes.get("perm")) is not None:
             inner = attribute.as_ints()
+            if sorted(inner) != list(range(rank)):
+                return Lost(f"{describe(node)} does not permute {rank} axes")
             perm = tuple(int(inner[axis]) for axis in perm)
         elif factor is not None:
             scale *= factor
@@ -324,7 +326,7 @@ def _trace_context(context: ir.Value, rank: int) -> tuple[ir.Value, tuple[int, .
     here = len(users) == 1 and users[0].graph is context.graph and not context.is_graph_output()
     if here and known_op(users[0]) == "Transpose":
         attribute = users[0].attributes.get("perm")
-        if attribute is not None:
+        if attribute is not None and sorted(attribute.as_ints()) == list(range(rank)):
             return users[0].outputs[0], tuple(int(axis) for axis in attribute.as_ints())
     return context, tuple(range(rank))
 
