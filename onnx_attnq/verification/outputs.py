@@ -25,7 +25,7 @@ class OutputDeviation:
     Attributes:
         deviation: Figures of the elements that are finite in both.
         quantiles: Of their absolute differences, by the names of `QUANTILES`.
-        far: Number of elements for which not |b − a| <= atol + rtol · |a|; 0 where no such bound was asked for.
+        far: Number of elements for which not ``abs(b − a)`` <= atol + rtol · ``abs(a)``; 0 without such a bound.
         shapes: For each sample in which the shapes differ, a sentence with both; its values are not compared.
     """
 
