@@ -214,3 +214,12 @@ def test_a_long_chain_of_producers_is_given_up() -> None:
     proto = helper.make_model(helper.make_graph(nodes, "chain", info, [helper.make_empty_tensor_value_info("v5000")]))
     last = ir.from_proto(proto).graph.outputs[0]
     assert (known.element_type(last), known.rank(last), known.width(last)) == (None, None, None)
+
+
+def test_asking_for_a_rank_renames_no_tensor_of_the_model() -> None:
+    tensor = ir.tensor([2, 3], name="the caller's")
+    target = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)])
+    target.outputs[0].name = "target"
+    reshaped = ir.Node("", "Reshape", [ir.Value(name="x"), target.outputs[0]])
+    assert known.rank(reshaped.outputs[0]) == 2
+    assert tensor.name == "the caller's"

@@ -12,6 +12,7 @@ from onnx_attnq.cli.command import command
 from onnx_attnq.cli.options import (
     bits_option,
     json_option,
+    max_length_option,
     path_type,
     run_options,
     scheme_of,
@@ -56,14 +57,7 @@ TASKS: Final = (
 @bits_option
 @threshold_option
 @weights_option
-@click.option(
-    "--max-length",
-    type=click.IntRange(8),
-    default=320,
-    show_default=True,
-    metavar="TOKENS",
-    help="Longest input of the model, in tokens; longer texts are cut into windows that overlap.",
-)
+@max_length_option
 @click.option("--limit", type=click.IntRange(1), metavar="COUNT", help="Use only the first examples.  [default: all]")
 @click.option(
     "--resamples",

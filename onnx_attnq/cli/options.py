@@ -147,6 +147,14 @@ def limits_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return functools.reduce(lambda decorated, option: option(decorated), reversed(options), with_limits)
 
 
+max_length_option = click.option(
+    "--max-length",
+    type=click.IntRange(8),
+    default=320,
+    show_default=True,
+    metavar="TOKENS",
+    help="Longest input of the model for a task, in tokens; longer texts are cut into windows that overlap.",
+)
 json_option = click.option(
     "--json",
     "json_path",

@@ -9,7 +9,7 @@ import click
 
 from onnx_attnq.cli.command import command
 from onnx_attnq.cli.evaluate import TASKS
-from onnx_attnq.cli.options import json_option, path_type, run_options
+from onnx_attnq.cli.options import json_option, max_length_option, path_type, run_options
 from onnx_attnq.cli.output import console, plain_table, progress_bar, write_json
 from onnx_attnq.errors import InvalidData
 
@@ -72,14 +72,7 @@ class Share(click.ParamType["float | str"]):
     help="Loss of a number that a function of yours gives, see below.  [default: none]",
 )
 @click.option("--tokenizer", type=path_type, help="Folder with the tokenizer, for --task.  [default: MODEL's folder]")
-@click.option(
-    "--max-length",
-    type=click.IntRange(8),
-    default=320,
-    show_default=True,
-    metavar="TOKENS",
-    help="Longest input of the model for --task, in tokens.",
-)
+@max_length_option
 @click.option(
     "--limit", type=click.IntRange(4), metavar="COUNT", help="Use only the first examples of --task.  [default: all]"
 )

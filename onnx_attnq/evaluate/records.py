@@ -13,9 +13,8 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
+from onnx_attnq.scheme import FloatArray
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

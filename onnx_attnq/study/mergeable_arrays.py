@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from onnx_attnq.scheme import FloatArray
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 MERGE_TOLERANCE: Final = 1e-12

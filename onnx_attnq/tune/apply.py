@@ -13,20 +13,8 @@ from onnx_attnq.tune.choice import Choice
 NOT_TUNED = "not tuned: it is not in the main graph"
 
 
-def plan_of(source: Path, choice: Choice) -> Plan:
+def plan_of(sites: Sites, choice: Choice) -> Plan:
     """The plan of a choice, with every site of the model: those that were not measured are left as they are."""
-    return _plan(find_sites(expose(load(source))), choice)
-
-
-def write_model(source: Path, choice: Choice, output: Path) -> None:
-    """Rewrite a model with a choice; what is not verified here is verified when the plan is applied."""
-    model = load(source)
-    sites = find_sites(expose(model))
-    rewrite(model, sites, _plan(sites, choice))
-    save(model, output)
-
-
-def _plan(sites: Sites, choice: Choice) -> Plan:
     entries = []
     for site in sites.sites:
         schemes = choice.schemes.get(site.id)
@@ -36,6 +24,14 @@ def _plan(sites: Sites, choice: Choice) -> Plan:
             same = len(set(schemes)) == 1
             entries.append(SitePlan(site.id, schemes[0] if same else HeadSchemes(schemes)))
     return Plan(sites.exposed.structure_hash, tuple(entries))
+
+
+def write_model(source: Path, choice: Choice, output: Path) -> None:
+    """Rewrite a model with a choice; what is not verified here is verified when the plan is applied."""
+    model = load(source)
+    sites = find_sites(expose(model))
+    rewrite(model, sites, plan_of(sites, choice))
+    save(model, output)
 
 
 __all__ = ["plan_of", "write_model"]

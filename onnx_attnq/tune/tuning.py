@@ -17,8 +17,9 @@ from typing import Any, Final
 
 from onnx_attnq.errors import InvalidData, NothingToRewrite
 from onnx_attnq.extras import require
+from onnx_attnq.find import expose, find_sites
 from onnx_attnq.inputs import Sample
-from onnx_attnq.model import sha256
+from onnx_attnq.model import load, sha256
 from onnx_attnq.progress import Progress, no_progress
 from onnx_attnq.rewriting import save_plan
 from onnx_attnq.scheme import QuantScheme, preset
@@ -217,6 +218,7 @@ class _Search:
 
     def __init__(self, tuner: Tuner, plans: Sequence[Choice], model: Path, output: Path, report: Progress) -> None:
         self.tuner, self.plans, self.model, self.output, self.report = tuner, plans, model, output, report
+        self.sites = find_sites(expose(load(tuner.source)))
         self.steps: list[Step] = []
 
     def run(self) -> Tuning:
@@ -254,14 +256,15 @@ class _Search:
         if known is not None:
             return known
         self.report(f"loss of a plan ({part})", len(self.steps), len(self.steps) + 1)
-        write_model(self.tuner.source, self.plans[index], self.model)
+        if not self.steps or self.steps[-1].choice is not self.plans[index]:  # else it is there already
+            write_model(self.tuner.source, self.plans[index], self.model)
         found = self.tuner.loss.measure(self.model, part)
         bound = self.tuner.goal.max_loss
         self.steps.append(Step(self.plans[index], part, found, bound is None or found.worst <= bound))
         return self.steps[-1]
 
     def _write(self, index: int) -> None:
-        save_plan(plan_of(self.tuner.source, self.plans[index]), self.output)
+        save_plan(plan_of(self.sites, self.plans[index]), self.output)
 
     def _prunes_too_little(self, index: int) -> bool:
         least = self.tuner.goal.min_pruned

@@ -12,7 +12,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from onnx_attnq.graph import known_op
+from onnx_attnq.graph import constant, known_op
 
 _MAX_DEPTH: Final = 32
 """How many producers are asked in a row. Long enough for any layer, and a bound on hostile chains."""
@@ -122,8 +122,8 @@ def _rank(value: ir.Value, depth: int) -> int | None:
 
 def _length(vector: ir.Value) -> int | None:
     """The number of entries of a shape."""
-    constant = ir.convenience.get_const_tensor(vector)
-    return size(vector, 0) if constant is None else constant.size
+    tensor = constant(vector)
+    return size(vector, 0) if tensor is None else int(tensor.size)
 
 
 def _width(value: ir.Value, depth: int) -> int | None:
