@@ -2,7 +2,7 @@
 #include "kernels.h"
 #include "processor_x86.h"
 #include "simd_avx2.h"
-#include "vector_attention.h"
+#include "vector_kernels.h"
 
 // After the vectors that it builds on.
 #include "rounded_products.h"

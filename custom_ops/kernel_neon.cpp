@@ -1,7 +1,7 @@
 // NEON, which every 64-bit ARM processor has.
 #include "kernels.h"
 #include "simd_neon.h"
-#include "vector_attention.h"
+#include "vector_kernels.h"
 
 // After the vectors that it builds on.
 #include "rounded_products.h"

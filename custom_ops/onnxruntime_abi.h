@@ -3,7 +3,7 @@
 //
 // OrtApi is a table of function pointers that is only ever appended to, so an entry is its slot number. The numbers and
 // signatures are those of onnxruntime_c_api.h; tests/test_native_abi.py compares them with the real header where
-// there is one. Nothing but onnxruntime_ops.cpp includes this file.
+// there is one. Only onnxruntime_glue.h includes this file.
 #pragma once
 
 #include <cstddef>

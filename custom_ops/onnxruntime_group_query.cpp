@@ -1,0 +1,118 @@
+// A node of GroupQueryAttention: attributes, inputs and outputs of com.microsoft's op of that name.
+#include <algorithm>
+#include <cmath>
+
+#include "onnxruntime_glue.h"
+
+namespace onnx_attnq {
+namespace {
+
+float* output_of(const Kernel& kernel, KernelContext* context, std::size_t index, const Shape& shape) {
+  Value* const value = output_value(kernel, context, index, shape);
+  if (value == nullptr) throw std::invalid_argument("the outputs present_key and present_value must be there");
+  return data_of<float>(kernel.api, value);
+}
+
+void demand(bool fits, const char* what) {
+  if (!fits) throw std::invalid_argument(std::string(what) + " has a shape that does not fit the others");
+}
+
+}  // namespace
+
+// The attributes that GroupQueryAttention has; what the kernel does not do is refused.
+void read_group_query(Kernel& kernel, const KernelInfo* info) {
+  const auto integer = [&](const char* name, std::int64_t otherwise) {
+    return integer_attribute(kernel.api, info, name, otherwise);
+  };
+  GroupQuery& call = kernel.group_query;
+  call.heads = integer("num_heads", 0);
+  call.kv_heads = integer("kv_num_heads", 0);
+  if (call.kv_heads < 1 || call.heads < 1 || call.heads % call.kv_heads != 0) {
+    throw std::invalid_argument("num_heads must be a multiple of kv_num_heads, and both positive");
+  }
+  call.interleaved = integer("rotary_interleaved", 0) != 0;
+  kernel.rotates = integer("do_rotary", 0) != 0;
+  call.causal = integer("causal", 1) != 0;
+  call.window = std::max<Index>(integer("local_window_size", -1), 0);
+  for (const char* name : {"smooth_softmax", "qk_output", "sliding_window_cache", "kv_cache_bit_width"}) {
+    if (integer(name, 0) != 0) throw std::invalid_argument(std::string("attribute ") + name + " is not supported");
+  }
+  const auto number = [&](const char* name) {
+    float value = 0;
+    Status* const status = kKernelInfoGetAttribute_float(kernel.api, info, name, &value);
+    if (status != nullptr) kReleaseStatus(kernel.api, status);
+    return value;
+  };
+  call.scale = number("scale");  // 0 for 1 / sqrt(depth)
+  if (number("softcap") != 0) throw std::invalid_argument("attribute softcap is not supported");
+}
+
+void compute_group_query(const Kernel& kernel, KernelContext* context) {
+  const auto input = [&](std::size_t index) { return optional_input(kernel, context, index); };
+  const auto shape = [&](const Value* value) { return type_of(kernel.api, value).shape; };
+  for (std::size_t i = kFirstUnsupported; i < kInputs; ++i) {
+    if (input(i) != nullptr) throw std::invalid_argument("input " + std::to_string(i) + " is not supported");
+  }
+  GroupQuery call = kernel.group_query;
+  call.form = kernel.op->form;
+  const Shape query = shape(input(kQuery));
+  demand(query.size() == 3, "query");
+  call.batch = query[0], call.queries = call.new_rows = query[1];
+  call.query = data_of<const float>(kernel.api, input(kQuery));
+  call.query_row = call.key_row = query[2];
+  if (input(kKey) == nullptr) {
+    const Index heads = call.heads + 2 * call.kv_heads;
+    demand(query[2] % heads == 0, "query");
+    call.depth = query[2] / heads;
+    call.key = call.query + call.heads * call.depth;
+    call.value = call.key + call.kv_heads * call.depth;
+  } else {
+    const Shape key = shape(input(kKey));
+    demand(query[2] % call.heads == 0, "query");
+    call.depth = query[2] / call.heads;
+    demand(key.size() == 3 && key[0] == call.batch && key[2] == call.kv_heads * call.depth, "key");
+    demand(input(kValue) != nullptr && shape(input(kValue)) == key, "value");
+    call.key_row = key[2], call.new_rows = key[1];
+    call.key = data_of<const float>(kernel.api, input(kKey));
+    call.value = data_of<const float>(kernel.api, input(kValue));
+  }
+  const Index total = *data_of<const std::int32_t>(kernel.api, input(kTotal));
+  demand(element_count(shape(input(kLastKey))) == call.batch, "seqlens_k");
+  call.last_key = data_of<const std::int32_t>(kernel.api, input(kLastKey));
+  Shape cache = {call.batch, call.kv_heads, 0, call.depth};
+  if (input(kPastKey) != nullptr) {
+    const Shape past = shape(input(kPastKey));
+    demand(past.size() == 4, "past_key");
+    cache[2] = call.past_rows = past[2];
+    demand(past == cache, "past_key");
+    demand(input(kPastValue) != nullptr && shape(input(kPastValue)) == cache, "past_value");
+    call.past_key = data_of<const float>(kernel.api, input(kPastKey));
+    call.past_value = data_of<const float>(kernel.api, input(kPastValue));
+  }
+  cache[2] = call.capacity = std::max(call.past_rows, total);
+  if (kernel.rotates) {
+    demand(input(kCos) != nullptr && input(kSin) != nullptr, "cos_cache");
+    const Shape table = shape(input(kCos));
+    demand(table.size() == 2 && 2 * table[1] <= call.depth && shape(input(kSin)) == table, "cos_cache");
+    call.table_rows = table[0], call.columns = table[1];
+    call.cos = data_of<const float>(kernel.api, input(kCos));
+    call.sin = data_of<const float>(kernel.api, input(kSin));
+    if (const Value* positions = input(kPositions)) {
+      call.positions = data_of<const std::int64_t>(kernel.api, positions);
+      call.prompt = total == call.queries;
+      demand(element_count(shape(positions)) >= (call.prompt ? 1 : call.batch * call.queries), "position_ids");
+    }
+  }
+  if (call.scale == 0) call.scale = 1.0f / std::sqrt(static_cast<float>(call.depth));
+  const Index batch[kBatchAxes] = {1, call.batch, call.heads};
+  const Tables by_head = tables_of(kernel.tables.data(), kernel.table_shape, batch);
+  const Index group = call.heads / call.kv_heads;
+  call.tables = {by_head.first, {0, by_head.stride[2] * group, by_head.stride[2]}};
+  call.context = output_of(kernel, context, 0, {call.batch, call.queries, call.heads * call.depth});
+  call.present_key = output_of(kernel, context, 1, cache);
+  call.present_value = output_of(kernel, context, 2, cache);
+  SessionHost host(kernel.api, context);
+  if (!attend(call, kernel.kernels, host)) throw std::bad_alloc();
+}
+
+}  // namespace onnx_attnq
