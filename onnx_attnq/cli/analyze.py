@@ -15,6 +15,7 @@ from onnx_attnq.cli.command import command
 from onnx_attnq.cli.options import (
     SchemeType,
     data_option,
+    input_shape_option,
     json_option,
     path_type,
     run_options,
@@ -27,6 +28,7 @@ from onnx_attnq.cli.output import console, progress_bar, show_refused, write_jso
 from onnx_attnq.errors import CannotWrite, MissingExtra
 
 if TYPE_CHECKING:
+    from onnx_attnq.inputs import InputShapes
     from onnx_attnq.run import RunSettings
     from onnx_attnq.study import Study
 
@@ -95,6 +97,7 @@ if TYPE_CHECKING:
 )
 @samples_option
 @seed_option
+@input_shape_option
 @run_options
 @json_option
 def analyze(
@@ -113,6 +116,7 @@ def analyze(
     combine: tuple[Path, ...],
     samples: int,
     seed: int,
+    input_shapes: InputShapes,
     run: RunSettings,
     json_path: str | None,
 ) -> int:
@@ -139,7 +143,7 @@ def analyze(
         output = folder if output is None else output
         original = load(model)
         labels = None if tokenizer is None else load_token_labels(tokenizer)
-        given = samples_for(original, data, samples, seed, run)
+        given = samples_for(original, data, samples, seed, input_shapes, run)
         if json_path != "-":
             show_refused(console(), given)
         with progress_bar("Observing") as progress:

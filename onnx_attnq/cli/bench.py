@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING
 import click
 
 from onnx_attnq.cli.command import command
-from onnx_attnq.cli.options import json_option, path_type, run_options, weights_option
+from onnx_attnq.cli.options import (
+    input_shape_option,
+    json_option,
+    path_type,
+    refuse_shapes_of_data,
+    run_options,
+    weights_option,
+)
 from onnx_attnq.cli.output import console, plain_table, progress_bar, write_json
 
 if TYPE_CHECKING:
+    from onnx_attnq.inputs import InputShapes
     from onnx_attnq.job import Timing
     from onnx_attnq.run import RunSettings
 
@@ -37,6 +45,7 @@ if TYPE_CHECKING:
     metavar="COUNT",
     help="Number of rows of the made-up inputs.",
 )
+@input_shape_option
 @run_options
 @click.option(
     "--repeats",
@@ -55,6 +64,7 @@ def bench(
     rewritten: tuple[Path, ...],
     tokens: tuple[int, ...],
     batch: int,
+    input_shapes: InputShapes,
     run: RunSettings,
     repeats: int,
     data: Path | None,
@@ -74,12 +84,13 @@ def bench(
 
     if weights and rewritten:
         raise click.UsageError("--weights makes the models to compare; it does not go with REWRITTEN")
+    refuse_shapes_of_data(data, input_shapes)
     samples = () if data is None else load_samples(data, load(original))
     with progress_bar("Timing") as progress, tempfile.TemporaryDirectory() as folder:
         references: tuple[Path, ...] = ()
         if weights is not None:
             references, rewritten = _with_weights(original, weights, Path(folder))
-        settings = TimingSettings(tokens, batch, repeats, samples, memory=not no_memory, references=references)
+        settings = TimingSettings(tokens, batch, input_shapes, repeats, samples, not no_memory, references)
         timings, missing = time_models(original, rewritten, settings=settings, run=run, progress=progress)
     if json_path is not None:
         write_json({"timings": [timing.to_json() for timing in timings], "missing": missing}, json_path)

@@ -11,6 +11,7 @@ import click
 from onnx_attnq.cli.command import command
 from onnx_attnq.cli.options import (
     data_option,
+    input_shape_option,
     json_option,
     limits_options,
     path_type,
@@ -22,6 +23,7 @@ from onnx_attnq.cli.options import (
 from onnx_attnq.cli.output import console, plain_table, progress_bar, show_refused, write_json
 
 if TYPE_CHECKING:
+    from onnx_attnq.inputs import InputShapes
     from onnx_attnq.run import RunSettings
     from onnx_attnq.verification import Bisection, Limits
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 @data_option
 @samples_option
 @seed_option
+@input_shape_option
 @limits_options
 @run_options
 @json_option
@@ -41,6 +44,7 @@ def bisect(
     data: Path | None,
     samples: int,
     seed: int,
+    input_shapes: InputShapes,
     limits: Limits,
     run: RunSettings,
     json_path: str | None,
@@ -54,7 +58,7 @@ def bisect(
     from onnx_attnq.verification import bisect as rank_sites
 
     original = load(a)
-    given = samples_for(original, data, samples, seed, run)
+    given = samples_for(original, data, samples, seed, input_shapes, run)
     del original  # its weights are read again, from a file
     with progress_bar("Bisecting") as progress:
         result = rank_sites(a, b, given.samples, limits=limits, run=run, progress=progress)

@@ -14,8 +14,10 @@ from onnx_attnq.cli.options import (
     LIMIT_HELP,
     bits_option,
     data_option,
+    input_shape_option,
     json_option,
     path_type,
+    refuse_shapes_of_data,
     run_options,
     samples_option,
     scheme_of,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from rich.console import Console
 
+    from onnx_attnq.inputs import InputShapes
     from onnx_attnq.job import Compression, FolderCompression, WeightCompression
     from onnx_attnq.run import RunSettings
     from onnx_attnq.scheme import SiteScheme
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
 @data_option
 @samples_option
 @seed_option
+@input_shape_option
 @click.option(
     "--max-deviation",
     multiple=True,
@@ -106,6 +110,7 @@ def compress(
     data: Path | None,
     samples: int,
     seed: int,
+    input_shapes: InputShapes,
     max_deviation: tuple[str, ...],
     run: RunSettings,
     inline: bool,
@@ -135,9 +140,10 @@ def compress(
 
     chosen = {"--scheme": scheme, "--bits": bits, "--threshold": threshold, "--include": include, "--exclude": exclude}
     _refuse_beside("--plan says what every site gets", plan_path, chosen)
-    unused = {"--data": data, "--max-deviation": max_deviation}
+    unused = {"--data": data, "--max-deviation": max_deviation, "--input-shape": tuple(input_shapes)}
     _refuse_beside("--no-verify runs no model", no_verify, unused)
     _refuse_beside("--dry-run runs no model", dry_run, unused)
+    refuse_shapes_of_data(data, input_shapes)
     kept = external_data if external_data == "keep" else None
     _refuse_beside(
         f"--weights {weights} writes new weights", weights, {"--dry-run": dry_run or None, "--external-data keep": kept}
@@ -166,7 +172,7 @@ def compress(
     )
     limits = Limits(tuple(Limit.parse(text) for text in max_deviation))
     if model.is_dir():
-        verification = None if no_verify else VerifySettings(None, samples, seed, limits, keep_failed)
+        verification = None if no_verify else VerifySettings(None, samples, seed, input_shapes, limits, keep_failed)
         with progress_bar("Verifying") as progress:
             if dry_run:
                 parts = plan_folder(model, settings)
@@ -177,7 +183,7 @@ def compress(
         return _show_folder(parts, json_path)
     original = load(model)
     given = None if data is None else load_samples(data, original)
-    verification = None if no_verify else VerifySettings(given, samples, seed, limits, keep_failed)
+    verification = None if no_verify else VerifySettings(given, samples, seed, input_shapes, limits, keep_failed)
     both = None
     if dry_run:
         result = plan_only(model, settings)

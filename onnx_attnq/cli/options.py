@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from onnx_attnq.inputs import MadeUp
+    from onnx_attnq.inputs import InputShapes, MadeUp
     from onnx_attnq.run import RunSettings
     from onnx_attnq.scheme import QuantScheme
 
@@ -76,6 +76,44 @@ samples_option = click.option(
     help="Number of samples to make up where --data is not given.",
 )
 seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Random seed for made-up samples.")
+
+
+class InputShapeType(click.ParamType["tuple[str, tuple[int, ...]]"]):
+    """NAME=1,128."""
+
+    name = "shape"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """As help shows it."""
+        return "NAME=1,128"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The name and the sizes."""
+        from onnx_attnq.errors import InvalidData
+        from onnx_attnq.inputs import parse_input_shape
+
+        try:
+            return parse_input_shape(value)
+        except InvalidData as error:
+            self.fail(str(error), param, ctx)
+
+
+def _shapes_by_name(ctx: click.Context, _: click.Parameter, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Any:
+    by_name = dict(shapes)
+    if len(by_name) < len(shapes):
+        raise click.BadParameter("an input was given two shapes", ctx, param_hint="--input-shape")
+    return by_name
+
+
+input_shape_option = click.option(
+    "--input-shape",
+    "input_shapes",
+    type=InputShapeType(),
+    multiple=True,
+    callback=_shapes_by_name,
+    help="Shape of an input of made-up samples, in elements; inputs with the same symbols follow; may be repeated.  "
+    "[default: chosen for each sample]",
+)
 custom_ops_option = click.option(
     "--custom-ops",
     type=path_type,
@@ -182,12 +220,26 @@ threshold_option = click.option(
 )
 
 
+def refuse_shapes_of_data(data: Path | None, input_shapes: InputShapes) -> None:
+    """An option that would be ignored is an error."""
+    if data is not None and input_shapes:
+        raise click.UsageError("--input-shape is for made-up samples; it does not go with --data")
+
+
 def samples_for(
-    model: ir.Model, data: Path | None, count: int, seed: int, run: RunSettings, *, edges: bool = False
+    model: ir.Model,
+    data: Path | None,
+    count: int,
+    seed: int,
+    input_shapes: InputShapes,
+    run: RunSettings,
+    *,
+    edges: bool = False,
 ) -> MadeUp:
-    """What --data, --samples and --seed ask for: samples from files, or made up."""
+    """What --data, --samples, --seed and --input-shape ask for: samples from files, or made up."""
     from onnx_attnq.inputs import MadeUp, load_samples, made_up_samples
 
+    refuse_shapes_of_data(data, input_shapes)
     if data is not None:
         return MadeUp(load_samples(data, model))
-    return made_up_samples(model, count, seed, edges=edges, run=run)
+    return made_up_samples(model, count, seed, edges=edges, input_shapes=input_shapes, run=run)

@@ -10,6 +10,7 @@ import click
 from onnx_attnq.cli.command import command
 from onnx_attnq.cli.options import (
     data_option,
+    input_shape_option,
     json_option,
     limits_options,
     path_type,
@@ -20,6 +21,7 @@ from onnx_attnq.cli.options import (
 from onnx_attnq.cli.output import compared, console, plain_table, progress_bar, show_refused, write_json
 
 if TYPE_CHECKING:
+    from onnx_attnq.inputs import InputShapes
     from onnx_attnq.run import RunSettings
     from onnx_attnq.verification import Limits, Verification
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     "added.",
 )
 @seed_option
+@input_shape_option
 @limits_options
 @run_options
 @json_option
@@ -47,6 +50,7 @@ def verify(
     data: Path | None,
     samples: int,
     seed: int,
+    input_shapes: InputShapes,
     limits: Limits,
     run: RunSettings,
     json_path: str | None,
@@ -63,7 +67,7 @@ def verify(
     from onnx_attnq.verification import verify as compare
 
     model_a, model_b = load(a), load(b)
-    given = samples_for(model_a, data, samples, seed, run, edges=True)
+    given = samples_for(model_a, data, samples, seed, input_shapes, run, edges=True)
     with progress_bar("Verifying") as progress:
         result = compare(model_a, model_b, given.samples, limits=limits, run=run, progress=progress)
     if json_path is not None:

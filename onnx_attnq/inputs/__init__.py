@@ -1,12 +1,14 @@
 """Samples for a model: read from files and checked, or made up from its signature and graph."""
 
 from onnx_attnq.inputs.accepted import MadeUp, made_up_samples
+from onnx_attnq.inputs.given_shapes import InputShapes, parse_input_shape
 from onnx_attnq.inputs.made_up import generate_samples
 from onnx_attnq.inputs.sample_files import Sample, attention_mask_of, check_sample, load_samples
 from onnx_attnq.inputs.signature import Dim, ModelInput, model_inputs
 
 __all__ = [
     "Dim",
+    "InputShapes",
     "MadeUp",
     "ModelInput",
     "Sample",
@@ -16,4 +18,5 @@ __all__ = [
     "load_samples",
     "made_up_samples",
     "model_inputs",
+    "parse_input_shape",
 ]

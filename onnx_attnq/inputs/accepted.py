@@ -9,6 +9,7 @@ from typing import Final
 import onnx_ir as ir
 
 from onnx_attnq.errors import InvalidData
+from onnx_attnq.inputs.given_shapes import NO_SHAPES, InputShapes
 from onnx_attnq.inputs.made_up import Draft, draft_samples, edge_samples
 from onnx_attnq.inputs.shape_check import Misfit
 from onnx_attnq.inputs.signature import Sample
@@ -32,7 +33,13 @@ class MadeUp:
 
 
 def made_up_samples(
-    model: ir.Model, count: int, seed: int = 0, *, edges: bool = False, run: RunSettings = RunSettings()
+    model: ir.Model,
+    count: int,
+    seed: int = 0,
+    *,
+    edges: bool = False,
+    input_shapes: InputShapes = NO_SHAPES,
+    run: RunSettings = RunSettings(),
 ) -> MadeUp:
     """Make samples as `generate_samples` does, and leave out those that the model does not run on.
 
@@ -43,15 +50,18 @@ def made_up_samples(
         count: How many samples to make.
         seed: Of token ids and features.
         edges: Make those of `edge_samples`, too.
+        input_shapes: The whole shape of some inputs, by name.
         run: Threads and custom ops.
 
     Raises:
         InvalidModel: onnxruntime does not take the model.
-        InvalidData: The model runs on none of them.
+        InvalidData: The model runs on none of them; or an input is not there, or has no such shape.
     """
     session = Session(model, run)
-    drafts = draft_samples(model, count, seed)
-    samples = tuple(draft.sample() for draft in drafts) + (edge_samples(model, seed) if edges else ())
+    drafts = draft_samples(model, count, seed, input_shapes=input_shapes)
+    samples = tuple(draft.sample() for draft in drafts)
+    if edges:
+        samples += edge_samples(model, seed, input_shapes)
     accepted, refused = [], []
     for sample in samples:
         if (error := _error(session, sample)) is None:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from onnx_attnq.errors import InvalidData
 from onnx_attnq.inputs.fitting import Fitted, fit
+from onnx_attnq.inputs.given_shapes import NO_SHAPES, InputShapes
 from onnx_attnq.inputs.made_up_values import PADDING, follows_from_lengths, values_of
 from onnx_attnq.inputs.mask_meaning import Meaning
 from onnx_attnq.inputs.open_dims import (
@@ -122,7 +123,11 @@ _MOST_CHECKS: Final = 150
 
 
 def generate_samples(
-    model: ir.Model, count: int = len(SHAPES), seed: int = 0, shapes: Sequence[tuple[int, int]] = SHAPES
+    model: ir.Model,
+    count: int = len(SHAPES),
+    seed: int = 0,
+    shapes: Sequence[tuple[int, int]] = SHAPES,
+    input_shapes: InputShapes = NO_SHAPES,
 ) -> tuple[Sample, ...]:
     """Make inputs for a model; equal arguments give equal arrays on every platform.
 
@@ -134,19 +139,24 @@ def generate_samples(
         count: How many samples.
         seed: Of token ids and features.
         shapes: (batch, length) of the samples, in turn, where the model leaves them open.
+        input_shapes: The whole shape of some inputs, by name, in every sample. Inputs that share a symbol follow.
 
     Raises:
         InvalidModel: An input is not a tensor.
-        InvalidData: The inputs are too large to be made up.
+        InvalidData: The inputs are too large to be made up; or an input is not there, or has no such shape.
     """
-    return tuple(draft.sample() for draft in draft_samples(model, count, seed, shapes))
+    return tuple(draft.sample() for draft in draft_samples(model, count, seed, shapes, input_shapes))
 
 
 def draft_samples(
-    model: ir.Model, count: int = len(SHAPES), seed: int = 0, shapes: Sequence[tuple[int, int]] = SHAPES
+    model: ir.Model,
+    count: int = len(SHAPES),
+    seed: int = 0,
+    shapes: Sequence[tuple[int, int]] = SHAPES,
+    input_shapes: InputShapes = NO_SHAPES,
 ) -> tuple[Draft, ...]:
     """What `generate_samples` makes arrays of."""
-    inputs = known_inputs(model)
+    inputs = known_inputs(model, input_shapes)
     check = ShapeCheck(model)
     drafts: list[Draft] = []
     learned: dict[OpenDim, int] = {}
@@ -163,7 +173,7 @@ def draft_samples(
     return tuple(drafts)
 
 
-def edge_samples(model: ir.Model, seed: int = 0) -> tuple[Sample, ...]:
+def edge_samples(model: ir.Model, seed: int = 0, input_shapes: InputShapes = NO_SHAPES) -> tuple[Sample, ...]:
     """Inputs at the edge of what a model is fed: a row without a visible key, and a NaN.
 
     Two models that compute the same do so here too: a row of uniform attention, or the NaN that the first one gives.
@@ -171,7 +181,7 @@ def edge_samples(model: ir.Model, seed: int = 0) -> tuple[Sample, ...]:
     Returns:
         Up to two samples: one for a model with a mask, one for a model that takes real numbers.
     """
-    (draft,) = draft_samples(model, 1, seed)
+    (draft,) = draft_samples(model, 1, seed, input_shapes=input_shapes)
     base = draft.sample()
     masks = [entry for entry in draft.inputs if entry.role is Role.MASK and base[entry.item.name].ndim > 1]
     features = [entry.item.name for entry in draft.inputs if entry.role is Role.FEATURES and base[entry.item.name].size]

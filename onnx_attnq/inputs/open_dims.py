@@ -10,6 +10,7 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from onnx_attnq.inputs.conv_geometry import image_shape, signal_length
+from onnx_attnq.inputs.given_shapes import NO_SHAPES, InputShapes, with_shapes
 from onnx_attnq.inputs.mask_meaning import Meaning, mask_meaning
 from onnx_attnq.inputs.roles import Role, choice_of, past_axis, role_of, table_rows
 from onnx_attnq.inputs.signature import Dim, ModelInput, evaluate_dim, is_expression, model_inputs
@@ -99,14 +100,15 @@ class KnownInput:
         return OpenDim(dim if isinstance(dim, str) else "", re.sub(r"\d+", "#", self.item.name), axis)
 
 
-def known_inputs(model: ir.Model) -> tuple[KnownInput, ...]:
-    """The inputs that must be fed.
+def known_inputs(model: ir.Model, given: InputShapes = NO_SHAPES) -> tuple[KnownInput, ...]:
+    """The inputs that must be fed, those with a shape in ``given`` with that.
 
     Raises:
         InvalidModel: An input is not a tensor.
+        InvalidData: A shape that is given is not one of an input.
     """
     values = {value.name: value for value in model.graph.inputs}
-    return tuple(KnownInput.of(model, values[item.name], item) for item in model_inputs(model))
+    return tuple(KnownInput.of(model, values[item.name], item) for item in with_shapes(model_inputs(model), given))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -134,11 +136,12 @@ class Lengths:
 
     def fitted_to(self, inputs: Sequence[KnownInput], shapes: Mapping[str, Sequence[Dim]]) -> Lengths:
         """The same, but for what shapes fix."""
-        tokens, past, spare = self.tokens, self.past, self.spare
+        batch, tokens, past, spare = self.batch, self.tokens, self.past, self.spare
         for entry in inputs:
             shape = shapes[entry.item.name]
-            if entry.role is Role.TOKENS and len(shape) == 2 and isinstance(shape[1], int):
-                tokens = shape[1]
+            if entry.role is Role.TOKENS and len(shape) == 2:
+                batch = shape[0] if isinstance(shape[0], int) else batch
+                tokens = shape[1] if isinstance(shape[1], int) else tokens
         for entry in inputs:
             shape = shapes[entry.item.name]
             if entry.role is not Role.PAST or len(shape) < 3 or "encoder" in entry.item.name:
@@ -148,7 +151,7 @@ class Lengths:
                 continue
             fits = entry.is_buffer and size >= self.past + tokens
             past, spare = (self.past, size - self.past) if fits else (size, 0)
-        return dataclasses.replace(self, tokens=tokens, past=past, spare=spare)
+        return dataclasses.replace(self, batch=batch, tokens=tokens, past=past, spare=spare)
 
     def guess(self, entry: KnownInput, axis: int) -> int:
         """The size of an open dim, by its name, its place and the role of the input."""

@@ -106,7 +106,7 @@ def compress(
     check_output(work, target)
     samples, made_up = verification.samples, None
     if samples is None:
-        made_up = made_up_samples(original, verification.count, verification.seed, run=run)
+        made_up = made_up_for(original, verification, run)
         samples = made_up.samples
     # Verify first, then put in place: what fails, or is interrupted, is never where the output should be.
     checked: Verification | None = None
@@ -121,6 +121,12 @@ def compress(
         if written is not None:
             save(work, written, external_data)
     return Compression(source, written, sites, plan, record, checked, nodes, made_up)
+
+
+def made_up_for(original: ir.Model, verification: VerifySettings, run: RunSettings) -> MadeUp:
+    """The samples to make up for a verification."""
+    count, seed = verification.count, verification.seed
+    return made_up_samples(original, count, seed, input_shapes=verification.input_shapes, run=run)
 
 
 class NotVerified(Exception):

@@ -12,7 +12,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnx_attnq.atomic import new_folder
-from onnx_attnq.errors import CannotWrite, InvalidModel, NothingToRewrite
+from onnx_attnq.errors import CannotWrite, InvalidData, InvalidModel, NothingToRewrite
+from onnx_attnq.inputs import model_inputs
 from onnx_attnq.job.compression import Compression, NotVerified, compress, plan_only
 from onnx_attnq.model import load, save, tensors
 from onnx_attnq.progress import Progress, no_progress
@@ -67,6 +68,7 @@ def compress_folder(
         AttnqError: As by `compress`; and there is no ONNX file, or the output is not empty or within the source.
     """
     source, parts = _parts(source)
+    _check_names(parts, verification)
     named = source if source.name.strip(".") else source.resolve()  # "." and ".." have no name of their own
     target = named.with_name(f"{named.name}.attnq") if output is None else Path(output)
     if target.resolve().is_relative_to(source.resolve()):
@@ -75,7 +77,8 @@ def compress_folder(
     def compress_part(part: Path) -> Compression:
         file = made / part.relative_to(source)
         file.parent.mkdir(parents=True, exist_ok=True)
-        return compress(part, file, rewriting=rewriting, verification=verification, run=run, progress=progress)
+        settings = _of_part(part, verification)
+        return compress(part, file, rewriting=rewriting, verification=settings, run=run, progress=progress)
 
     written: Path | None = None
     with contextlib.suppress(NotVerified), new_folder(target) as made:
@@ -132,6 +135,23 @@ def _each(parts: list[Path], do: Callable[[Path], Compression]) -> tuple[list[Co
     if not models:
         raise NothingToRewrite("; ".join(f"{path}: {reason}" for path, reason in untouched.items()))
     return models, untouched
+
+
+def _check_names(parts: list[Path], verification: VerifySettings | None) -> None:
+    if verification is None or not verification.input_shapes:
+        return
+    names = {entry.name for part in parts for entry in model_inputs(load(part))}
+    if unknown := [name for name in verification.input_shapes if name not in names]:
+        raise InvalidData(f"{unknown[0]!r} is not an input of any part; theirs are {', '.join(sorted(names))}")
+
+
+def _of_part(part: Path, verification: VerifySettings | None) -> VerifySettings | None:
+    """With the shapes of the inputs that this part has."""
+    if verification is None or not verification.input_shapes:
+        return verification
+    names = {entry.name for entry in model_inputs(load(part))}
+    shapes = {name: shape for name, shape in verification.input_shapes.items() if name in names}
+    return dataclasses.replace(verification, input_shapes=shapes)
 
 
 def _copy_model(part: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import statistics
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import onnx_ir as ir
+
 from onnx_attnq.errors import AttnqError, InvalidModel
-from onnx_attnq.inputs import Sample, generate_samples
+from onnx_attnq.inputs import InputShapes, Sample, generate_samples
 from onnx_attnq.job.compression import compress
 from onnx_attnq.model import load
 from onnx_attnq.progress import Progress, Steps, no_progress
@@ -33,6 +36,7 @@ class TimingSettings:
     Attributes:
         tokens: Sequence lengths of made-up inputs.
         batch: Rows of made-up inputs.
+        input_shapes: The whole shape of some made-up inputs, by name; where these fix the length, there is one.
         repeats: Counted runs of each variant for each length, after one that is not counted.
         samples: Inputs in place of made-up ones.
         memory: Measure peak memory, each variant in a process of its own.
@@ -41,6 +45,7 @@ class TimingSettings:
 
     tokens: tuple[int, ...] = (128, 512)
     batch: int = 1
+    input_shapes: InputShapes = dataclasses.field(default_factory=dict)
     repeats: int = 15
     samples: tuple[Sample, ...] = ()
     memory: bool = True
@@ -154,9 +159,7 @@ def bench(
         Timings, and a sentence for each variant that could not be made.
     """
     model = load(original)
-    inputs = [(_length(s), s) for s in settings.samples] or [
-        (length, generate_samples(model, 1, shapes=((settings.batch, length),))[0]) for length in settings.tokens
-    ]
+    inputs = [(_length(s), s) for s in settings.samples] or _made_up(model, settings)
     repeats = settings.repeats
     result: list[Timing] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -178,10 +181,22 @@ def bench(
                 median = statistics.median(cpu[v.name])
                 p99 = sorted(wall[v.name])[min(repeats - 1, int(0.99 * repeats))]
                 measured = settings.memory and not settings.samples
-                peak = _peak_memory(v, original, settings.batch, length, run.threads or 0) if measured else None
+                peak = _peak_memory(v, original, settings, length, run.threads or 0) if measured else None
                 elapsed = statistics.median(wall[v.name])
                 result.append(Timing(v.name, length, median * 1e3, elapsed * 1e3, p99 * 1e3, base / median, peak))
     return result, missing
+
+
+def _made_up(model: ir.Model, settings: TimingSettings) -> list[tuple[int, Sample]]:
+    """A sample for each length; one where the model or the shapes that are given leave it no choice."""
+    made = [
+        generate_samples(model, 1, shapes=((settings.batch, length),), input_shapes=settings.input_shapes)[0]
+        for length in (*settings.tokens, settings.tokens[-1] + 1)
+    ]
+    shapes = [{name: array.shape for name, array in sample.items()} for sample in made]
+    if shapes[0] == shapes[-1]:
+        return [(_length(made[0]), made[0])]
+    return list(zip(settings.tokens, made, strict=False))
 
 
 def _length(sample: Sample) -> int:
@@ -207,20 +222,22 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _peak_memory(variant: Variant, original: Path, batch: int, tokens: int, threads: int | None) -> float | None:
+def _peak_memory(variant: Variant, original: Path, settings: TimingSettings, tokens: int, threads: int) -> float | None:
     """Peak resident memory of a fresh process that runs the variant once, megabytes."""
     code = (
-        "import sys\n"
+        "import json, sys\n"
         "from onnx_attnq.job.timing import peak_memory\n"
         "from onnx_attnq.inputs import generate_samples\n"
         "from onnx_attnq.model import load\n"
         "from onnx_attnq.run import RunSettings, Session\n"
-        "original, path, native, batch, tokens, threads = sys.argv[1:]\n"
-        "sample = generate_samples(load(original), 1, shapes=((int(batch), int(tokens)),))[0]\n"
+        "original, path, native, batch, tokens, shapes, threads = sys.argv[1:]\n"
+        "lengths = ((int(batch), int(tokens)),)\n"
+        "sample = generate_samples(load(original), 1, shapes=lengths, input_shapes=json.loads(shapes))[0]\n"
         "Session(path, RunSettings(int(threads)), native=native == 'True').run(sample)\n"
         "print(peak_memory())\n"
     )
-    arguments = (original, variant.path, variant.native, batch, tokens, threads)
+    shapes = json.dumps(dict(settings.input_shapes))
+    arguments = (original, variant.path, variant.native, settings.batch, tokens, shapes, threads)
     try:
         done = subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=True

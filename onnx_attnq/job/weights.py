@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from onnx_attnq.inputs import Sample, made_up_samples
-from onnx_attnq.job.compression import Compression, compress
+from onnx_attnq.inputs import Sample
+from onnx_attnq.job.compression import Compression, compress, made_up_for
 from onnx_attnq.model import load, size_on_disk
 from onnx_attnq.progress import Progress, no_progress
 from onnx_attnq.rewriting import RewriteSettings
@@ -87,7 +87,7 @@ def compress_weights(
     if verification is not None:
         samples = verification.samples
         if samples is None:
-            made_up = made_up_samples(original, verification.count, verification.seed, run=run)
+            made_up = made_up_for(original, verification, run)
             result, samples = dataclasses.replace(result, made_up=made_up), made_up.samples
         written = load(target)
         checked = verify(original, written, samples, limits=verification.limits, run=run, progress=progress)
