@@ -3,13 +3,27 @@
 from onnx_attnq.graph.constants import constant, number_of
 from onnx_attnq.graph.dataflow import Dataflow, subgraphs
 from onnx_attnq.graph.extra_outputs import probe
+from onnx_attnq.graph.fused_ops import (
+    FUSED_SIGNATURES,
+    FusedSignature,
+    Holds,
+    Mismatch,
+    Shapes,
+    input_holds,
+    signature_of,
+)
 from onnx_attnq.graph.ops import known_op, standard_opset
 from onnx_attnq.graph.suffix import Suffix, suffix
 from onnx_attnq.graph.types import Types, axes_of, axis_from_end, branch_outputs, dtype_of, rank_of
 from onnx_attnq.graph.undo import Snapshot, Undo, apply
 
 __all__ = [
+    "FUSED_SIGNATURES",
     "Dataflow",
+    "FusedSignature",
+    "Holds",
+    "Mismatch",
+    "Shapes",
     "Snapshot",
     "Suffix",
     "Types",
@@ -20,10 +34,12 @@ __all__ = [
     "branch_outputs",
     "constant",
     "dtype_of",
+    "input_holds",
     "known_op",
     "number_of",
     "probe",
     "rank_of",
+    "signature_of",
     "standard_opset",
     "subgraphs",
     "suffix",

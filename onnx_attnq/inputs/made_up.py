@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_attnq.errors import InvalidData
+from onnx_attnq.graph import signature_of
 from onnx_attnq.inputs.fitting import Fitted, fit
 from onnx_attnq.inputs.given_shapes import NO_SHAPES, InputShapes
 from onnx_attnq.inputs.made_up_values import PADDING, follows_from_lengths, values_of
@@ -211,8 +212,8 @@ def _lengths(model: ir.Model, inputs: Sequence[KnownInput], index: int, shapes: 
     pasts = [entry for entry in inputs if entry.role is Role.PAST]
     if not pasts:
         return Lengths(batch, tokens, 0, encoder)
-    # onnxruntime takes several rows of several tokens only without a past.
-    prompts_have_past = not any(node.op_type == "GroupQueryAttention" for node in model.graph.all_nodes())
+    signatures = [signature_of(node) for node in model.graph.all_nodes()]
+    prompts_have_past = not any(signature is not None and signature.past_is_buffer for signature in signatures)
     is_step = index % 2 == 1
     past = PASTS[index % len(PASTS)] if is_step or prompts_have_past else 0
     # A buffer has room to spare, unless its length is said to be that of the past.

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnx_attnq.graph import Holds, input_holds
 from onnx_attnq.inputs.uses import Use, walk
 
 HIDES: Final = -100.0
@@ -32,18 +33,6 @@ class Meaning(enum.Enum):
     ADDED = enum.auto()
     """0, and a large negative number."""
 
-
-_FUSED: Final[Mapping[tuple[str, int], Meaning | None]] = MappingProxyType(
-    {
-        ("Attention", 3): Meaning.ONE_IS_VISIBLE,
-        ("Attention", 5): Meaning.ADDED,
-        ("MultiHeadAttention", 4): Meaning.ONE_IS_VISIBLE,
-        ("MultiHeadAttention", 5): Meaning.ADDED,
-        ("DecoderMaskedMultiHeadAttention", 4): Meaning.ONE_IS_VISIBLE,
-        ("DecoderMaskedMultiHeadAttention", 5): Meaning.ADDED,
-    }
-)
-"""By the fused op and the place among its inputs."""
 
 _UNARY: Final[Mapping[str, Callable[[_Pair], _Pair]]] = MappingProxyType(
     {
@@ -97,10 +86,11 @@ def mask_meaning(model: ir.Model, value: ir.Value) -> Meaning | None:
     added = False
     for use, pair in walk(model, value, start, _step):
         op = use.node.op_type
-        if (meaning := _FUSED.get((op, use.index))) is not None:
-            if op == "Attention" and use.index == 3 and pair.dtype != np.bool_ and not use.node.domain:
-                meaning = Meaning.ADDED if np.array_equal(pair, start) else _lower(pair)
-            return _turned(meaning, pair)
+        match input_holds(use.node, use.index):
+            case Holds.MASK | Holds.ADDED if pair.dtype != np.bool_:
+                return Meaning.ADDED if np.array_equal(pair, start) else _lower(pair)
+            case Holds.MASK | Holds.VISIBLE:
+                return _turned(Meaning.ONE_IS_VISIBLE, pair)
         if op == "Where" and use.index == 0 and (hidden := _where_hides(use, pair)) is not None:
             return hidden
         if op in ("Add", "Sum", "Min", "Where") and pair.dtype != np.bool_ and (low := _lower(pair)) is not None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
+from onnx_attnq.graph import signature_of
 from onnx_attnq.inputs.conv_geometry import image_shape, signal_length
 from onnx_attnq.inputs.given_shapes import NO_SHAPES, InputShapes, with_shapes
 from onnx_attnq.inputs.mask_meaning import Meaning, mask_meaning
@@ -229,10 +230,10 @@ def groups_of(inputs: Sequence[KnownInput], sizes: Mapping[OpenDim, int]) -> lis
 
 def _is_buffer(model: ir.Model, value: ir.Value) -> bool:
     """Whether keys are written into a past, and not put behind it."""
-    reached = [use.node.op_type for use in uses(model, value)]
-    return "Concat" not in reached and any(
-        op in ("GroupQueryAttention", "ScatterND", "ScatterElements", "TensorScatter") for op in reached
-    )
+    reached = [use.node for use in uses(model, value)]
+    written = any(node.op_type in ("ScatterND", "ScatterElements", "TensorScatter") for node in reached)
+    fused = any((signature := signature_of(node)) is not None and signature.past_is_buffer for node in reached)
+    return (written or fused) and all(node.op_type != "Concat" for node in reached)
 
 
 __all__ = ["KnownInput", "Lengths", "OpenDim", "first_sizes", "groups_of", "known_inputs", "shapes_of"]

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from onnx_attnq.graph import constant
+from onnx_attnq.graph import Holds, constant, input_holds
 from onnx_attnq.inputs.mask_meaning import mask_meaning
 from onnx_attnq.inputs.signature import ModelInput
 from onnx_attnq.inputs.uses import Use, uses, walk
@@ -51,17 +51,18 @@ class Role(enum.Enum):
     """A whole number of unknown meaning."""
 
 
-_BY_CONSUMER: Final = {
-    ("Attention", 3): Role.MASK,
-    ("MultiHeadAttention", 4): Role.MASK,
-    ("DecoderMaskedMultiHeadAttention", 3): Role.MASK,
-    ("DecoderMaskedMultiHeadAttention", 7): Role.PAST,
-    ("GroupQueryAttention", 3): Role.PAST,
-    ("GroupQueryAttention", 4): Role.PAST,
-    ("GroupQueryAttention", 5): Role.LAST_INDEX,
-    ("GroupQueryAttention", 6): Role.TOTAL_LENGTH,
+_OF_FUSED: Final = {
+    Holds.VISIBLE: Role.MASK,
+    Holds.ADDED: Role.MASK,
+    Holds.MASK: Role.MASK,
+    Holds.PAST: Role.PAST,
+    Holds.PAST_LENGTH: Role.PAST,
+    Holds.LAST_KEY: Role.LAST_INDEX,
+    Holds.TOTAL_LENGTH: Role.TOTAL_LENGTH,
+    Holds.LENGTHS: Role.LENGTHS,
+    Holds.POSITIONS: Role.POSITIONS,
 }
-"""By operator and place; all of com.microsoft but the first, which has the same meaning in ai.onnx."""
+"""By what a fused attention op reads it as."""
 
 _COMPARISONS: Final = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
 _KEEP_INDICES: Final = frozenset({"Clip", "Max", "Min", "Where", "Mod"})
@@ -74,8 +75,9 @@ def role_of(model: ir.Model, value: ir.Value, item: ModelInput) -> Role:
     """The role of a graph input, which ``item`` describes."""
     name = item.name.lower()
     for use in uses(model, value):
-        if (role := _BY_CONSUMER.get((use.node.op_type, use.index))) is not None:
-            return role
+        if (holds := input_holds(use.node, use.index)) is not None:
+            counts = holds is Holds.VISIBLE and item.shape is not None and len(item.shape) == 1
+            return Role.LENGTHS if counts else _OF_FUSED[holds]
     if "mask" in name:
         return Role.MASK
     if "past" in name or "cache" in name or past_axis(model, value, item) is not None:

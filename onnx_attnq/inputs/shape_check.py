@@ -18,8 +18,8 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
-from onnx_attnq.graph import constant, subgraphs
-from onnx_attnq.inputs.fused_shapes import FUSED_OUTPUTS, Mismatch
+from onnx_attnq.graph import Mismatch, constant, subgraphs
+from onnx_attnq.inputs.fused_shapes import FUSED_OUTPUTS
 
 Shape: TypeAlias = tuple[int | None, ...]
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
 
 import onnx_ir as ir
 
@@ -19,20 +18,12 @@ from onnx_attnq.find.fused.builder import NodeBuilder
 from onnx_attnq.find.fused.node import FLOATS, FusedNode
 from onnx_attnq.find.fused.outcome import Decline
 
-INPUTS: Final = ("Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen")
-ATTRIBUTES: Final = frozenset(
-    {
-        *("is_causal", "kv_num_heads", "q_num_heads", "qk_matmul_output_mode", "scale", "softcap"),
-        *("softmax_precision", "left_window_size", "right_window_size"),
-    }
-)
-
 
 def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | None]]:
     """Adds the nodes; returns the softmax and the values of the outputs Y, present_key, present_value, qk."""
-    fused = FusedNode(node, INPUTS, ATTRIBUTES)
+    fused = FusedNode(node)
     dtype = fused.element_type("Q", "K", "V")
-    rank = fused.rank("Q", (3, 4))
+    rank = fused.rank("Q")
     past = fused.both_or_none("past_key", "past_value")
     scale = fused.number("scale", math.nan)
     if scale <= 0.0:
@@ -133,7 +124,7 @@ def _mask(
 
 def _given_mask(b: NodeBuilder, fused: FusedNode, key: ir.Value, dtype: ir.DataType) -> ir.Value:
     mask = fused.require("attn_mask")
-    rank = fused.rank("attn_mask", (1, 2, 3, 4))
+    rank = fused.rank("attn_mask")
     kind = known.element_type(mask)
     if kind == ir.DataType.BOOL:
         added = core.select(b, mask, 0.0, -math.inf, dtype)
@@ -151,4 +142,4 @@ def _given_mask(b: NodeBuilder, fused: FusedNode, key: ir.Value, dtype: ir.DataT
     return b.op("Pad", added, pads, b.constant(-math.inf, core.score_type(dtype)))
 
 
-__all__ = ["ATTRIBUTES", "INPUTS", "build"]
+__all__ = ["build"]

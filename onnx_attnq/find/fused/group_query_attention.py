@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Final
 
 import onnx_ir as ir
 
@@ -20,20 +19,6 @@ from onnx_attnq.find.fused.builder import Extent, NodeBuilder
 from onnx_attnq.find.fused.node import FusedNode
 from onnx_attnq.find.fused.outcome import Decline
 from onnx_attnq.find.fused.rotary import rotate, rotation
-
-INPUTS: Final = (
-    *("query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length"),
-    *("cos_cache", "sin_cache", "position_ids", "attention_bias", "head_sink"),
-    *("k_scale", "v_scale", "q_norm_weight", "k_norm_weight", "query_seqlens"),
-)
-ATTRIBUTES: Final = frozenset(
-    {
-        *("num_heads", "kv_num_heads", "scale", "softcap", "do_rotary", "rotary_interleaved"),
-        *("local_window_size", "smooth_softmax", "qk_output", "causal", "sliding_window_cache"),
-        *("k_quant_type", "v_quant_type", "kv_cache_bit_width"),
-        *("qk_norm_epsilon", "q_norm_epsilon", "k_norm_epsilon"),
-    }
-)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,7 +39,7 @@ class _Lengths:
 
 def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | None]]:
     """Adds the nodes; returns the softmax and the values of output, present_key, present_value, output_qk."""
-    fused = FusedNode(node, INPUTS, ATTRIBUTES)
+    fused = FusedNode(node)
     _refuse(fused)
     dtype = fused.element_type("query", "key", "value", "past_key", "past_value", "cos_cache", "head_sink")
     past = fused.both_or_none("past_key", "past_value")
@@ -262,4 +247,4 @@ def _sink(b: NodeBuilder, fused: FusedNode, dtype: ir.DataType) -> ir.Value | No
     return None
 
 
-__all__ = ["ATTRIBUTES", "INPUTS", "build"]
+__all__ = ["build"]

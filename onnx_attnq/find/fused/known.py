@@ -12,7 +12,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from onnx_attnq.graph import constant, known_op
+from onnx_attnq.graph import constant, known_op, signature_of
 
 _MAX_DEPTH: Final = 32
 """How many producers are asked in a row. Long enough for any layer, and a bound on hostile chains."""
@@ -106,8 +106,10 @@ def _rank(value: ir.Value, depth: int) -> int | None:
     op_type, first_output = known_op(node), value.index() == 0
     if op_type == "EmbedLayerNormalization":
         return 1 if value.index() == 1 else 3
-    if op_type in ("MultiHeadAttention", "GroupQueryAttention") and first_output:
-        return 3
+    if (signature := signature_of(node)) is not None:
+        by_place = dict(enumerate(signature.output_ranks))
+        first = node.inputs[0] if node.inputs else None
+        return by_place.get(value.index() or 0) or (None if first is None else _rank(first, depth - 1))
     if op_type == "Split" or (op_type in _LIKE_FIRST | {"Cast"} and first_output):
         return None if node.inputs[0] is None else _rank(node.inputs[0], depth - 1)
     if op_type in _BROADCASTING | _COMPARING | {"Where"}:

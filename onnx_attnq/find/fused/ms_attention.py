@@ -7,7 +7,6 @@ shared cache exist in CUDA kernels only; they follow the text.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import onnx_ir as ir
 
@@ -17,18 +16,10 @@ from onnx_attnq.find.fused.ms_mask import Lengths, additive_mask
 from onnx_attnq.find.fused.node import FusedNode
 from onnx_attnq.find.fused.outcome import Decline
 
-INPUTS: Final = ("input", "weights", "bias", "mask_index", "past", "attention_bias", "past_sequence_length")
-ATTRIBUTES: Final = frozenset(
-    {
-        *("num_heads", "unidirectional", "mask_filter_value", "scale", "qkv_hidden_sizes"),
-        *("past_present_share_buffer", "do_rotary", "rotary_embedding_dim"),
-    }
-)
-
 
 def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | None]]:
     """Adds the nodes; returns the softmax and the values of the outputs output, present."""
-    fused = FusedNode(node, INPUTS, ATTRIBUTES)
+    fused = FusedNode(node)
     if fused.integer("do_rotary"):
         raise Decline("do_rotary of com.microsoft Attention rotates in CUDA kernels only; use GroupQueryAttention")
     if fused.get("past") is not None and fused.get("attention_bias") is not None:
@@ -42,7 +33,7 @@ def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | N
     past_length, past_keys, past_values = _past(b, fused)
     keys, values = core.append(b, past_keys, key), core.append(b, past_values, value)
     lengths = Lengths(b.extent(query, 0), queries, past_length, b.add(past_length, queries), square=True)
-    mask = additive_mask(b, fused, "mask_index", (1, 2, 3, 4), lengths, dtype)
+    mask = additive_mask(b, fused, "mask_index", lengths, dtype)
     stages = core.attend(
         b, query, keys, values, core.Scoring(dtype=dtype, scale=fused.number("scale") or None, mask=mask)
     )
@@ -92,4 +83,4 @@ def _present(b: NodeBuilder, fused: FusedNode, keys: ir.Value, values: ir.Value,
     return b.op("Concat", present, b.slice(past, 3, length, b.extent(past, 3)), axis=3)
 
 
-__all__ = ["ATTRIBUTES", "INPUTS", "build"]
+__all__ = ["build"]

@@ -31,13 +31,11 @@ class Lengths:
     square: bool
 
 
-def additive_mask(
-    b: NodeBuilder, fused: FusedNode, name: str, allowed_ranks: tuple[int, ...], lengths: Lengths, dtype: ir.DataType
-) -> ir.Value | None:
+def additive_mask(b: NodeBuilder, fused: FusedNode, name: str, lengths: Lengths, dtype: ir.DataType) -> ir.Value | None:
     """Padding mask (the input of that name), causal mask and attention_bias, summed; None if there is none."""
     mask = None
     if fused.get(name) is not None:
-        valid = _valid_keys(b, fused, name, fused.rank(name, allowed_ranks), lengths)
+        valid = _valid_keys(b, fused, name, fused.rank(name), lengths)
         mask = core.select(b, valid, 0.0, fused.number("mask_filter_value", DEFAULT_FILTER), dtype)
     if fused.integer("unidirectional"):
         later = _later(b, lengths)

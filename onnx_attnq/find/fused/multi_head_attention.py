@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Final
 
 import onnx_ir as ir
 
@@ -18,16 +17,10 @@ from onnx_attnq.find.fused.ms_mask import Lengths, additive_mask
 from onnx_attnq.find.fused.node import FusedNode
 from onnx_attnq.find.fused.outcome import Decline
 
-INPUTS: Final = (
-    *("query", "key", "value", "bias", "key_padding_mask", "attention_bias", "past_key", "past_value"),
-    *("past_sequence_length", "cache_indirection"),
-)
-ATTRIBUTES: Final = frozenset({"num_heads", "unidirectional", "mask_filter_value", "scale"})
-
 
 def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | None]]:
     """Adds the nodes; returns the softmax and the values of output, present_key, present_value, qk."""
-    fused = FusedNode(node, INPUTS, ATTRIBUTES)
+    fused = FusedNode(node)
     fused.refuse("past_sequence_length", "a cache that is changed in place cannot be told from one that grows")
     fused.refuse("cache_indirection", "the beams that it follows are no part of an attention")
     dtype = fused.element_type("query", "key", "value", "bias", "attention_bias", "past_key", "past_value")
@@ -41,7 +34,7 @@ def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | N
     queries, new_keys = b.extent(query, 2), b.extent(key, 2)
     square = known.same_size(query, 2, key, 2)
     lengths = Lengths(b.extent(query, 0), queries, past_length, b.add(past_length, new_keys), square=square)
-    mask = additive_mask(b, fused, "key_padding_mask", (1, 2, 3), lengths, dtype)
+    mask = additive_mask(b, fused, "key_padding_mask", lengths, dtype)
     scoring = core.Scoring(dtype=dtype, scale=fused.number("scale") or None, mask=mask)
     stages = core.attend(b, query, keys, values, scoring)
     shown = b.cast(stages.masked, dtype, core.score_type(dtype)) if fused.wants(3) else None
@@ -103,4 +96,4 @@ def _biased(b: NodeBuilder, part: ir.Value, bias: ir.Value | None) -> ir.Value:
     )
 
 
-__all__ = ["ATTRIBUTES", "INPUTS", "build"]
+__all__ = ["build"]

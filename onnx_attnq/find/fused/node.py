@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnx_attnq.find.fused import known
 from onnx_attnq.find.fused.outcome import Decline
+from onnx_attnq.graph import signature_of
 
 FLOATS: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
@@ -17,21 +18,23 @@ class FusedNode:
     """A fused attention node, read with named inputs and outputs.
 
     Args:
-        node: The node.
-        inputs: Names of its inputs in order; an input beyond them is declined.
-        attributes: Names of the attributes that are understood; any other is declined.
+        node: The node, of an op that `graph.signature_of` describes.
 
     Raises:
         Decline: There is an input or attribute that is not understood.
     """
 
-    def __init__(self, node: ir.Node, inputs: Collection[str], attributes: Collection[str]) -> None:
+    def __init__(self, node: ir.Node) -> None:
+        signature = signature_of(node)
+        assert signature is not None
+        inputs = signature.inputs
         self._node = node
-        self._inputs = dict(zip(inputs, node.inputs, strict=False))
+        self._inputs = {one.name: value for one, value in zip(inputs, node.inputs, strict=False)}
+        self._ranks = {one.name: one.ranks for one in inputs}
         if len(node.inputs) > len(inputs) and any(value is not None for value in node.inputs[len(inputs) :]):
             raise Decline(f"{node.op_type} has more inputs than the {len(inputs)} that are understood")
         for name, attribute in node.attributes.items():
-            if name not in attributes:
+            if name not in signature.attributes:
                 raise Decline(f"{node.op_type} has the attribute {name!r}, which is not understood")
             if attribute.is_ref():
                 raise Decline(f"attribute {name!r} refers to an attribute of the function; inline the function first")
@@ -77,8 +80,9 @@ class FusedNode:
         attribute = self._node.attributes.get(name)
         return () if attribute is None else tuple(attribute.as_ints())
 
-    def rank(self, name: str, allowed: Collection[int]) -> int:
-        """The rank of an input that is there, which must be known and one of those allowed."""
+    def rank(self, name: str, allowed: Collection[int] = ()) -> int:
+        """The rank of an input that is there, which must be known and one of those allowed, or of the op's."""
+        allowed = allowed or self._ranks[name]
         found = known.rank(self.require(name))
         if found is None and len(allowed) == 1:
             (found,) = allowed  # the operator defines no other
