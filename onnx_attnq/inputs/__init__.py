@@ -5,6 +5,7 @@ from onnx_attnq.inputs.given_shapes import InputShapes, parse_input_shape
 from onnx_attnq.inputs.made_up import generate_samples
 from onnx_attnq.inputs.sample_files import Sample, attention_mask_of, check_sample, load_samples
 from onnx_attnq.inputs.signature import Dim, ModelInput, model_inputs
+from onnx_attnq.inputs.steps import Step, shared_buffers, step_of, step_sample, steps_of
 
 __all__ = [
     "Dim",
@@ -12,6 +13,7 @@ __all__ = [
     "MadeUp",
     "ModelInput",
     "Sample",
+    "Step",
     "attention_mask_of",
     "check_sample",
     "generate_samples",
@@ -19,4 +21,8 @@ __all__ = [
     "made_up_samples",
     "model_inputs",
     "parse_input_shape",
+    "shared_buffers",
+    "step_of",
+    "step_sample",
+    "steps_of",
 ]

@@ -77,7 +77,7 @@ class Draft:
         """
         # RandomState, because numpy promises that its stream never changes; that of Generator may.
         random = np.random.RandomState(self.seed)
-        shapes = self._shapes()
+        shapes = self.shapes()
         lengths = self.lengths.fitted_to(self.inputs, shapes)
         return {
             entry.item.name: values_of(entry, shapes[entry.item.name], lengths, random).astype(entry.item.dtype)
@@ -86,7 +86,7 @@ class Draft:
 
     def misfit(self, check: ShapeCheck) -> Misfit | None:
         """What speaks against the sizes, by shape inference."""
-        shapes = self._shapes()
+        shapes = self.shapes()
         lengths = self.lengths.fitted_to(self.inputs, shapes)
         values = {
             entry.item.name: values_of(entry, shapes[entry.item.name], lengths, _NO_RANDOM).astype(entry.item.dtype)
@@ -112,7 +112,8 @@ class Draft:
             return dataclasses.replace(self, sizes=found.sizes)
         return dataclasses.replace(self, doubt=_doubt(found))
 
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every input."""
         shapes = shapes_of(self.inputs, self.sizes)
         _check_total(self.inputs, shapes)
         return shapes
@@ -172,6 +173,13 @@ def draft_samples(
             learned |= {dim: size for dim, size in draft.sizes.items() if size != first[dim]}
         drafts.append(draft)
     return tuple(drafts)
+
+
+def draft_of(model: ir.Model, inputs: Sequence[KnownInput], lengths: Lengths, seed: int = 0) -> Draft:
+    """A draft of given lengths; what they leave open is found by shape inference."""
+    check = ShapeCheck(model)
+    draft = Draft(tuple(inputs), lengths, first_sizes(inputs, lengths), (seed, 0))
+    return draft.fitted(lambda changed: changed.misfit(check), _MOST_CHECKS) if draft.sizes else draft
 
 
 def edge_samples(model: ir.Model, seed: int = 0, input_shapes: InputShapes = NO_SHAPES) -> tuple[Sample, ...]:
@@ -247,4 +255,4 @@ def _doubt(found: Fitted[OpenDim]) -> str:
     return f"{found.misfit}" + (f"; tried {'; '.join(tried[:4])}" if tried else "")
 
 
-__all__ = ["PADDING", "PAST_LENGTH", "SHAPES", "Draft", "draft_samples", "edge_samples", "generate_samples"]
+__all__ = ["PADDING", "PAST_LENGTH", "SHAPES", "Draft", "draft_of", "draft_samples", "edge_samples", "generate_samples"]

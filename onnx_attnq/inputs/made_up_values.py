@@ -59,7 +59,17 @@ def values_of(
             return np.full(shape, lengths.past)
         case Role.PAST | Role.FEATURES:
             # Uniform with variance 1: unlike the normal distribution it needs no logarithm, which differs by platform.
-            return (random.random_sample(shape) * 2 - 1) * math.sqrt(3)
+            values = (random.random_sample(shape) * 2 - 1) * math.sqrt(3)
+            return _filled(values, entry.past_axis, lengths) if entry.is_buffer else values
+
+
+def _filled(buffer: npt.NDArray[Any], axis: int, lengths: Lengths) -> npt.NDArray[Any]:
+    """A buffer with zeros behind what is in it, as runtimes allocate it; what a model makes of these is not defined."""
+    rows = np.full(buffer.shape[0], lengths.past)
+    if lengths.total > PADDING + 1:
+        rows[-1:] = max(lengths.past - PADDING, 0)  # the mask hides as many of its tokens
+    places = np.arange(buffer.shape[axis]).reshape(-1, *[1] * (buffer.ndim - axis - 1))
+    return np.where(places < rows.reshape(-1, *[1] * (buffer.ndim - 1)), buffer, 0.0)
 
 
 def _mask(entry: KnownInput, visible: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:

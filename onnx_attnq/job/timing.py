@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 import subprocess
 import sys
@@ -15,8 +14,8 @@ from typing import Any, Final
 
 import onnx_ir as ir
 
-from onnx_attnq.errors import AttnqError, InvalidModel
-from onnx_attnq.inputs import InputShapes, Sample, generate_samples
+from onnx_attnq.errors import AttnqError, InvalidData, InvalidModel
+from onnx_attnq.inputs import InputShapes, Sample, Step, shared_buffers, step_of, step_sample, steps_of
 from onnx_attnq.job.compression import compress
 from onnx_attnq.model import load
 from onnx_attnq.progress import Progress, Steps, no_progress
@@ -34,7 +33,7 @@ class TimingSettings:
     """What to time.
 
     Attributes:
-        tokens: Sequence lengths of made-up inputs.
+        tokens: Sequence lengths of made-up inputs; of a decoder with a cache, of prompts and of the past of one token.
         batch: Rows of made-up inputs.
         input_shapes: The whole shape of some made-up inputs, by name; where these fix the length, there is one.
         repeats: Counted runs of each variant for each length, after one that is not counted.
@@ -69,11 +68,11 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """How long one variant took for inputs of one length.
+    """How long one variant took for one kind of run.
 
     Attributes:
         variant: Its name.
-        tokens: Sequence length.
+        step: What was run: how many tokens, after how many.
         cpu_ms: Median of process CPU time, milliseconds.
         wall_ms: Median of elapsed time, milliseconds.
         p99_ms: 99th percentile of elapsed time, milliseconds.
@@ -82,7 +81,7 @@ class Timing:
     """
 
     variant: str
-    tokens: int
+    step: Step
     cpu_ms: float
     wall_ms: float
     p99_ms: float
@@ -90,8 +89,9 @@ class Timing:
     peak_mb: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return dataclasses.asdict(self)
+        """The fields as JSON values, those of the step among them."""
+        fields = dataclasses.asdict(self)
+        return {"variant": fields.pop("variant"), **fields.pop("step"), **fields}
 
 
 def variants(
@@ -148,6 +148,8 @@ def bench(
 ) -> tuple[list[Timing], list[str]]:
     """Time all variants on the same inputs, one run of each after the other.
 
+    A decoder with a cache is timed in both of its phases: prompts, and one token after a past.
+
     Args:
         original: The model before.
         rewritten: Models that were made from it.
@@ -156,51 +158,58 @@ def bench(
         progress: Called after each round.
 
     Returns:
-        Timings, and a sentence for each variant that could not be made.
+        Timings, and a sentence for each variant, or kind of run, that could not be made.
+
+    Raises:
+        InvalidData: The original runs on none of the inputs.
     """
     model = load(original)
-    inputs = [(_length(s), s) for s in settings.samples] or _made_up(model, settings)
-    repeats = settings.repeats
+    wanted: list[tuple[Step, Sample | None]] = [(step_of(model, sample), sample) for sample in settings.samples]
+    if not wanted:
+        steps = steps_of(model, settings.tokens, settings.batch, settings.input_shapes)
+        wanted = [(step, None) for step in steps]
     result: list[Timing] = []
     with tempfile.TemporaryDirectory() as folder:
         found, missing = variants(original, rewritten, Path(folder), settings.references)
         sessions = {v.name: Session(v.path, run, native=v.native) for v in found}
-        steps = Steps(len(inputs) * repeats, progress)
-        for length, sample in inputs:
+        rounds = Steps(len(wanted) * settings.repeats, progress)
+        refused: InvalidData | None = None
+        for step, given in wanted:
+            try:
+                sample = given or step_sample(model, step, settings.batch, settings.input_shapes)
+                runs = {name: _run_of(session, step, sample, model) for name, session in sessions.items()}
+                runs[ORIGINAL]()
+            except InvalidData as error:
+                refused = error
+                missing.append(f"{step}: {error}")
+                continue
             cpu: dict[str, list[float]] = {v.name: [] for v in found}
             wall: dict[str, list[float]] = {v.name: [] for v in found}
-            for round_number in range(repeats + 1):
-                for name, session in sessions.items():
-                    spent = _timed(lambda session=session, sample=sample: session.run(sample))  # type: ignore[misc]
+            for round_number in range(settings.repeats + 1):
+                for name, once in runs.items():
+                    spent = _timed(once)
                     if round_number:
                         cpu[name].append(spent[0])
                         wall[name].append(spent[1])
-                steps.advance(f"{length} tokens", int(bool(round_number)))
+                rounds.advance(str(step), int(bool(round_number)))
             base = statistics.median(cpu[ORIGINAL])
             for v in found:
                 median = statistics.median(cpu[v.name])
-                p99 = sorted(wall[v.name])[min(repeats - 1, int(0.99 * repeats))]
+                p99 = sorted(wall[v.name])[min(settings.repeats - 1, int(0.99 * settings.repeats))]
                 measured = settings.memory and not settings.samples
-                peak = _peak_memory(v, original, settings, length, run.threads or 0) if measured else None
+                peak = _peak_memory(v, original, settings, step, run.threads or 0) if measured else None
                 elapsed = statistics.median(wall[v.name])
-                result.append(Timing(v.name, length, median * 1e3, elapsed * 1e3, p99 * 1e3, base / median, peak))
+                result.append(Timing(v.name, step, median * 1e3, elapsed * 1e3, p99 * 1e3, base / median, peak))
+    if refused is not None and not result:
+        raise refused
     return result, missing
 
 
-def _made_up(model: ir.Model, settings: TimingSettings) -> list[tuple[int, Sample]]:
-    """A sample for each length; one where the model or the shapes that are given leave it no choice."""
-    made = [
-        generate_samples(model, 1, shapes=((settings.batch, length),), input_shapes=settings.input_shapes)[0]
-        for length in (*settings.tokens, settings.tokens[-1] + 1)
-    ]
-    shapes = [{name: array.shape for name, array in sample.items()} for sample in made]
-    if shapes[0] == shapes[-1]:
-        return [(_length(made[0]), made[0])]
-    return list(zip(settings.tokens, made, strict=False))
-
-
-def _length(sample: Sample) -> int:
-    return max(int(array.shape[1]) for array in sample.values() if array.ndim >= 2)
+def _run_of(session: Session, step: Step, sample: Sample, model: ir.Model) -> Callable[[], object]:
+    """What runs a step once; its caches are one buffer each where it has room for more."""
+    if step.capacity is None:
+        return lambda: session.run(sample)
+    return session.bound(sample, shared_buffers(model))
 
 
 def _timed(run: Callable[[], object]) -> tuple[float, float]:
@@ -222,26 +231,25 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _peak_memory(variant: Variant, original: Path, settings: TimingSettings, tokens: int, threads: int) -> float | None:
+def run_once(original: str, path: str, native: bool, step: Step, settings: TimingSettings, threads: int) -> None:
+    """Make a session and run a step: what a process does whose peak memory is of interest."""
+    model = load(original)
+    sample = step_sample(model, step, settings.batch, settings.input_shapes)
+    _run_of(Session(path, RunSettings(threads), native=native), step, sample, model)()
+
+
+def _peak_memory(variant: Variant, original: Path, settings: TimingSettings, step: Step, threads: int) -> float | None:
     """Peak resident memory of a fresh process that runs the variant once, megabytes."""
+    sizes = TimingSettings(batch=settings.batch, input_shapes=dict(settings.input_shapes))
+    arguments = (str(original), str(variant.path), variant.native, step, sizes, threads)
     code = (
-        "import json, sys\n"
-        "from onnx_attnq.job.timing import peak_memory\n"
-        "from onnx_attnq.inputs import generate_samples\n"
-        "from onnx_attnq.model import load\n"
-        "from onnx_attnq.run import RunSettings, Session\n"
-        "original, path, native, batch, tokens, shapes, threads = sys.argv[1:]\n"
-        "lengths = ((int(batch), int(tokens)),)\n"
-        "sample = generate_samples(load(original), 1, shapes=lengths, input_shapes=json.loads(shapes))[0]\n"
-        "Session(path, RunSettings(int(threads)), native=native == 'True').run(sample)\n"
+        "from onnx_attnq.inputs import Step\n"
+        "from onnx_attnq.job.timing import TimingSettings, peak_memory, run_once\n"
+        f"run_once{arguments!r}\n"
         "print(peak_memory())\n"
     )
-    shapes = json.dumps(dict(settings.input_shapes))
-    arguments = (original, variant.path, variant.native, settings.batch, tokens, shapes, threads)
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     except subprocess.CalledProcessError:
         return None
     return float(done.stdout)

@@ -8,7 +8,7 @@ import io
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,6 +91,36 @@ class Session:
             return dict(zip(names, map(_as_array, self._session.run(names, feeds)), strict=True))
         except (*_ERRORS, ValueError, RuntimeError) as error:  # RuntimeError: a type that numpy does not have
             raise InvalidData(f"onnxruntime does not run the model on this sample: {_said(error)}") from None
+
+    def bound(self, sample: Mapping[str, npt.NDArray[Any]], shared: Mapping[str, str]) -> Callable[[], None]:
+        """Prepare runs on one sample in which inputs and outputs are the same memory, as a decoder's caches may be.
+
+        Args:
+            sample: An array for each input; those that the model does not have are left out.
+            shared: For some inputs the output that is written over them; equal in shape and type.
+
+        Returns:
+            What runs it once, and raises InvalidData where onnxruntime does not take the sample.
+        """
+        binding = self._session.io_binding()
+        written = set()
+        for name in self._fed & set(sample):
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(np.array(sample[name]))
+            binding.bind_ortvalue_input(name, value)
+            if shared.get(name) in self.outputs:
+                binding.bind_ortvalue_output(shared[name], value)
+                written.add(shared[name])
+        for name in self.outputs:
+            if name not in written:
+                binding.bind_output(name)
+
+        def run() -> None:
+            try:
+                self._session.run_with_iobinding(binding)
+            except _ERRORS as error:
+                raise InvalidData(f"onnxruntime does not run the model on this sample: {_said(error)}") from None
+
+        return run
 
 
 def _as_array(value: Any) -> npt.NDArray[Any]:
