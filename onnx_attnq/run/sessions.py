@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from onnx_attnq.errors import AttnqError, InvalidData, InvalidModel, MissingLibrary, first_line
+from onnx_attnq.errors import InvalidData, InvalidModel, MissingLibrary, first_line
 from onnx_attnq.model import files
 from onnx_attnq.run.native import native_library
 from onnx_attnq.run.settings import RunSettings
@@ -117,7 +118,7 @@ class Session:
         def run() -> None:
             try:
                 self._session.run_with_iobinding(binding)
-            except _ERRORS as error:
+            except (*_ERRORS, RuntimeError) as error:
                 raise InvalidData(f"onnxruntime does not run the model on this sample: {_said(error)}") from None
 
         return run
@@ -176,19 +177,28 @@ def optimize_transformer(source: str | os.PathLike[str], output: str | os.PathLi
     Raises:
         InvalidModel: The optimizer does not take the model, or finds no attention to fuse.
     """
+    with warnings.catch_warnings():
+        # Where it fails it leaves its temporary folder to be found by the garbage collector, which tells of it.
+        warnings.simplefilter("ignore", ResourceWarning)
+        failure = _optimized(os.fspath(source), os.fspath(output))
+    if failure is not None:
+        raise InvalidModel(f"onnxruntime's transformer optimizer {failure}")
+
+
+def _optimized(source: str, output: str) -> str | None:
+    """Run the optimizer; returns what went wrong."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             optimizer = importlib.import_module("onnxruntime.transformers.optimizer")
             logging.getLogger("onnxruntime.transformers").setLevel(logging.ERROR)
-            optimized = optimizer.optimize_model(os.fspath(source), model_type="bert", opt_level=0)
+            optimized = optimizer.optimize_model(source, model_type="bert", opt_level=0)
             counts = optimized.get_fused_operator_statistics()
             if not counts.get("Attention") and not counts.get("MultiHeadAttention"):
-                raise InvalidModel("onnxruntime's transformer optimizer finds no attention to fuse")
-            optimized.save_model_to_file(os.fspath(output))
-    except AttnqError:
-        raise
+                return "finds no attention to fuse"
+            optimized.save_model_to_file(output)
     except Exception as error:  # whatever the optimizer stumbles over, it is not the user's fault
-        raise InvalidModel(f"onnxruntime's transformer optimizer fails: {first_line(error)}") from error
+        return f"fails: {first_line(error)}"
+    return None
 
 
 def _options(settings: RunSettings, native: bool) -> onnxruntime.SessionOptions:

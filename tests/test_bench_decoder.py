@@ -1,0 +1,106 @@
+"""Decoders with a cache, of every layout: rewritten, verified, and timed in both phases."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from decoder_models import KINDS, decoder
+from fused_case import CURRENT_KERNELS
+
+from onnx_attnq.cli.group import cli
+from onnx_attnq.errors import InvalidData
+from onnx_attnq.inputs import Step, shared_buffers, step_of, step_sample, steps_of
+from onnx_attnq.job import TimingSettings, bench, compress
+from onnx_attnq.model import load
+from onnx_attnq.run import RunSettings, Session
+
+pytestmark = CURRENT_KERNELS
+
+FAST = TimingSettings(tokens=(12,), repeats=1, memory=False)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
+    folder = tmp_path_factory.mktemp(request.param)
+    onnx.save(decoder(request.param), folder / "decoder.onnx")
+    found = compress(folder / "decoder.onnx")
+    assert found.output is not None
+    assert found.verification is not None
+    assert found.verification.passed
+    assert len(found.plan.sites) == 2
+    return request.param, folder / "decoder.onnx", found.output
+
+
+def test_both_phases_are_timed(models: tuple[str, Path, Path]) -> None:
+    kind, original, rewritten = models
+    timings, _ = bench(original, [rewritten], settings=FAST, run=RunSettings(1))
+    steps = list(dict.fromkeys(timing.step for timing in timings))
+    if kind == "gqa":
+        assert steps == [Step(12, 0, 48), Step(1, 12, 13), Step(1, 12, 48)]
+    else:
+        assert steps == [Step(12), Step(1, 12)]
+    assert {t.variant for t in timings} >= {"original", "rewritten, portable"}
+
+
+def test_a_step_has_the_sizes_that_it_says(models: tuple[str, Path, Path]) -> None:
+    _, original, _ = models
+    model = load(original)
+    for step in steps_of(model, (7,)):
+        sample = step_sample(model, step)
+        assert sample["input_ids"].shape == (1, step.tokens)
+        assert sample["past_key_values.0.key"].shape[2] == (step.past if step.capacity is None else step.capacity)
+        if "attention_mask" in sample:
+            assert sample["attention_mask"].shape == (1, step.past + step.tokens)
+        assert Session(original).run(sample)["logits"].shape == (1, step.tokens, 64)
+        assert step_of(model, sample).tokens == step.tokens
+
+
+def test_a_shared_buffer_gives_what_two_buffers_give(tmp_path: Path) -> None:
+    onnx.save(decoder(), tmp_path / "m.onnx")
+    model = load(tmp_path / "m.onnx")
+    pairs = shared_buffers(model)
+    assert pairs == {
+        f"past_key_values.{i}.{part}": f"present.{i}.{part}" for i in range(2) for part in ("key", "value")
+    }
+    session = Session(model)
+    sample = step_sample(model, Step(1, 12, 20))
+    before = {name: array.copy() for name, array in sample.items()}
+    run = session.bound(sample, pairs)
+    run()
+    for name, array in sample.items():  # the caller's arrays are not written to
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_model_without_a_cache_is_timed_as_before(tmp_path: Path) -> None:
+    from small_models import attention
+
+    onnx.save(attention(), tmp_path / "m.onnx")
+    assert steps_of(load(tmp_path / "m.onnx"), (4, 8)) == (Step(4), Step(8))
+
+
+def test_what_does_not_run_is_said_and_the_rest_is_timed(tmp_path: Path) -> None:
+    """The table of positions has 96 rows."""
+    onnx.save(decoder(), tmp_path / "m.onnx")
+    compress(tmp_path / "m.onnx", tmp_path / "n.onnx", verification=None)
+    arguments = ["bench", str(tmp_path / "m.onnx"), str(tmp_path / "n.onnx"), "--repeats", "1", "--no-memory"]
+    done = CliRunner().invoke(cli, [*arguments, "--tokens", "8", "--tokens", "500", "--json", "-"])
+    assert done.exit_code == 0, done.output
+    data = json.loads(done.output)
+    assert {(t["tokens"], t["past"], t["capacity"]) for t in data["timings"]} == {(8, 0, 32), (1, 8, 9), (1, 8, 32)}
+    assert any(line.startswith("500 tokens") for line in data["missing"])
+    with pytest.raises(InvalidData, match="does not run the model on this sample"):
+        bench(tmp_path / "m.onnx", [], settings=TimingSettings((500,), repeats=1, memory=False))
+
+
+def test_each_phase_has_its_own_line(tmp_path: Path) -> None:
+    onnx.save(decoder(), tmp_path / "m.onnx")
+    compress(tmp_path / "m.onnx", tmp_path / "n.onnx", verification=None)
+    arguments = ["bench", str(tmp_path / "m.onnx"), str(tmp_path / "n.onnx"), "--repeats", "1", "--no-memory"]
+    lines = CliRunner().invoke(cli, [*arguments, "--tokens", "8"]).output.splitlines()
+    for step in ("8 tokens, room for 32", "1 token after 8, room for 9", "1 token after 8, room for 32"):
+        assert any(line.startswith(f"{step}: rewritten, ") and "as fast as the original" in line for line in lines)
