@@ -55,6 +55,11 @@ def save(text: str, path: Path) -> Path:
         ("dequantize_without_zero_point", ["softmax"]),
         ("name_collision", ["attention"]),
         ("brackets_in_names", ["attention"]),
+        ("bfloat16_io", ["attention"]),
+        ("string_output", ["attention"]),
+        ("nonzero_output", ["attention"]),
+        ("data_dependent_length", ["softmax"]),
+        ("random_noise", ["softmax"]),
     ],
 )
 def test_the_graph_is_rewritten_in_the_form_that_fits(name: str, forms: list[str], scheme: str, tmp_path: Path) -> None:

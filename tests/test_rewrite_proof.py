@@ -14,6 +14,7 @@ from onnx_attnq.rewriting import rewrite, uniform_plan
 from onnx_attnq.run import RunSettings
 from onnx_attnq.scheme import QuantScheme, preset
 from onnx_attnq.verification import Verification, verify
+from onnx_attnq.verification.codes import check_rows
 
 TWO = (
     "(float[B,L,4] x) => (float[B,L,4] z) { xt = Transpose<perm=[0,2,1]>(x) s = MatMul(x, xt) p = Softmax<axis=-1>(s)"
@@ -28,13 +29,19 @@ STRING = TWO.replace("float[B,L,4] z", "string[B,L,4] z").replace(
 )
 
 
-def verified(text: str, scheme: QuantScheme | None = None, **options: int) -> Verification:
-    original = parse(text, inferred=True)
+def rewritten(original: ir.Model, scheme: QuantScheme | None = None) -> ir.Model:
     model = original.clone()
     sites = find_sites(expose(model))
     ids = [site.id for site in sites.sites]
     rewrite(model, sites, uniform_plan(sites.exposed.structure_hash, ids, scheme or preset()))
-    return verify(original, model, generate_samples(original, 3, 0), run=RunSettings(1, **options))
+    return model
+
+
+def verified(text: str, scheme: QuantScheme | None = None, opset: int = 17, **options: int) -> Verification:
+    original = parse(text, inferred=True, opset=opset, ir_version=8 if opset < 19 else 9)
+    return verify(
+        original, rewritten(original, scheme), generate_samples(original, 3, 0), run=RunSettings(1, **options)
+    )
 
 
 def test_a_right_rewrite_is_proved() -> None:
@@ -87,6 +94,75 @@ def test_strings_are_compared_as_what_they_are() -> None:
     assert verified(STRING).passed
 
 
+SEQUENCE = TWO.replace("float[B,L,4] z", "seq(float[B,K,4]) z").replace(
+    "z = MatMul(q, y)", "u = MatMul(q, y) z = SplitToSequence<axis=1>(u, parts)"
+)
+TYPES = TWO.replace("float[B,L,4] x", "bfloat16[B,L,4] h").replace("float[B,L,4] z", "{0}[B,L,4] z")
+TYPES = TYPES.replace("{ xt", "{{ x = Cast<to=1>(h) xt").replace(
+    "z = MatMul(q, y)", "u = MatMul(q, y) z = Cast<to={1}>(u)"
+)
+TYPES = TYPES.replace("y) }", "y) }}").replace("(u) }", "(u) }}")
+
+
+@pytest.mark.parametrize(("kind", "number"), [("bfloat16", 16), ("float8e4m3fn", 17), ("float8e5m2", 19)])
+def test_types_that_numpy_does_not_have_are_compared_as_numbers(kind: str, number: int) -> None:
+    found = verified(TYPES.format(kind, number), opset=19)
+    assert found.passed, found.failures
+    assert found.standard.codes.codes
+    output = found.standard.outputs["z"].deviation
+    assert 0.0 < output.relative_error < 0.3  # by equality alone it would be 0 or near 1
+    assert output.cosine > 0.9
+
+
+@pytest.mark.parametrize("parts", ["Constant<value_int=1>()", "Constant<value_ints=[2,1,-1]>()"])
+def test_a_sequence_is_compared_tensor_by_tensor(parts: str) -> None:
+    given = "parts = " + parts.replace(",-1]", "]")
+    text = SEQUENCE.replace("{ xt", "{ " + given + " xt")
+    original = parse(text)
+    model = rewritten(original)
+    samples = [{"x": np.random.default_rng(seed).normal(size=(2, 3, 4)).astype(np.float32)} for seed in range(3)]
+    found = verify(original, model, samples)
+    assert found.passed, found.failures
+    assert found.standard.outputs["z"].deviation.values == 3 * 2 * 3 * 4
+    assert found.standard.outputs["z"].deviation.max_abs > 0.0
+
+
+def test_sequences_of_other_shapes_differ_though_their_elements_do_not() -> None:
+    a, b = (
+        parse(SEQUENCE.replace("{ xt", f"{{ parts = Constant<value_ints=[{n}]>() xt"), opset=17) for n in ("2,1", "1,2")
+    )
+    (sample,) = ({"x": np.ones((2, 3, 4), np.float32)},)
+    assert verify(a, b, [sample]).failures == (
+        "standard: output 'z': the shape is [[2, 2, 4], [2, 1, 4]] in A and [[2, 1, 4], [2, 2, 4]] in B",
+    )
+
+
+def with_nan(guard: str, scheme: str) -> Verification:
+    """A row of x is NaN, and so are its probabilities."""
+    original = parse(TWO.replace("q = Softmax<axis=-1>(t)", guard), inferred=True)
+    model = rewritten(original, preset(scheme))
+    x = np.random.default_rng(0).normal(size=(4, 2, 4)).astype(np.float32)
+    x[0] = np.nan
+    return verify(original, model, [{"x": x}])
+
+
+@pytest.mark.parametrize("scheme", ["row-log", "ji2021"])
+def test_probabilities_that_are_nan_in_both_are_reported_with_their_share(scheme: str) -> None:
+    found = with_nan("q = Softmax<axis=-1>(t)", scheme)
+    assert found.passed, found.failures
+    shares = [note for note in found.notes if "probabilities are NaN" in note]
+    assert len(shares) == len(found.standard.sites) == 2
+    assert all(": 25.0% of the probabilities are NaN, before and after" in note for note in shares)
+
+
+def test_probabilities_that_are_nan_in_one_only_are_errors() -> None:
+    nan, number = np.full((1, 4), np.nan), np.full((1, 4), 0.25)
+    for source, result in ((nan, number), (number, nan)):
+        check = check_rows(source, result, preset(), is_scores=True)
+        assert (check.errors, check.not_finite) == (4, 0)
+    assert check_rows(nan, nan, preset(), is_scores=True).not_finite == 4
+
+
 @pytest.mark.parametrize("memory", [1, 2**30])
 def test_the_memory_budget_does_not_change_the_result(memory: int) -> None:
     small, large = verified(TWO, memory=memory), verified(TWO)
@@ -95,10 +171,7 @@ def test_the_memory_budget_does_not_change_the_result(memory: int) -> None:
 
 def test_samples_that_prove_little_are_said() -> None:
     original = parse(TWO, inferred=True)
-    model = original.clone()
-    sites = find_sites(expose(model))
-    plan = uniform_plan(sites.exposed.structure_hash, [site.id for site in sites.sites], preset())
-    rewrite(model, sites, plan)
+    model = rewritten(original)
     same = {"x": np.ones((2, 5, 4), np.float32)}
     assert verify(original, model, [same]).notes == (
         "the samples prove little: 100% of the rows are uniform, one-hot or NaN",

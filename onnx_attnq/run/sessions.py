@@ -21,6 +21,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from onnx_attnq.errors import InvalidData, InvalidModel, MissingLibrary, first_line
 from onnx_attnq.model import files
+from onnx_attnq.run.arrays import fed, from_numpy, from_value, is_extra_type
 from onnx_attnq.run.native import native_library
 from onnx_attnq.run.settings import RunSettings
 
@@ -75,6 +76,7 @@ class Session:
         # Those with an initializer may be fed, too.
         self._fed = {*self.inputs, *(value.name for value in self._session.get_overridable_initializers())}
         self.outputs = tuple(value.name for value in self._session.get_outputs())
+        self._extra = {value.name for value in self._session.get_outputs() if is_extra_type(value.type)}
 
     def run(self, sample: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] | None = None) -> Arrays:
         """One inference.
@@ -87,9 +89,20 @@ class Session:
             InvalidData: onnxruntime does not take the sample.
         """
         names = self.outputs if outputs is None else tuple(outputs)
-        feeds = {name: array for name, array in sample.items() if name in self._fed}
+        plain = [name for name in names if name not in self._extra]
+        extra = [name for name in names if name in self._extra]
+        found: Arrays = {}
         try:
-            return dict(zip(names, map(_as_array, self._session.run(names, feeds)), strict=True))
+            feeds = {name: fed(array) for name, array in sample.items() if name in self._fed}
+            if plain:
+                found.update(zip(plain, map(from_numpy, self._session.run(plain, feeds)), strict=True))
+            if extra:
+                values = {
+                    name: onnxruntime.OrtValue.ortvalue_from_numpy(value) if isinstance(value, np.ndarray) else value
+                    for name, value in feeds.items()
+                }
+                found.update(zip(extra, map(from_value, self._session.run_with_ort_values(extra, values)), strict=True))
+            return {name: found[name] for name in names}
         except (*_ERRORS, ValueError, RuntimeError) as error:  # RuntimeError: a type that numpy does not have
             raise InvalidData(f"onnxruntime does not run the model on this sample: {_said(error)}") from None
 
@@ -122,13 +135,6 @@ class Session:
                 raise InvalidData(f"onnxruntime does not run the model on this sample: {_said(error)}") from None
 
         return run
-
-
-def _as_array(value: Any) -> npt.NDArray[Any]:
-    """An output as an array: the elements of a sequence one after another."""
-    if isinstance(value, list) and all(isinstance(item, np.ndarray) for item in value):
-        return np.concatenate([item.ravel() for item in value]) if value else np.zeros(0, np.float32)
-    return np.asarray(value)
 
 
 def _with_shared_weights(model: ir.Model, options: onnxruntime.SessionOptions) -> tuple[bytes, list[npt.NDArray[Any]]]:

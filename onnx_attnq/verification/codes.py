@@ -54,6 +54,7 @@ class CodeCheck:
         positive: Values above zero before; masked positions are not among them.
         rows: Number of rows that count.
         telling: Those among them that are neither uniform nor one-hot nor NaN.
+        not_finite: Values that are NaN both in what entered and in what left; on one side only, they are errors.
     """
 
     codes: int = 0
@@ -63,6 +64,7 @@ class CodeCheck:
     positive: int = 0
     rows: int = dataclasses.field(default=0, repr=False)
     telling: int = dataclasses.field(default=0, repr=False)
+    not_finite: int = dataclasses.field(default=0, repr=False)
 
     @property
     def passed(self) -> bool:
@@ -138,6 +140,7 @@ def check_rows(
         positive=int(positive.sum()),
         rows=int(positive[..., 0].size if counted is None else np.broadcast_to(counted, positive.shape[:-1]).sum()),
         telling=int(_telling(p, positive).sum()),
+        not_finite=int(both_nan.sum()),
     )
 
 

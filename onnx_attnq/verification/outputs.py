@@ -77,9 +77,10 @@ class OutputComparison:
 
     def add(self, a: Array, b: Array, sample: Sample | None = None) -> None:
         """Compare another sample; the figures leave out what the sample's mask calls padding."""
-        if a.shape != b.shape:
-            self._shapes.append(f"the shape is {list(a.shape)} in A and {list(b.shape)} in B")
+        if (shape_a := _shape(a)) != (shape_b := _shape(b)):
+            self._shapes.append(f"the shape is {shape_a} in A and {shape_b} in B")
             return
+        a, b = _numbers(a), _numbers(b)
         if a.dtype.kind not in "biuf" or b.dtype.kind not in "biuf":
             # Strings and what else is no number: 1 where equal, so that the relative error is of those that differ.
             a, b = np.ones(a.shape), (a == b).astype(np.float64)
@@ -102,6 +103,22 @@ class OutputComparison:
         values = np.quantile(every, list(QUANTILES.values())) if every.size else np.zeros(len(QUANTILES))
         quantiles = dict(zip(QUANTILES, map(float, values), strict=True))
         return OutputDeviation(self._total, quantiles, self._far, tuple(self._shapes))
+
+
+def _shape(array: Array) -> list[Any]:
+    """The shape; of a sequence, those of its tensors."""
+    return [list(item.shape) for item in array] if _is_sequence(array) else list(array.shape)
+
+
+def _numbers(array: Array) -> Array:
+    """As a type that numpy computes with: bfloat16 and 8-bit floats as float32, a sequence as one row."""
+    if _is_sequence(array):
+        return np.concatenate([_numbers(item).ravel() for item in array]) if array.size else np.zeros(0, np.float32)
+    return array.astype(np.float32) if array.dtype.kind == "V" else array
+
+
+def _is_sequence(array: Array) -> bool:
+    return array.dtype.kind == "O" and all(isinstance(item, np.ndarray) for item in array.flat)
 
 
 def is_distribution(value: ir.Value) -> bool:

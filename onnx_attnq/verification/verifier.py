@@ -109,6 +109,10 @@ class Verification:
         elif run.sites and run.codes.telling * 2 < run.codes.rows:
             share = 1.0 - run.codes.telling / run.codes.rows
             notes.append(f"the samples prove little: {share:.0%} of the rows are uniform, one-hot or NaN")
+        for name, check in run.sites.items():
+            if check.not_finite:
+                share = check.not_finite / check.codes
+                notes.append(f"site {name!r}: {share:.1%} of the probabilities are NaN, before and after")
         if self.random_ops:
             notes.append(f"{self.random_ops} ops draw random numbers; both models got the same seeds")
         for name, output in run.outputs.items():
