@@ -58,8 +58,8 @@ def save(text: str, path: Path) -> Path:
         ("bfloat16_io", ["attention"]),
         ("string_output", ["attention"]),
         ("nonzero_output", ["attention"]),
-        ("data_dependent_length", ["softmax"]),
-        ("random_noise", ["softmax"]),
+        ("data_dependent_length", ["attention"]),
+        ("random_noise", ["attention"]),
     ],
 )
 def test_the_graph_is_rewritten_in_the_form_that_fits(name: str, forms: list[str], scheme: str, tmp_path: Path) -> None:
