@@ -47,7 +47,7 @@ def forge(path: Path, change: Callable[[Data], None]) -> None:
         model = load(path)
         apply(read_record(model).undo, model)
         del model.metadata_props[METADATA]
-        entry.value = json.dumps(data | {"original": structure_hash(model)})
+        entry.value = json.dumps(data | {"structure_hash": structure_hash(model)})
     except Exception:
         return
     onnx.save(proto, path)
@@ -197,6 +197,37 @@ def another_initializer(data: Data) -> None:
     data["undo"]["graphs"][0]["initializers"] = ["nothing"]
 
 
+def orphan(tensor: TensorProto, *places: int) -> Callable[[Data], None]:
+    """An initializer that is put back."""
+
+    def change(data: Data) -> None:
+        change_nodes(data, lambda graph: graph.initializer.append(tensor))
+        data["undo"]["graphs"][0]["orphans"] = list(places)
+
+    return change
+
+
+ORPHANS = {
+    "external": orphan(external_tensor("own"), 0),
+    "there": orphan(helper.make_tensor("weight", TensorProto.FLOAT, [1], [1.0]), 0),
+    "nowhere": orphan(helper.make_tensor("more", TensorProto.FLOAT, [1], [1.0]), 99),
+    "behind": orphan(helper.make_tensor("more", TensorProto.FLOAT, [1], [1.0]), -1),
+    "without a place": orphan(helper.make_tensor("more", TensorProto.FLOAT, [1], [1.0])),
+    "two places": orphan(helper.make_tensor("more", TensorProto.FLOAT, [1], [1.0]), 0, 1),
+    "no name": orphan(helper.make_tensor("", TensorProto.FLOAT, [1], [1.0]), 0),
+    "no bytes": orphan(TensorProto(name="big", data_type=TensorProto.FLOAT, dims=[2**50]), 0),
+    "no type": orphan(TensorProto(name="odd", data_type=99, dims=[1]), 0),
+}
+
+
+@pytest.mark.parametrize("name", ORPHANS)
+def test_a_forged_initializer_is_refused(name: str, rewritten: Path) -> None:
+    (rewritten.parent / "own").write_bytes(bytes(32))
+    forge(rewritten, ORPHANS[name])
+    with pytest.raises(CannotRevert, match="changed after it was rewritten"):
+        revert(load(rewritten))
+
+
 FORGERIES = (
     cycle, later_value, undefined_value, defined_twice, no_bytes, bomb, opset, no_version, large_version,
     another_output, no_outputs, last_node, node_twice, graph_twice, another_graph, another_function, another_initializer,
@@ -219,6 +250,7 @@ def inside(data: Data, path: tuple[str | int, ...], value: object) -> None:
 UNREADABLE = {
     (): [],
     ("version",): 1,
+    ("structure_hash",): None,
     ("original",): None,
     ("inlined",): "no",
     ("irreversible",): ["\n"],
@@ -238,6 +270,7 @@ UNREADABLE = {
     ("undo", "graphs", 0, "inputs"): [[1, 2]],
     ("undo", "graphs", 0, "inserted"): [0.0],
     ("undo", "graphs", 0, "outputs"): "y",
+    ("undo", "graphs", 0, "orphans"): ["scale"],
     ("undo", "added_functions"): [["onnx_attnq"]],
     ("undo", "functions"): [1],
 }

@@ -181,3 +181,67 @@ def test_a_removed_node_with_external_data_cannot_be_kept(tmp_path: Path) -> Non
     undo = snapshot.undo(graph)
     assert isinstance(undo, str)
     assert "external data" in undo
+
+
+ORPHANS = """
+<ir_version: 10, opset_import: ["" : 21]>
+g (float[1,2,L,4] q, float[1,2,L,4] k, float[1,2,L,4] v, float given) => (float[1,2,L,4] y, float shown)
+<float unused = {7.0}, float half = {0.5}, float given = {0.5}, float shown = {3.0}, float low = {-1e9}, float[1,1,L,L] big>
+{
+    kt = Transpose<perm=[0,1,3,2]>(k)
+    s = MatMul(q, kt)
+    a = Mul(s, half)
+    b = Add(a, big)
+    p = Softmax<axis=-1>(b)
+    y = MatMul(p, v)
+}
+"""
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_initializers_that_the_rewrite_leaves_unused_are_removed_and_come_back(inline: bool, tmp_path: Path) -> None:
+    path = small_models.write(small_models.parse(ORPHANS, big=np.zeros((1, 1, 1, 1), np.float32)), tmp_path / "m.onnx")
+    compress(path, tmp_path / "o.onnx", rewriting=RewriteSettings(inline=inline), verification=None)
+    written, original = load(tmp_path / "o.onnx"), load(path)
+    gone = set(original.graph.initializers) - set(written.graph.initializers)
+    assert gone == (set() if inline else {"half"})  # what was unused before stays, as do an input and an output
+    revert(written)
+    assert diff_models(original, written, metadata=True).equal
+    assert list(written.graph.initializers) == list(original.graph.initializers)
+
+
+def test_a_large_initializer_stays_since_the_record_does_not_keep_it(tmp_path: Path) -> None:
+    filled = ORPHANS.replace("b = Add(a, big)", "b = Add(a, big) c = Mul(a, half)").replace("(b)", "(c)")
+    table = np.zeros((1, 1, 40, 40), np.float32)
+    path = small_models.write(small_models.parse(filled, big=table), tmp_path / "m.onnx")
+    compress(path, tmp_path / "o.onnx", verification=None)
+    written = load(tmp_path / "o.onnx")
+    assert "big" in written.graph.initializers
+    revert(written)
+    assert structure_hash(written) == structure_hash(load(path))
+
+
+@pytest.mark.parametrize("inline", [False, True])
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_nothing_is_left_unused_that_was_used(path: Path, inline: bool, tmp_path: Path) -> None:
+    try:
+        compress(path, tmp_path / "b.onnx", rewriting=RewriteSettings(inline=inline), verification=None)
+    except NothingToRewrite:
+        pytest.skip("has no attention that can be rewritten")
+    written = load(tmp_path / "b.onnx")
+    assert _unused(written) <= _unused(load(path))
+
+
+def _unused(model: ir.Model) -> set[str]:
+    graphs = [model.graph, *model.graph.subgraphs(), *(function.graph for function in model.functions.values())]
+    return {
+        f"{node.op_type} {node.name}"
+        for graph in graphs
+        for node in graph
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs)
+    } | {
+        name
+        for graph in graphs
+        for name, value in graph.initializers.items()
+        if not (value.uses() or value.is_graph_input() or value.is_graph_output())
+    }

@@ -15,7 +15,8 @@ from onnx_attnq.graph.fused_ops import (
 from onnx_attnq.graph.ops import known_op, standard_opset
 from onnx_attnq.graph.suffix import Suffix, suffix
 from onnx_attnq.graph.types import Types, axes_of, axis_from_end, branch_outputs, dtype_of, rank_of
-from onnx_attnq.graph.undo import Snapshot, Undo, apply
+from onnx_attnq.graph.undo import Snapshot, apply
+from onnx_attnq.graph.undo_record import Undo
 
 __all__ = [
     "FUSED_SIGNATURES",

@@ -7,10 +7,9 @@ attention, without weights.
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import onnx
 import onnx_ir as ir
@@ -18,103 +17,13 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from onnx_attnq.graph.dataflow import Dataflow, subgraphs
-from onnx_attnq.reading import check_fields
+from onnx_attnq.graph.undo_record import GraphUndo, Undo
 
 LIMIT: Final = 2**20
 """Bytes of removed nodes and functions that are kept; beyond it, weights are among them."""
 
-
-@dataclasses.dataclass(frozen=True)
-class GraphUndo:
-    """What changed in one graph.
-
-    Attributes:
-        graph: Place of the graph in `Dataflow.graphs` of the changed model.
-        inserted: Places of the nodes to take out, in the changed graph.
-        removed: Places of the nodes to put back, in the original graph.
-        nodes: These nodes and the types of their outputs, a serialized GraphProto.
-        inputs: Node's place in the original graph, place of the input, and name of the value that belongs there.
-        outputs: Names of the graph's outputs.
-        initializers: Names of initializers to take out.
-    """
-
-    graph: int
-    inserted: tuple[int, ...]
-    removed: tuple[int, ...]
-    nodes: bytes
-    inputs: tuple[tuple[int, int, str], ...]
-    outputs: tuple[str, ...]
-    initializers: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values, bytes in base64."""
-        return {**dataclasses.asdict(self), "nodes": base64.b64encode(self.nodes).decode()}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> GraphUndo:
-        """The inverse of `to_json`.
-
-        Raises:
-            ValueError: Something is missing, unknown or of the wrong type.
-        """
-        kinds = {"graph": int, "nodes": str}
-        lists = dict.fromkeys(("inserted", "removed", "inputs", "outputs", "initializers"), list)
-        check_fields(data, "a graph of the undo", kinds | lists)
-        return cls(
-            graph=data["graph"],
-            inserted=_tuple(data["inserted"], int),
-            removed=_tuple(data["removed"], int),
-            nodes=base64.b64decode(data["nodes"], validate=True),
-            inputs=tuple(_row(row, int, int, str) for row in data["inputs"]),
-            outputs=_tuple(data["outputs"], str),
-            initializers=_tuple(data["initializers"], str),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Undo:
-    """What changed in a model.
-
-    Attributes:
-        ir_version: The original's.
-        opsets: The original's, version by domain.
-        graphs: The graphs that changed.
-        added_functions: Domain, name and overload of functions to take out.
-        functions: Functions to put back, serialized FunctionProtos.
-    """
-
-    ir_version: int
-    opsets: Mapping[str, int]
-    graphs: tuple[GraphUndo, ...]
-    added_functions: tuple[tuple[str, str, str], ...]
-    functions: tuple[bytes, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values, bytes in base64."""
-        return {
-            "ir_version": self.ir_version,
-            "opsets": dict(self.opsets),
-            "graphs": [graph.to_json() for graph in self.graphs],
-            "added_functions": self.added_functions,
-            "functions": [base64.b64encode(function).decode() for function in self.functions],
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Undo:
-        """The inverse of `to_json`.
-
-        Raises:
-            ValueError: Something is missing, unknown or of the wrong type.
-        """
-        lists = dict.fromkeys(("graphs", "added_functions", "functions"), list)
-        check_fields(data, "the undo", {"ir_version": int, "opsets": dict} | lists)
-        return cls(
-            ir_version=data["ir_version"],
-            opsets=dict(zip(data["opsets"], _tuple(data["opsets"].values(), int), strict=True)),
-            graphs=tuple(map(GraphUndo.from_json, data["graphs"])),
-            added_functions=tuple(_row(row, str, str, str) for row in data["added_functions"]),
-            functions=tuple(base64.b64decode(text, validate=True) for text in _tuple(data["functions"], str)),
-        )
+ORPHAN_LIMIT: Final = 2**12
+"""Bytes of an initializer that goes with the nodes that used it: the undo keeps it, and repeats no weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +35,8 @@ class _GraphBefore:
     results: tuple[tuple[str, ...], ...]
     typed: frozenset[ir.Value]
     outputs: tuple[str, ...]
-    initializers: frozenset[str]
+    initializers: dict[str, ir.Value]
+    used: frozenset[str]
 
     @classmethod
     def of(cls, graph: ir.Graph) -> _GraphBefore:
@@ -137,7 +47,8 @@ class _GraphBefore:
             tuple(_names(node.outputs) for node in nodes),
             frozenset(value for node in nodes for value in node.outputs if value.type is not None),
             _names(graph.outputs),
-            frozenset(graph.initializers),
+            dict(graph.initializers),
+            frozenset(name for name, value in graph.initializers.items() if value.uses()),
         )
 
 
@@ -149,6 +60,19 @@ class Snapshot:
         self._functions = {name: _serialize(ir.to_proto(function)) for name, function in model.functions.items()}
         self._opsets = dict(model.graph.opset_imports)
         self._ir_version = model.ir_version
+
+    def remove_orphans(self, model: ir.Model) -> None:
+        """Take out the initializers that the change has left without a use, but for large ones.
+
+        One that nothing used before stays, as does one that is an input or an output of its graph.
+        """
+        for graph in Dataflow(model).graphs:
+            before = self._graphs.get(graph)
+            for name, value in () if before is None else list(graph.initializers.items()):
+                assert before is not None
+                kept = value.uses() or value.is_graph_input() or value.is_graph_output()
+                if name in before.used and not kept and _is_small(value.const_value):
+                    del graph.initializers[name]
 
     def undo(self, model: ir.Model) -> Undo | str:
         """How to make the changed model what it was; or, in words, what stands against it."""
@@ -184,6 +108,7 @@ def apply(undo: Undo, model: ir.Model) -> None:
     _check(undo, flow)
     changes = {change.graph: change for change in undo.graphs}
     values: dict[ir.Graph, dict[str, ir.Value]] = {}
+    initializers: dict[ir.Graph, list[ir.Value]] = {}
     orders: list[tuple[ir.Graph, list[ir.Node]]] = []
     inserted: list[ir.Node] = []
     taken: set[ir.Node | None] = set()
@@ -199,8 +124,8 @@ def apply(undo: Undo, model: ir.Model) -> None:
         taken_out = set(change.inserted)
         nodes = _merge([n for i, n in enumerate(nodes) if i not in taken_out], change)
         outer = values[owner.graph] if owner is not None and isinstance(owner.graph, ir.Graph) else {}
-        kept = (value for name, value in graph.initializers.items() if name not in change.initializers)
-        local = (*graph.inputs, *kept, *(output for node in nodes for output in node.outputs))
+        initializers[graph] = _initializers(graph, change)
+        local = (*graph.inputs, *initializers[graph], *(output for node in nodes for output in node.outputs))
         values[graph] = outer | {value.name: value for value in local if value.name}
         _rewire(nodes, change, values[graph])
         graph.outputs[:] = [values[graph][name] for name in change.outputs]
@@ -212,8 +137,11 @@ def apply(undo: Undo, model: ir.Model) -> None:
         graph.remove(list(graph))
         graph.extend(nodes)
     for change in undo.graphs:
-        for name in change.initializers:
-            del flow.graphs[change.graph].initializers[name]
+        if change.initializers or change.orphans:
+            graph = flow.graphs[change.graph]
+            graph.initializers.clear()
+            for value in initializers.get(graph, ()):  # none where the graph goes with a node that is taken out
+                graph.register_initializer(value)
     for added in undo.added_functions:
         del model.functions[added]
     for proto in undo.functions:
@@ -226,8 +154,8 @@ def apply(undo: Undo, model: ir.Model) -> None:
 
 def _check(undo: Undo, flow: Dataflow) -> None:
     """What holds for every undo that a `Snapshot` makes."""
-    places = [change.graph for change in undo.graphs]
-    if len(set(places)) < len(places) or not all(0 <= place < len(flow.graphs) for place in places):
+    graphs = [change.graph for change in undo.graphs]
+    if len(set(graphs)) < len(graphs) or not all(0 <= graph < len(flow.graphs) for graph in graphs):
         raise ValueError("the undo names a graph that is not there, or one twice")
     for change in undo.graphs:
         now = len(list(flow.graphs[change.graph]))
@@ -235,8 +163,19 @@ def _check(undo: Undo, flow: Dataflow) -> None:
         for indices, count in ((change.inserted, now), (change.removed, then)):
             if len(set(indices)) < len(indices) or not all(0 <= index < count for index in indices):
                 raise ValueError("the undo names a node that is not there, or one twice")
-        if _has_external_data(onnx.GraphProto.FromString(change.nodes)):
+        proto = onnx.GraphProto.FromString(change.nodes)
+        if _has_external_data(proto):
             raise ValueError("the undo has external data")
+        names = {tensor.name for tensor in proto.initializer}
+        there = set(flow.graphs[change.graph].initializers)
+        if len(set(change.initializers)) < len(change.initializers) or not there.issuperset(change.initializers):
+            raise ValueError("the undo names an initializer that is not there, or one twice")
+        there.difference_update(change.initializers)
+        if len(names) < len(proto.initializer) or names & there:
+            raise ValueError("the undo puts back an initializer that is there, or one twice")
+        places = range(len(there) + len(names))
+        if len(change.orphans) != len(names) or sorted({*change.orphans} & {*places}) != list(change.orphans):
+            raise ValueError("the undo has no place for an initializer")
     if any(_has_external_data(onnx.FunctionProto.FromString(proto)) for proto in undo.functions):
         raise ValueError("the undo has external data")
 
@@ -248,6 +187,11 @@ def _has_external_data(message: Message) -> bool:
     fields = (content for field, content in message.ListFields() if field.type == FieldDescriptor.TYPE_MESSAGE)
     items = (item for content in fields for item in ((content,) if isinstance(content, Message) else content))
     return any(map(_has_external_data, items))
+
+
+def _is_small(tensor: ir.TensorProtocol | None) -> bool:
+    """Whether the undo can keep a tensor."""
+    return tensor is not None and not isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= ORPHAN_LIMIT
 
 
 def _graph_undo(index: int, graph: ir.Graph, before: _GraphBefore) -> GraphUndo | str | None:
@@ -264,6 +208,14 @@ def _graph_undo(index: int, graph: ir.Graph, before: _GraphBefore) -> GraphUndo 
         container.node.append(proto)
         typed = (value for value in node.outputs if value.name and value in before.typed)
         container.value_info.extend(map(ir.serde.serialize_value, typed))
+    orphans = [i for i, name in enumerate(before.initializers) if name not in graph.initializers]
+    for i in orphans:
+        name = list(before.initializers)[i]
+        tensor = before.initializers[name].const_value
+        if tensor is None or not _is_small(tensor):
+            return f"initializer {name!r}, which was removed, is too large to be kept"
+        container.initializer.append(ir.serde.serialize_tensor(tensor))
+        container.initializer[-1].name = name
     undo = GraphUndo(
         graph=index,
         inserted=tuple(i for i, node in enumerate(now) if node not in known),
@@ -278,8 +230,9 @@ def _graph_undo(index: int, graph: ir.Graph, before: _GraphBefore) -> GraphUndo 
         ),
         outputs=before.outputs,
         initializers=tuple(name for name in graph.initializers if name not in before.initializers),
+        orphans=tuple(orphans),
     )
-    changed = undo.inserted or undo.removed or undo.inputs or undo.initializers
+    changed = undo.inserted or undo.removed or undo.inputs or undo.initializers or undo.orphans
     return undo if changed or _names(graph.outputs) != before.outputs else None
 
 
@@ -294,6 +247,7 @@ def _too_much(node: ir.Node) -> str | None:
 def _merge(kept: Sequence[ir.Node], change: GraphUndo) -> list[ir.Node]:
     """The nodes of the original graph in their order."""
     proto = onnx.GraphProto.FromString(change.nodes)
+    del proto.initializer[:]
     made = {name for node in proto.node for name in node.output}
     used = dict.fromkeys(name for node in proto.node for name in node.input if name and name not in made)
     proto.input.extend(onnx.ValueInfoProto(name=name) for name in used)
@@ -303,6 +257,18 @@ def _merge(kept: Sequence[ir.Node], change: GraphUndo) -> list[ir.Node]:
     at = dict(zip(change.removed, restored, strict=True))
     rest = iter(kept)
     return [at[i] if i in at else next(rest) for i in range(len(kept) + len(at))]
+
+
+def _initializers(graph: ir.Graph, change: GraphUndo) -> list[ir.Value]:
+    """The initializers of the original graph in their order."""
+    kept = [value for name, value in graph.initializers.items() if name not in change.initializers]
+    for place, proto in zip(change.orphans, onnx.GraphProto.FromString(change.nodes).initializer, strict=True):
+        tensor = ir.serde.deserialize_tensor(proto)
+        value = ir.Value(
+            name=proto.name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy())
+        )
+        kept.insert(place, value)
+    return kept
 
 
 def _rewire(nodes: Sequence[ir.Node], change: GraphUndo, values: Mapping[str, ir.Value]) -> None:
@@ -321,25 +287,8 @@ def _names(values: Sequence[ir.Value | None]) -> tuple[str, ...]:
     return tuple("" if value is None else value.name or "" for value in values)
 
 
-def _tuple(values: Iterable[Any], kind: type[_T]) -> tuple[_T, ...]:
-    result = tuple(values)
-    if not all(type(value) is kind for value in result):
-        raise ValueError(f"the undo has something else where {kind.__name__} belongs")
-    return result
-
-
-def _row(values: Any, *kinds: type) -> Any:
-    """A row of a table, in JSON a list; one value of each kind."""
-    if not isinstance(values, list) or [type(value) for value in values] != list(kinds):
-        raise ValueError("the undo has a row that is none")
-    return tuple(values)
-
-
-_T = TypeVar("_T")
-
-
 def _serialize(proto: onnx.GraphProto | onnx.FunctionProto) -> bytes:
     return proto.SerializeToString(deterministic=True)
 
 
-__all__ = ["GraphUndo", "Snapshot", "Undo", "apply"]
+__all__ = ["Snapshot", "apply"]

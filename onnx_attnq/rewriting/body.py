@@ -134,7 +134,12 @@ class Body:
         return self._constants[key]
 
     def function(self, domain: str, name: str, output: ir.Value, attributes: list[ir.Attr]) -> ir.Function:
-        """The finished function; its attributes are parameters without a default."""
-        graph = ir.Graph(self._inputs, [output], nodes=self._nodes, opset_imports={"": self._opset}, name=name)
+        """The finished function, without what its output does not need; attributes are parameters without a default."""
+        needed, nodes = {output}, []
+        for node in reversed(self._nodes):
+            if node.outputs[0] in needed:
+                needed.update(value for value in node.inputs if value is not None)
+                nodes.append(node)
+        graph = ir.Graph(self._inputs, [output], nodes=nodes[::-1], opset_imports={"": self._opset}, name=name)
         parameters = [ir.Attr(a.name, a.type, None) for a in attributes]
         return ir.Function(domain, name, graph=graph, attributes=parameters)

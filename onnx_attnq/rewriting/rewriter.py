@@ -113,6 +113,7 @@ def rewrite(
     if inline:
         InlinePass(lambda f: f.domain == bodies.DOMAIN)(model)
         model.graph.opset_imports.pop(bodies.DOMAIN, None)
+    exposed.snapshot.remove_orphans(model)
     undo = exposed.snapshot.undo(model)
     if isinstance(undo, str):
         record = dataclasses.replace(record, irreversible=undo)
