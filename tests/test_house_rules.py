@@ -25,7 +25,7 @@ def test_only_runtime_imports_onnxruntime() -> None:
         if (isinstance(node, ast.Import) and any(n.name.split(".")[0] == "onnxruntime" for n in node.names))
         or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "onnxruntime")
     }
-    assert importers == {"run/sessions.py", "run/weight_quantizers.py"}
+    assert importers == {"run/arrays.py", "run/sessions.py", "run/weight_quantizers.py"}
 
 
 def test_only_the_command_line_prints() -> None:

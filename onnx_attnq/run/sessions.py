@@ -1,4 +1,4 @@
-"""Run models in onnxruntime: the only module that imports it."""
+"""Run models in onnxruntime."""
 
 from __future__ import annotations
 
