@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from attention_forms import FORMS
 from click.testing import CliRunner
 from small_graphs import parse
 from small_transformers import bert_like
 
+import onnx_attnq.verification.rewrite_proof as proof
 from onnx_attnq.cli import main
 from onnx_attnq.cli.group import cli
-from onnx_attnq.errors import InvalidModel
+from onnx_attnq.errors import InvalidModel, NothingToRewrite
+from onnx_attnq.job import compress_weights
 from onnx_attnq.model import load, save
-from onnx_attnq.rewriting import read_record
+from onnx_attnq.rewriting import Record, read_record
 from onnx_attnq.run import Session, quantize_weights
 
 
@@ -59,6 +63,65 @@ def test_a_limit_holds_for_the_whole(model: Path, capsys: pytest.CaptureFixture[
     shown = capsys.readouterr().out
     assert "Weights in int4: " in shown
     assert "times as fast" in shown
+
+
+def test_what_failed_is_not_there_and_may_be_kept_under_another_name(model: Path) -> None:
+    old = model.with_name("model.attnq.onnx")
+    old.write_text("what was there")
+    tight = [str(model), "--weights", "int8", "--max-deviation", "max_abs<=1e-9"]
+    with pytest.raises(SystemExit) as stopped:
+        main(tight)
+    assert stopped.value.code == 1
+    assert {path.name for path in model.parent.iterdir()} == {"model.onnx", "model.attnq.onnx"}
+    with pytest.raises(SystemExit) as stopped:
+        main([*tight, "--keep-failed"])
+    assert stopped.value.code == 1
+    assert old.read_text() == "what was there"
+    assert read_record(load(model.with_name("model.attnq.failed.onnx"))) is not None
+
+
+def test_an_interrupted_run_leaves_nothing(model: Path) -> None:
+    def interrupt(what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress_weights(model, None, "int8", progress=interrupt)
+    assert {path.name for path in model.parent.iterdir()} == {"model.onnx"}
+
+
+def test_the_rewrite_is_proved_against_the_model_with_quantized_weights(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = compress_weights(model, None, "int8").compression.verification
+    assert found is not None
+    assert found.rewrite is not None
+    # Against the original this would be the error of 8-bit weights.
+    for output in found.rewrite.outputs.values():
+        assert output.deviation.relative_error < found.rewrite.tolerance
+    right = proof.rewrite
+
+    def wrong(rewritten: ir.Model, *arguments: Any, **options: Any) -> Record:
+        record = right(rewritten, *arguments, **options)
+        for node in rewritten.graph:
+            if "scale" in node.attributes:
+                node.attributes["scale"] = ir.AttrTensor("scale", ir.tensor(np.array([9.0], np.float32)))
+        return record
+
+    monkeypatch.setattr(proof, "rewrite", wrong)
+    model.with_name("model.attnq.onnx").unlink()
+    failed = compress_weights(model, None, "int8").compression
+    assert failed.failed
+    assert failed.output is None
+    assert failed.verification is not None
+    assert any("even without quantization" in failure for failure in failed.verification.failures)
+
+
+def test_a_model_without_attention_is_named_as_the_user_did(tmp_path: Path) -> None:
+    text = "(float[N,64] x) => (float[N,64] y) { y = MatMul(x, w) }".replace("x) =>", "x, float[64,64] w) =>")
+    save(parse(text), tmp_path / "m.onnx")
+    done = CliRunner().invoke(cli, [str(tmp_path / "m.onnx"), "--weights", "int8"])
+    assert isinstance(done.exception, NothingToRewrite)
+    assert str(done.exception).startswith(f"{tmp_path / 'm.onnx'}: no attention found")
 
 
 def test_products_of_attention_stay_in_floating_point(model: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import onnx_ir as ir
@@ -81,7 +81,50 @@ def compress(
     source = Path(source)
     if scheme is not None:
         rewriting = dataclasses.replace(rewriting, scheme=scheme)
-    original, work, sites, plan = _plan(source, rewriting)
+    original, done = rewritten(source, rewriting)
+    target = output_of(source, output)
+    if verification is None:
+        save(done.model, target, external_data)
+        return Compression(source, target, done.sites, done.plan, done.record, None, done.nodes)
+    check_output(done.model, target)
+    samples, made_up = verification.samples, None
+    if samples is None:
+        made_up = made_up_for(original, verification, run)
+        samples = made_up.samples
+    limits = verification.limits
+    written, checked = put_in_place(
+        done.model,
+        target,
+        lambda trial: verify(original, load(trial), samples, limits=limits, run=run, progress=progress),
+        external_data=external_data,
+        keep_failed=verification.keep_failed,
+    )
+    return Compression(source, written, done.sites, done.plan, done.record, checked, done.nodes, made_up)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewritten:
+    """A model in memory, rewritten as the plan says, and what came of it; as in `Compression`."""
+
+    model: ir.Model
+    sites: Sites
+    plan: Plan
+    record: Record
+    nodes: tuple[int, int]
+
+
+def rewritten(source: Path, rewriting: RewriteSettings, named: Path | None = None) -> tuple[ir.Model, Rewritten]:
+    """The original, and what the rewrite makes of it.
+
+    Args:
+        source: The model file.
+        rewriting: What to rewrite, and into what.
+        named: What errors call the file.
+
+    Raises:
+        AttnqError: See errors.py for its kinds.
+    """
+    original, work, sites, plan = _plan(source, rewriting, named or source)
     left = {site.id for site in sites.sites if plan.scheme_of(site.id) is None}
     chosen, part = sites, plan
     if left:
@@ -98,29 +141,48 @@ def compress(
         quantize_outputs=rewriting.quantize_outputs,
         int16_products=rewriting.int16_products,
     )
-    nodes = (count_nodes(original), count_nodes(work))
-    target = source.with_name(f"{source.stem}.attnq.onnx") if output is None else Path(output)
-    if verification is None:
-        save(work, target, external_data)
-        return Compression(source, target, sites, plan, record, None, nodes)
-    check_output(work, target)
-    samples, made_up = verification.samples, None
-    if samples is None:
-        made_up = made_up_for(original, verification, run)
-        samples = made_up.samples
-    # Verify first, then put in place: what fails, or is interrupted, is never where the output should be.
+    return original, Rewritten(work, sites, plan, record, (count_nodes(original), count_nodes(work)))
+
+
+def output_of(source: Path, output: str | os.PathLike[str] | None) -> Path:
+    """Where a model is written."""
+    return source.with_name(f"{source.stem}.attnq.onnx") if output is None else Path(output)
+
+
+def put_in_place(
+    model: ir.Model,
+    target: Path,
+    check: Callable[[Path], Verification],
+    *,
+    external_data: ExternalData = "copy",
+    keep_failed: bool = False,
+) -> tuple[Path | None, Verification]:
+    """Verify first, then put in place: what fails, or is interrupted, is never where the output should be.
+
+    Args:
+        model: What to write.
+        target: Where.
+        check: Verifies the model that was written to a path.
+        external_data: Whether external data is copied or referred to.
+        keep_failed: Keep what failed as NAME.failed.onnx.
+
+    Returns:
+        Where the model is, None if it failed and was not kept; and what the check said.
+    """
     checked: Verification | None = None
     with contextlib.suppress(NotVerified), _on_trial(target, external_data) as trial:
-        save(work, trial, external_data)
-        checked = verify(original, load(trial), samples, limits=verification.limits, run=run, progress=progress)
+        save(model, trial, external_data)
+        checked = check(trial)
         if not checked.passed:
             raise NotVerified
-    written: Path | None = target
-    if checked is None or not checked.passed:
-        written = target.with_name(f"{target.stem}.failed{target.suffix}") if verification.keep_failed else None
-        if written is not None:
-            save(work, written, external_data)
-    return Compression(source, written, sites, plan, record, checked, nodes, made_up)
+    assert checked is not None
+    if checked.passed:
+        return target, checked
+    if not keep_failed:
+        return None, checked
+    kept = target.with_name(f"{target.stem}.failed{target.suffix}")
+    save(model, kept, external_data)
+    return kept, checked
 
 
 def made_up_for(original: ir.Model, verification: VerifySettings, run: RunSettings) -> MadeUp:
@@ -155,18 +217,18 @@ def plan_only(source: str | os.PathLike[str], rewriting: RewriteSettings = Rewri
     Raises:
         AttnqError: See errors.py for its kinds.
     """
-    original, _, sites, plan = _plan(Path(source), rewriting)
+    original, _, sites, plan = _plan(Path(source), rewriting, Path(source))
     nodes = count_nodes(original)
     return Compression(Path(source), None, sites, plan, None, None, (nodes, nodes))
 
 
-def _plan(source: Path, rewriting: RewriteSettings) -> tuple[ir.Model, ir.Model, Sites, Plan]:
+def _plan(source: Path, rewriting: RewriteSettings, named: Path) -> tuple[ir.Model, ir.Model, Sites, Plan]:
     """The original; a copy in which attention that was hidden in functions and fused ops is exposed; its sites."""
     original = load(source)
     try:
         refuse_rewritten(original)
     except AttnqError as error:
-        raise type(error)(f"{source}: {error}") from None
+        raise type(error)(f"{named}: {error}") from None
     work = original.clone()
     sites = find_sites(expose(work, keep=lambda site: rewriting.keep_fused))
     ids = [site.id for site in sites.sites]
@@ -177,7 +239,7 @@ def _plan(source: Path, rewriting: RewriteSettings) -> tuple[ir.Model, ir.Model,
     else:
         plan.check(sites.exposed.structure_hash, ids)
     if not any(entry.scheme for entry in plan.sites):
-        raise NothingToRewrite(f"{source}: {_why_nothing(sites)}")
+        raise NothingToRewrite(f"{named}: {_why_nothing(sites)}")
     return original, work, sites, plan
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from onnx_attnq.inputs import Sample
-from onnx_attnq.job.compression import Compression, compress, made_up_for
-from onnx_attnq.model import load, size_on_disk
+from onnx_attnq.job.compression import Compression, made_up_for, output_of, put_in_place, rewritten
+from onnx_attnq.model import check_output, load, save, size_on_disk
 from onnx_attnq.progress import Progress, no_progress
 from onnx_attnq.rewriting import RewriteSettings
 from onnx_attnq.run import RunSettings, Session, native_library, quantize_weights
-from onnx_attnq.verification import VerifySettings, verify
+from onnx_attnq.verification import Verification, VerifySettings, prove_rewrite, verify
 
 ROUNDS: Final = 5
 """Timed runs of each model, in turn, after one that is not timed."""
@@ -76,24 +76,37 @@ def compress_weights(
         AttnqError: See errors.py for its kinds.
     """
     source = Path(source)
-    target = source.with_name(f"{source.stem}.attnq.onnx") if output is None else Path(output)
+    target = output_of(source, output)
     original = load(source)  # a damaged model, and one whose data leads out of its folder, gets no further
     with tempfile.TemporaryDirectory() as folder:
         quantized = Path(folder) / source.name
         quantize_weights(source, quantized, weights)
-        result = compress(quantized, target, rewriting=rewriting, verification=None, run=run)
-    result = dataclasses.replace(result, source=source)
-    times = None
-    if verification is not None:
-        samples = verification.samples
+        before, done = rewritten(quantized, rewriting, source)
+        if verification is None:
+            save(done.model, target)
+            result = Compression(source, target, done.sites, done.plan, done.record, None, done.nodes)
+            return WeightCompression(result, weights, (size_on_disk(original), size_on_disk(load(target))), None)
+        check_output(done.model, target)
+        samples, made_up = verification.samples, None
         if samples is None:
             made_up = made_up_for(original, verification, run)
-            result, samples = dataclasses.replace(result, made_up=made_up), made_up.samples
-        written = load(target)
-        checked = verify(original, written, samples, limits=verification.limits, run=run, progress=progress)
-        result = dataclasses.replace(result, verification=checked)
-        times = _times(source, target, samples[0], run)
-    return WeightCompression(result, weights, (size_on_disk(original), size_on_disk(load(target))), times)
+            samples = made_up.samples
+        sizes: list[int] = []
+        times: list[tuple[float, float]] = []
+
+        def check(trial: Path) -> Verification:
+            """Codes and outputs against the original; what the rewrite does, against the model with other weights."""
+            model = load(trial)
+            found = verify(original, model, samples, limits=verification.limits, run=run, progress=progress)
+            session = Session(before, run)
+            proof = prove_rewrite(before, done.record, samples, [session.run(sample) for sample in samples], run)
+            sizes.append(size_on_disk(model))
+            times.append(_times(source, trial, samples[0], run))
+            return dataclasses.replace(found, rewrite=proof)
+
+        written, checked = put_in_place(done.model, target, check, keep_failed=verification.keep_failed)
+    result = Compression(source, written, done.sites, done.plan, done.record, checked, done.nodes, made_up)
+    return WeightCompression(result, weights, (size_on_disk(original), sizes[0]), times[0])
 
 
 def _times(source: Path, target: Path, sample: Sample, run: RunSettings) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from onnx_attnq.verification.bisection import Bisection, bisect
 from onnx_attnq.verification.deviation import Deviation, deviation_of
 from onnx_attnq.verification.limits import Limit, Limits
 from onnx_attnq.verification.outputs import is_distribution, real_tokens
+from onnx_attnq.verification.rewrite_proof import RewriteProof, prove_rewrite
 from onnx_attnq.verification.settings import VerifySettings
 from onnx_attnq.verification.site_rows import SiteRows
 from onnx_attnq.verification.verifier import NATIVE, STANDARD, VariantCheck, Verification, verify
@@ -15,6 +16,7 @@ __all__ = [
     "Deviation",
     "Limit",
     "Limits",
+    "RewriteProof",
     "SiteRows",
     "VariantCheck",
     "Verification",
@@ -22,6 +24,7 @@ __all__ = [
     "bisect",
     "deviation_of",
     "is_distribution",
+    "prove_rewrite",
     "real_tokens",
     "verify",
 ]
