@@ -96,6 +96,11 @@ def test_broken_models_are_refused_or_rewritten(tmp_path: Path) -> None:
     assert reached["load"] > QUICK / 10
 
 
+@pytest.mark.parametrize("case", [1603])
+def test_what_once_crashed_does_not(case: int, tmp_path: Path) -> None:
+    fuzz(case, 1, tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(10))
 def test_very_many_broken_models(part: int, tmp_path: Path) -> None:

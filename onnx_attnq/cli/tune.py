@@ -131,7 +131,7 @@ def tune(
         samples,
         loss,
         Goal(max_loss, min_pruned, Objective(options["objective"])),
-        Effort(options["time_budget"], options["jobs"]),
+        Effort(options["time_budget"], options["jobs"], run.custom_ops),
     )
     plan = output or model.with_name(f"{model.stem}.plan.json")
     with _cluster(options["backend"], options["address"]), progress_bar("Tuning") as bar:

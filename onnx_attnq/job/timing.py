@@ -197,7 +197,7 @@ def bench(
                 median = statistics.median(cpu[v.name])
                 p99 = sorted(wall[v.name])[min(settings.repeats - 1, int(0.99 * settings.repeats))]
                 measured = settings.memory and not settings.samples
-                peak = _peak_memory(v, original, settings, step, run.threads or 0) if measured else None
+                peak = _peak_memory(v, original, settings, step, run) if measured else None
                 elapsed = statistics.median(wall[v.name])
                 result.append(Timing(v.name, step, median * 1e3, elapsed * 1e3, p99 * 1e3, base / median, peak))
     if refused is not None and not result:
@@ -231,17 +231,29 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def run_once(original: str, path: str, native: bool, step: Step, settings: TimingSettings, threads: int) -> None:
+def run_once(
+    original: str,
+    path: str,
+    native: bool,
+    step: Step,
+    settings: TimingSettings,
+    threads: int | None,
+    custom_ops: tuple[str, ...],
+) -> None:
     """Make a session and run a step: what a process does whose peak memory is of interest."""
+    run = RunSettings(threads, tuple(map(Path, custom_ops)))
     model = load(original)
     sample = step_sample(model, step, settings.batch, settings.input_shapes)
-    _run_of(Session(path, RunSettings(threads), native=native), step, sample, model)()
+    _run_of(Session(path, run, native=native), step, sample, model)()
 
 
-def _peak_memory(variant: Variant, original: Path, settings: TimingSettings, step: Step, threads: int) -> float | None:
+def _peak_memory(
+    variant: Variant, original: Path, settings: TimingSettings, step: Step, run: RunSettings
+) -> float | None:
     """Peak resident memory of a fresh process that runs the variant once, megabytes."""
     sizes = TimingSettings(batch=settings.batch, input_shapes=dict(settings.input_shapes))
-    arguments = (str(original), str(variant.path), variant.native, step, sizes, threads)
+    libraries = tuple(map(str, run.custom_ops))
+    arguments = (str(original), str(variant.path), variant.native, step, sizes, run.threads, libraries)
     code = (
         "from onnx_attnq.inputs import Step\n"
         "from onnx_attnq.job.timing import TimingSettings, peak_memory, run_once\n"

@@ -345,6 +345,8 @@ def _swap_last(site: AttentionSite) -> list[int] | None:
     rank = rank_of(site.probabilities)
     if rank is None:
         raise InvalidModel(f"site {site.id!r}: the rank of its scores is unknown; run onnx shape inference first")
+    if rank + site.axis < 0:
+        raise InvalidModel(f"site {site.id!r}: its scores are said to have {rank} axes, too few for what is around it")
     perm = list(range(rank))
     perm[-1], perm[site.axis] = perm[site.axis], perm[-1]
     return perm

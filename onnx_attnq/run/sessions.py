@@ -71,7 +71,10 @@ class Session:
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except _ERRORS as error:
-            raise InvalidModel(f"{name}: onnxruntime does not load it: {first_line(error)}") from None
+            said = first_line(error)
+            unknown = "is not a registered function/op" in said
+            hint = "; --custom-ops takes a library that has it (custom_ops in Python)" if unknown else ""
+            raise InvalidModel(f"{name}: onnxruntime does not load it: {said}{hint}") from None
         self.inputs = tuple(value.name for value in self._session.get_inputs())
         # Those with an initializer may be fed, too.
         self._fed = {*self.inputs, *(value.name for value in self._session.get_overridable_initializers())}

@@ -82,19 +82,20 @@ class Trial:
         return cls(**{**data, "scheme": QuantScheme.from_json(data["scheme"])})
 
 
-def units(path: str, sample: Sample) -> tuple[Unit, ...]:
+def units(path: str, sample: Sample, run: RunSettings = ONE_THREAD) -> tuple[Unit, ...]:
     """The work for a model, in the order of its graph.
 
     Args:
         path: The original model.
         sample: Run once, since shapes often do not tell the number of heads.
+        run: How to run the model.
 
     Raises:
         NothingToRewrite: No site is in the main graph with a known number of heads.
     """
     opened = _opened(path)
     names = {site: str(found.probabilities.name) for site, found in opened.sites.items()}
-    arrays = Session(probe(opened.model, list(names.values()))).run(sample) if names else {}
+    arrays = Session(probe(opened.model, list(names.values())), run).run(sample) if names else {}
     found = []
     for site in opened.sites.values():
         heads = _head_count(arrays[names[site.id]])

@@ -22,6 +22,7 @@ from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load, sha256
 from onnx_attnq.progress import Progress, no_progress
 from onnx_attnq.rewriting import save_plan
+from onnx_attnq.run import RunSettings
 from onnx_attnq.scheme import QuantScheme, preset
 from onnx_attnq.tune.apply import plan_of, write_model
 from onnx_attnq.tune.choice import Choice, Objective, frontier
@@ -64,10 +65,12 @@ class Effort:
         seconds: Budget of the measurements per head; heads that were not reached by then get the mildest scheme
             that any head was given. None: no limit.
         jobs: Processes, or what the backend makes of the number; -1 for all processors.
+        custom_ops: Libraries with custom ops that the model needs; on a cluster, every worker has them at this path.
     """
 
     seconds: float | None = None
     jobs: int = -1
+    custom_ops: tuple[Path, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +177,7 @@ class Tuner:
             raise InvalidData("there are no samples to tune with")
         purpose = Purpose.of(sha256(self.source), self.samples, self.candidates)
         journal = Journal(output.with_name(f"{output.name}.journal"), purpose, resume=resume)
-        wanted = units(str(self.source), self.samples[0])
+        wanted = units(str(self.source), self.samples[0], self._alone)
         complete = self._measure_heads(wanted, journal, progress)
         trials = [trial for unit in wanted for trial in journal.done.get(unit, ())]
         if not trials:
@@ -187,6 +190,11 @@ class Tuner:
             search = _Search(self, frontier(trials, self.goal.objective), Path(folder) / "model.onnx", output, progress)
             chosen = search.run()
         return dataclasses.replace(chosen, complete=complete, seconds=time.monotonic() - started)
+
+    @property
+    def _alone(self) -> RunSettings:
+        """How heads are measured: one thread gives the same sums whatever machine runs the unit."""
+        return RunSettings(threads=1, custom_ops=tuple(path.resolve() for path in self.effort.custom_ops))
 
     def _measure_heads(self, wanted: Sequence[Unit], journal: Journal, report: Progress) -> bool:
         """Measure the units that the journal lacks; returns whether all are done."""
@@ -201,7 +209,7 @@ class Tuner:
             for unit in missing:
                 if deadline is not None and time.monotonic() > deadline:
                     return
-                yield joblib.delayed(_unit)(source, unit, self.samples, self.candidates)
+                yield joblib.delayed(_unit)(source, unit, self.samples, self.candidates, self._alone)
 
         report("heads", len(journal.done), len(wanted))
         # With a time limit units are sent one ahead of the processes, and no more.
@@ -272,9 +280,9 @@ class _Search:
 
 
 def _unit(
-    source: str, unit: Unit, samples: Sequence[Sample], candidates: Sequence[QuantScheme]
+    source: str, unit: Unit, samples: Sequence[Sample], candidates: Sequence[QuantScheme], run: RunSettings
 ) -> tuple[Unit, tuple[Trial, ...]]:
-    return unit, measure_unit(source, unit, samples, candidates)
+    return unit, measure_unit(source, unit, samples, candidates, run)
 
 
 __all__ = ["CANDIDATES", "Effort", "Goal", "Step", "Tuner", "Tuning"]
