@@ -57,7 +57,7 @@ def made_up_samples(
         InvalidModel: onnxruntime does not take the model.
         InvalidData: The model runs on none of them; or an input is not there, or has no such shape.
     """
-    session = Session(model, run)
+    session = Session(model, run, frugal=True)
     drafts = draft_samples(model, count, seed, input_shapes=input_shapes)
     samples = tuple(draft.sample() for draft in drafts)
     if edges:

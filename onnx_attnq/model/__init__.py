@@ -14,6 +14,7 @@ from onnx_attnq.model.files import (
 )
 from onnx_attnq.model.mapped import load_mapped
 from onnx_attnq.model.structure_hash import structure_hash
+from onnx_attnq.model.weights_in_file import place_of, sharing_weights
 from onnx_attnq.model.wellformed import MAX_RANK, check_tensor
 
 __all__ = [
@@ -26,9 +27,11 @@ __all__ = [
     "load",
     "load_mapped",
     "opset",
+    "place_of",
     "recheck",
     "save",
     "sha256",
+    "sharing_weights",
     "size_on_disk",
     "structure_hash",
     "tensors",

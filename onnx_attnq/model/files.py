@@ -21,9 +21,18 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx_attnq.atomic import check_replaceable, staged, write_errors
 from onnx_attnq.errors import CannotWrite, InvalidModel, first_line
 from onnx_attnq.model.external_data import Reference, get_reference, resolve_references, set_reference
-from onnx_attnq.model.old_opsets import converted
+from onnx_attnq.model.old_opsets import converted, is_old
 from onnx_attnq.model.structure_hash import structure_hash
-from onnx_attnq.model.wellformed import check_model, graph_protos, tensor_protos, tensor_size
+from onnx_attnq.model.weights_in_file import (
+    LARGE_FILE,
+    Place,
+    WeightInFile,
+    bare_proto,
+    mark_left_out,
+    without_weights,
+    write_proto,
+)
+from onnx_attnq.model.wellformed import check_model, check_raw_size, graph_protos, tensor_protos, tensor_size
 
 ExternalData: TypeAlias = Literal["copy", "keep"]
 """``copy``: the output has its own data file. ``keep``: it refers to the data files of the input."""
@@ -46,7 +55,7 @@ _SOURCE: Final = "onnx_attnq.source"
 
 
 def load(path: str | os.PathLike[str]) -> ir.Model:
-    """Read a model file; external data stays on disk until it is used.
+    """Read a model file; external data, and the weights of a large file, stay on disk until they are used.
 
     Nodes are put in topological order if they are not; nothing else changes.
 
@@ -55,15 +64,23 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
             external data is missing, too short, or outside of its folder. One line that begins with the path.
     """
     file = Path(path)
-    proto = _parse(file)
+    proto, places = _parse(file)
     try:
         check_model(proto)
+        if places and is_old(proto):  # which onnx's converter takes with its weights only
+            proto, places = _parse_whole(file), {}
+        _check_places(proto, places)
+        mark_left_out(proto, places, external=False)
         proto = converted(proto)
         folder = resolve_references(proto, file)
     except InvalidModel as error:
         raise InvalidModel(f"{file}: {error}") from None
     try:
         model = ir.from_proto(proto)
+        for name, place in places.items():
+            weight = model.graph.initializers[name]
+            assert isinstance(weight.const_value, ir.serde.TensorProtoTensor)
+            weight.const_value = WeightInFile(weight.const_value.raw, place)
         model.graph.sort()
         for function in model.functions.values():
             function.sort()
@@ -83,8 +100,10 @@ def recheck(model: ir.Model) -> None:
     Raises:
         InvalidModel: As by `load`, without the file's name; or the nodes are not in topological order.
     """
-    proto = _to_proto(model)
+    proto, held = _to_proto(model)
+    mark_left_out(proto, held, external=True)
     check_model(proto)
+    mark_left_out(proto, held, external=False)
     folders = {os.fspath(tensor.base_dir) for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor)}
     if len(folders) > 1:
         raise InvalidModel("its external data is not in the folder of the model")
@@ -123,20 +142,19 @@ def save(model: ir.Model, path: str | os.PathLike[str], external_data: ExternalD
     if external_data == "keep":
         _require_folder(external.values(), target)
         external = {}
-    proto = _to_proto(model)
+    proto, held = _to_proto(model)
     with staged(target) as folder:
         if external or inline_size > INLINE_LIMIT:
             with write_errors(data), open(folder / data.name, "xb") as data_file:
                 _move_external(proto, external, data_file, data.name)
                 if inline_size > INLINE_LIMIT:
-                    _move_inline(proto, data_file, data.name)
+                    _move_inline(proto, held, data_file, data.name)
         try:
-            content = proto.SerializeToString(deterministic=True)
+            with write_errors(target), open(folder / target.name, "xb") as file:
+                size = write_proto(proto, held, file)
         except (EncodeError, ValueError) as error:
             raise InvalidModel(f"{target}: the model is too large for one protobuf file: {error}") from None
-        with write_errors(target):
-            (folder / target.name).write_bytes(content)
-    _LOG.info("wrote %s, %d bytes%s", target, len(content), f", and {data.name}" if external else "")
+    _LOG.info("wrote %s, %d bytes%s", target, size, f", and {data.name}" if external else "")
 
 
 def check_output(model: ir.Model, path: str | os.PathLike[str]) -> None:
@@ -195,7 +213,29 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _parse(file: Path) -> onnx.ModelProto:
+def _parse(file: Path) -> tuple[onnx.ModelProto, dict[str, Place]]:
+    """A model, and where the weights are that were not read; these say that they are external."""
+    try:
+        large = file.is_file() and LARGE_FILE <= file.stat().st_size <= PROTOBUF_LIMIT
+        left_out = without_weights(file) if large else None
+    except (OSError, ValueError):  # which reading all of it says better
+        left_out = None
+    if left_out is None:
+        return _parse_whole(file), {}
+    try:
+        proto = onnx.ModelProto.FromString(left_out[0])
+    except (DecodeError, RecursionError):
+        return _parse_whole(file), {}
+    return proto, {proto.graph.initializer[index].name: place for index, place in left_out[1].items()}
+
+
+def _check_places(proto: onnx.ModelProto, places: Mapping[str, Place]) -> None:
+    for tensor in proto.graph.initializer:
+        if tensor.name in places:
+            check_raw_size(tensor, places[tensor.name].nbytes)
+
+
+def _parse_whole(file: Path) -> onnx.ModelProto:
     try:
         status = file.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -225,9 +265,10 @@ def _outputs(node: ir.Node) -> list[str | None]:
     return [value.name or None for value in node.outputs]
 
 
-def _to_proto(model: ir.Model) -> onnx.ModelProto:
+def _to_proto(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, WeightInFile]]:
+    """A model without the weights that are in its file, and these by name."""
     try:
-        return ir.to_proto(model)
+        return bare_proto(model)
     except ir.serde.SerdeError as error:
         raise InvalidModel(f"onnx_ir cannot serialize the model: {_innermost(error)}") from error
 
@@ -282,7 +323,10 @@ def _move_external(
         set_reference(tensor, (location, *placed[reference]))
 
 
-def _move_inline(proto: onnx.ModelProto, file: BinaryIO, location: str) -> None:
+def _move_inline(proto: onnx.ModelProto, held: dict[str, WeightInFile], file: BinaryIO, location: str) -> None:
+    for tensor in proto.graph.initializer:
+        if tensor.name in held:
+            set_reference(tensor, (location, *_append(held.pop(tensor.name), file)))
     for graph in graph_protos(proto):
         for tensor in graph.initializer:
             if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.data_type == onnx.TensorProto.STRING:
@@ -296,7 +340,7 @@ def _append(tensor: ir.TensorProtocol, file: BinaryIO) -> tuple[int, int]:
     offset = -(-file.tell() // ALIGNMENT) * ALIGNMENT
     file.seek(offset)
     try:
-        if isinstance(tensor, ir.ExternalTensor):
+        if isinstance(tensor, ir.ExternalTensor | WeightInFile):
             tensor.tofile(file)  # a few megabytes at a time
         else:
             file.write(tensor.tobytes())

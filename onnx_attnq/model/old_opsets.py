@@ -17,14 +17,19 @@ OLDEST_OPSET: Final = 11
 _LOG: Final = logging.getLogger(__name__)
 
 
+def is_old(proto: onnx.ModelProto) -> bool:
+    """Whether a model has to be converted."""
+    return _version(proto) < OLDEST_OPSET
+
+
 def converted(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The model in opset 11, by onnx's version converter, if its opset is older; else the model itself.
 
     Raises:
         InvalidModel: The converter does not manage it; the message says what to do.
     """
-    version = max(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    if version >= OLDEST_OPSET:
+    version = _version(proto)
+    if not is_old(proto):
         return proto
     if proto.functions or any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensor_protos(proto)):
         raise InvalidModel(_cannot(version, "it has functions or external data, which onnx's version converter drops"))
@@ -36,6 +41,10 @@ def converted(proto: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
+def _version(proto: onnx.ModelProto) -> int:
+    return max(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+
+
 def _cannot(version: int, why: str) -> str:
     return (
         f"ai.onnx opset {version} is not supported: {OLDEST_OPSET} and later are, and it cannot be converted ({why}); "
@@ -43,4 +52,4 @@ def _cannot(version: int, why: str) -> str:
     )
 
 
-__all__ = ["OLDEST_OPSET", "converted"]
+__all__ = ["OLDEST_OPSET", "converted", "is_old"]

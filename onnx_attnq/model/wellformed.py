@@ -297,16 +297,30 @@ def check_tensor(tensor: onnx.TensorProto) -> None:
             raise InvalidModel(f"{name} keeps strings in external data, which ONNX does not allow")
         return
     if tensor.HasField("raw_data") and dtype is not ir.DataType.STRING:
-        expected, found, unit = tensor_size(tensor), len(tensor.raw_data), "bytes"
+        check_raw_size(tensor, len(tensor.raw_data))
     else:
         elements = math.prod(tensor.dims)
         if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
             elements *= 2
         elif dtype is not ir.DataType.STRING and dtype.bitwidth in (2, 4):
             elements = (elements * dtype.bitwidth + 7) // 8  # packed, one byte to an int32
-        expected, found, unit = elements, len(getattr(tensor, _FIELDS.get(dtype, "int32_data"))), "elements"
-    if expected != found:
-        raise InvalidModel(f"{name} of shape {list(tensor.dims)} needs {expected} {unit}, but the file has {found}")
+        found = len(getattr(tensor, _FIELDS.get(dtype, "int32_data")))
+        if elements != found:
+            raise InvalidModel(_sizes_differ(tensor, elements, found, "elements"))
+
+
+def check_raw_size(tensor: onnx.TensorProto, nbytes: int) -> None:
+    """Dims and data type agree with the bytes that are in the file.
+
+    Raises:
+        InvalidModel: They do not.
+    """
+    if tensor_size(tensor) != nbytes:
+        raise InvalidModel(_sizes_differ(tensor, tensor_size(tensor), nbytes, "bytes"))
+
+
+def _sizes_differ(tensor: onnx.TensorProto, expected: int, found: int, unit: str) -> str:
+    return f"tensor {tensor.name!r} of shape {list(tensor.dims)} needs {expected} {unit}, but the file has {found}"
 
 
 def _data_type(number: int, name: str) -> ir.DataType:
@@ -328,6 +342,7 @@ __all__ = [
     "NEWEST_OPSET",
     "OLDEST_OPSET",
     "check_model",
+    "check_raw_size",
     "check_tensor",
     "graph_protos",
     "tensor_protos",

@@ -20,7 +20,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from onnx_attnq.errors import InvalidData, InvalidModel, MissingLibrary, first_line
-from onnx_attnq.model import files
+from onnx_attnq.model import files, place_of
 from onnx_attnq.run.arrays import fed, from_numpy, from_value, is_extra_type
 from onnx_attnq.run.native import native_library
 from onnx_attnq.run.settings import RunSettings
@@ -30,7 +30,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 _FOLDER = "session.model_external_initializers_file_folder_path"
 
 _SHARED_SIZE: Final = 1024
-"""Bytes from which a weight is given to onnxruntime by reference."""
+"""Bytes from which a weight in memory does not pass through protobuf."""
 
 _SHARED_TYPES: Final = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT8, ir.DataType.UINT8}
@@ -46,6 +46,8 @@ class Session:
         model: A path, or a model in memory; its external data is read from where it was loaded.
         settings: Threads and custom ops.
         native: Register the native library, so that its kernels run in place of the ops' standard bodies.
+        frugal: Save memory rather than time, for a few runs: no packed copies of weights, which onnxruntime then maps
+            from the file that they are in, and no memory that is kept from one run to the next.
 
     Raises:
         InvalidModel: onnxruntime does not take the model; the line says what it said.
@@ -58,8 +60,13 @@ class Session:
         settings: RunSettings = RunSettings(),
         *,
         native: bool = False,
+        frugal: bool = False,
     ) -> None:
         options = _options(settings, native)
+        if frugal:
+            options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+            if isinstance(model, ir.Model) and not _has_quantized_weights(model):
+                options.add_session_config_entry("session.disable_prepacking", "1")
         options.log_severity_level = 4  # what goes wrong is raised
         name: str
         source: str | bytes
@@ -140,21 +147,48 @@ class Session:
         return run
 
 
-def _with_shared_weights(model: ir.Model, options: onnxruntime.SessionOptions) -> tuple[bytes, list[npt.NDArray[Any]]]:
-    """The model without its large weights, which the session takes from where they are: the file, or this process.
+def _has_quantized_weights(model: ir.Model) -> bool:
+    """Whether weights are integers of few bits: unpacked, they are multiplied by kernels that round otherwise."""
+    matrices = (tensor for tensor in files.tensors(model) if len(tensor.shape) > 1)
+    return any(tensor.dtype.is_integer() and tensor.dtype.bitwidth <= 8 for tensor in matrices)
 
-    Serializing them would make two copies for each session, and take longer than a run.
+
+def _with_shared_weights(model: ir.Model, options: onnxruntime.SessionOptions) -> tuple[bytes, list[npt.NDArray[Any]]]:
+    """The model without its large weights, which onnxruntime maps from the file that they are in, or gets as arrays.
+
+    Serializing them would make two copies for each session, and take longer than a run. All files have to be in one
+    folder: weights in another one are read.
 
     Returns:
-        The model, and the weights, which have to live as long as the session does.
+        The model, and the arrays, which have to live as long as the session does.
     """
     bare = model.clone()
-    fed = set(bare.graph.inputs)
+    inputs = set(bare.graph.inputs)
+    external = [tensor for tensor in files.tensors(model) if isinstance(tensor, ir.ExternalTensor)]
+    folder = Path(external[0].base_dir) if external else None
     shared: dict[str, onnxruntime.OrtValue] = {}
     arrays: list[npt.NDArray[Any]] = []
     for name, value in bare.graph.initializers.items():
         tensor = value.const_value
-        if tensor is None or tensor.nbytes < _SHARED_SIZE or tensor.dtype not in _SHARED_TYPES or value in fed:
+        if tensor is None or value in inputs:
+            continue
+        place = place_of(tensor)
+        if place is not None:
+            file = Path(os.path.realpath(place.file))
+            folder = file.parent if folder is None else folder
+            if file.is_relative_to(folder):
+                location = file.relative_to(folder)
+                value.const_value = ir.ExternalTensor(
+                    location,
+                    place.offset,
+                    place.nbytes,
+                    tensor.dtype,
+                    shape=ir.Shape(tensor.shape.numpy()),
+                    name=name,
+                    base_dir=folder,
+                )
+                continue
+        if tensor.nbytes < _SHARED_SIZE or tensor.dtype not in _SHARED_TYPES:
             continue
         array = np.ascontiguousarray(tensor.numpy())
         shared[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
@@ -163,9 +197,8 @@ def _with_shared_weights(model: ir.Model, options: onnxruntime.SessionOptions) -
         value.const_value = ir.ExternalTensor("shared", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
     if shared:
         options.add_external_initializers(list(shared), list(shared.values()))
-    external = (tensor for tensor in files.tensors(model) if isinstance(tensor, ir.ExternalTensor))
-    if (first := next(external, None)) is not None:
-        options.add_session_config_entry(_FOLDER, str(first.base_dir))
+    if folder is not None:
+        options.add_session_config_entry(_FOLDER, str(folder))
     return ir.to_proto(bare).SerializeToString(), arrays
 
 

@@ -239,7 +239,7 @@ class _Trials:
         return model
 
     def _run(self, model: ir.Model) -> list[Arrays]:
-        session = Session(model, self._settings)
+        session = Session(model, self._settings, frugal=True)
         return [session.run(sample) for sample in self._samples]
 
 

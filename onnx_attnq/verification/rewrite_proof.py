@@ -119,7 +119,7 @@ def _identity(original: ir.Model, record: Record, ids: Sequence[str]) -> ir.Mode
 def _compare(
     model: ir.Model, samples: Sequence[Sample], expected: Sequence[Arrays], run: RunSettings
 ) -> dict[str, OutputDeviation]:
-    session = Session(model, run)
+    session = Session(model, run, frugal=True)
     outputs = {str(value.name): OutputComparison() for value in model.graph.outputs}
     for sample, before in zip(samples, expected, strict=True):
         for name, array in session.run(sample).items():

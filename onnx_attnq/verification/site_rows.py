@@ -78,7 +78,7 @@ class SiteRows:
         self._names = list(dict.fromkeys((*outputs, *taps)))  # key and value may be one, masks are shared
         flow = Dataflow(model)
         values = flow.values_in(scope)
-        self._session = Session(probe(model, self._names, scope), run, native=native)
+        self._session = Session(probe(model, self._names, scope), run, native=native, frugal=True)
         self._loops = {name: flow.loops_around(values[name]) for name in self._names}
         self._alone = {
             site.id: _AttentionAlone(model, site, run, native) for site in self._sites if site.form is Form.ATTENTION

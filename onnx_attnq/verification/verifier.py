@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_attnq.inputs import Sample, attention_mask_of
-from onnx_attnq.model import structure_hash
+from onnx_attnq.model import sharing_weights, structure_hash
 from onnx_attnq.progress import Progress, Steps, no_progress
 from onnx_attnq.rewriting import DOMAIN, RewrittenSite, read_record
 from onnx_attnq.run import RunSettings, Session, native_library
@@ -186,10 +186,10 @@ def verify(
     ways = [STANDARD]
     if DOMAIN in b.graph.opset_imports and native_library() is not None:
         ways.append(NATIVE)
-    (a, b), random = with_seeds(a, b)
+    (a, b), random = with_seeds(a, sharing_weights(b, a))
     proving = record is not None and record.structure_hash == structure_hash(original)
     steps = Steps(len(samples) * (1 + len(ways) * (1 + len(sites)) + proving), progress)
-    session = Session(a, run)
+    session = Session(a, run, frugal=True)
     expected = []
     for sample in samples:
         expected.append(session.run(sample))
@@ -207,7 +207,7 @@ def verify(
         outputs = {
             str(v.name): OutputComparison(v.name in distributions, limits.rtol, limits.atol) for v in a.graph.outputs
         }
-        session = Session(b, run, native=way == NATIVE)
+        session = Session(b, run, native=way == NATIVE, frugal=True)
         for sample, before in zip(samples, expected, strict=True):
             for name, array in session.run(sample).items():
                 outputs[name].add(before[name], array, sample)
