@@ -34,7 +34,7 @@ class AmxProducts : public VectorProducts {
   }
 
   static bool screens(const Attention& a) {
-    return a.rough_scores != RoughScores::kNever && Screening::suits(a.form) && a.depth > 0 && !a.int16_products;
+    return a.rough_scores != RoughScores::kNever && Screening::suits(a) && a.depth > 0 && !a.int16_products;
   }
 
   static bool uses_tiles(const Attention& a) { return a.int16_products || screens(a); }
@@ -106,7 +106,7 @@ class AmxProducts : public VectorProducts {
   void copy_queries() {
     VectorProducts::copy_queries();
     if (shape_.steps == 0) return;
-    const KeyNorms keys = shape_.screens ? Screening::largest(a_, t_.packed_keys, shape_.panel) : KeyNorms{};
+    const KeyNorms keys = shape_.screens ? Screening::largest(t_, shape_.panel) : KeyNorms{};
     for (Index row = 0; row < t_.rows; row += kBand) {
       bool in_tiles = true;
       for (Index tile = 0; tile < kBand; tile += kTile) in_tiles = split_queries(row, tile, keys) && in_tiles;

@@ -28,7 +28,19 @@ struct Strides {
 // Which calls compute their scores roughly first (screening.h), of those that can.
 enum class RoughScores { kNever, kWhereFaster, kAlways };
 
-// context = quantized(query * scale x key + mask) x value, for every matrix of the batch.
+// Which keys a query sees, beside what a mask says: query i stands at key `first` + i and sees those up to there, the
+// last `window` of them if that is not 0.
+struct Bounds {
+  bool causal;  // or every query sees all
+  Index first, window;
+
+  Index begin(Index query) const {
+    return causal && window != 0 && first + query >= window ? first + query - window + 1 : 0;
+  }
+  Index end(Index query, Index keys) const { return causal && first + query < keys ? first + query + 1 : keys; }
+};
+
+// context = quantized(softcap(query * scale x key) + mask) x value, for every matrix of the batch.
 struct Attention {
   Form form;
   Tables tables;
@@ -46,7 +58,14 @@ struct Attention {
   // The last batch axis, where keys and values are the same along it (grouped queries): its matrices count as more
   // rows of one matrix, so that a group reads its keys once. `batch` then has 1 in its place.
   Index groups;
-  Index query_group, mask_group, context_group, table_group;
+  Index query_group, mask_group, context_group, table_group, sink_group;
+
+  Bounds bounds;
+  float softcap;  // scores are kept between it and its negative, by tanh; 0 for as they are
+  // The score of one key more in every row, which has no value: a number for each head. Or null.
+  const float* sinks;
+  Index sink_batch[kBatchAxes];
+  Index row_length;  // keys as the scheme counts them for its sample: with those that no row sees, and the sink
 
   float scale;
   float row_max_floor;

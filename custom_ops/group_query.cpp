@@ -128,30 +128,16 @@ void parallel_for(Host& host, Index count, Function function) {
       count, [](void* user, std::size_t i) { (*static_cast<Function*>(user))(static_cast<Index>(i)); }, &function);
 }
 
-// Which keys a query sees depends on how far apart the two are, so that one row of numbers serves as the mask of all
-// queries: read from one number further to the left for each.
-Index mask_floats(const GroupQuery& c, const Entry& e) { return e.keys + c.queries; }
-
-void write_mask(const GroupQuery& c, const Entry& e, Index first_key, Index keys, float* mask) {
-  // mask[queries - 1 + j - i] is for key first_key + j and query i.
-  for (Index k = 0; k < keys + c.queries - 1; ++k) {
-    const Index ahead = k - (c.queries - 1) + first_key - e.first;  // of the query's own position
-    const bool seen = ahead <= 0 && (c.window == 0 || ahead > -c.window);
-    mask[k] = seen ? 0.0f : -std::numeric_limits<float>::infinity();
-  }
-}
-
 // The attention of `count` batch entries of equal lengths, from entry b on.
 bool attend_entries(const GroupQuery& c, Index b, Index count, const float* rotated, const Selection& kernels,
-                    Host& host, float* mask) {
+                    Host& host) {
   const Entry e = entry_of(c, b);
   const Index group = c.heads / c.kv_heads, depth = c.depth;
-  const Index first_key = c.causal && c.window != 0 ? std::max<Index>(e.first - c.window + 1, 0) : 0;
   Attention a{};
   a.form = c.form;
   a.tables = c.tables;
   a.batch[0] = count, a.batch[1] = c.kv_heads, a.batch[2] = group;
-  a.queries = c.queries, a.keys = e.keys - first_key, a.depth = depth, a.value_depth = depth;
+  a.queries = c.queries, a.keys = e.keys, a.depth = depth, a.value_depth = depth;
   if (rotated != nullptr) {
     const Index matrix = c.queries * depth;
     a.query = rotated + b * c.heads * matrix;
@@ -160,16 +146,22 @@ bool attend_entries(const GroupQuery& c, Index b, Index count, const float* rota
     a.query = c.query + b * c.queries * c.query_row;
     a.query_strides = {{c.queries * c.query_row, group * depth, depth}, c.query_row, 1};
   }
-  const Index cache = c.capacity * depth, offset = b * c.kv_heads * cache + first_key * depth;
+  const Index cache = c.capacity * depth, offset = b * c.kv_heads * cache;
   a.key = c.present_key + offset;
   a.key_strides = {{c.kv_heads * cache, cache, 0}, 1, depth};
   a.value = c.present_value + offset;
   a.value_strides = {{c.kv_heads * cache, cache, 0}, depth, 1};
-  if (c.causal && c.queries > 1) {
-    write_mask(c, e, first_key, a.keys, mask);
-    a.mask = mask + c.queries - 1;
-    a.mask_strides = {{0, 0, 0}, -1, 1};
+  if (c.bias != nullptr) {
+    a.mask = c.bias + b * c.bias_batch;
+    a.mask_strides = {{c.bias_batch, group * c.bias_head, c.bias_head}, c.total, 1};
   }
+  a.bounds = {c.causal, e.first, c.window};
+  a.softcap = c.softcap;
+  const bool sink = c.sinks != nullptr || c.smooth;
+  static constexpr float kSmooth = 0;
+  a.sinks = c.sinks != nullptr ? c.sinks : c.smooth ? &kSmooth : nullptr;
+  if (c.sinks != nullptr) a.sink_batch[1] = group, a.sink_batch[2] = 1;
+  a.row_length = c.total + (sink ? 1 : 0);
   a.context = c.context + b * c.queries * c.heads * depth;
   a.context_strides = {{c.queries * c.heads * depth, group * depth, depth}, c.heads * depth, 1};
   a.groups = 1;
@@ -187,11 +179,8 @@ bool attend(const GroupQuery& c, const Selection& kernels, Host& host) {
   check_lengths(c);
   check_positions(c);
   const bool rotates = c.cos != nullptr;
-  Index longest = 0;
-  for (Index b = 0; b < c.batch; ++b) longest = std::max(longest, mask_floats(c, entry_of(c, b)));
   const Scratch rotated(host, rotates ? c.batch * c.heads * c.queries * c.depth : 0);
-  const Scratch mask(host, c.causal && c.queries > 1 ? longest : 0);
-  if (!rotated.enough() || !mask.enough()) return false;
+  if (!rotated.enough()) return false;
 
   const Index query_heads = rotates ? c.heads : 0, per_entry = query_heads + 2 * c.kv_heads;
   parallel_for(host, c.batch * per_entry, [&](Index i) {
@@ -207,7 +196,7 @@ bool attend(const GroupQuery& c, const Selection& kernels, Host& host) {
   for (Index b = 0; b < c.batch;) {
     Index count = 1;
     while (b + count < c.batch && c.last_key[b + count] == c.last_key[b]) ++count;
-    if (!attend_entries(c, b, count, rotated.data(), kernels, host, mask.data())) return false;
+    if (!attend_entries(c, b, count, rotated.data(), kernels, host)) return false;
     b += count;
   }
   return true;

@@ -34,7 +34,12 @@ struct GroupQuery {
   bool prompt;                    // positions then count on from the first
   bool interleaved;
 
-  float scale;
+  const float* bias;  // added to the scores, (batch or 1, heads or 1, queries, total), or null
+  Index bias_batch, bias_head, total;
+  const float* sinks;  // the score of one key more, without a value, for each head; or null
+  bool smooth;         // such a score of 0
+
+  float scale, softcap;
   bool causal;
   Index window;    // how many keys a query sees, the last of them at its own position; 0 for all
   float* context;  // (batch, queries, heads, depth)

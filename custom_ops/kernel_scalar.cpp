@@ -41,19 +41,21 @@ double continued_level(float x, float log_x, const Form& form, const Table& tabl
 // What the pruned keys of a row sum to, and the sample of keys that shares it; nothing of both unless the form says so.
 class Shared {
  public:
-  Shared(Index keys, const Form& form, const Table& table) : stride_(sample_stride(keys)), form_(form), table_(table) {}
+  Shared(Index row_length, const Form& form, const Table& table)
+      : stride_(sample_stride(row_length)), form_(form), table_(table) {}
 
   void add(Index key, float x, float log_x, bool kept) {
     if (!form_.shares || !(log_x >= kMaskedNats)) return;
     if (key % stride_ == 0) sample_.set(static_cast<std::size_t>(key / stride_));
     if (!kept) tail_ += continued_level(x, log_x, form_, table_);
   }
-  // Adds its part to the weight of each sampled key, and returns what that is in all.
-  double give_to(float* weights) const {
+  // Adds its part to the weight of each sampled key, of which the last may have an index further on (a sink), and
+  // returns what that is in all.
+  double give_to(float* weights, Index count) const {
     if (sample_.none()) return 0;
     const auto each = static_cast<float>(tail_ / static_cast<double>(sample_.count()));
     for (std::size_t i = 0; i < sample_.size(); ++i) {
-      if (sample_[i]) weights[static_cast<Index>(i) * stride_] += each;
+      if (sample_[i]) weights[std::min(static_cast<Index>(i) * stride_, count - 1)] += each;
     }
     return tail_;
   }
@@ -70,8 +72,10 @@ float ratio(double numerator, double denominator) {
   return denominator == 0 ? 0.0f : static_cast<float>(numerator / denominator);
 }
 
-// Replaces scores by weights and returns the factor that makes probabilities of them; NaN for a NaN row.
-float weights_of_scores(float* row, Index length, const Form& form, const Table& table, float row_max_floor) {
+// Replaces scores by weights and returns the factor that makes probabilities of them; NaN for a NaN row. `sink_index`
+// is the index that the last score counts as.
+float weights_of_scores(float* row, Index length, Index sink_index, const Form& form, const Table& table,
+                        float row_max_floor) {
   float peak = row_max_floor;
   for (Index j = 0; j < length; ++j) {
     if (std::isnan(row[j])) return kNaN;
@@ -86,7 +90,7 @@ float weights_of_scores(float* row, Index length, const Form& form, const Table&
   const bool absolute = form.reference == Reference::kAbsolute;
 
   double kept_sum = 0, total = 0;
-  Shared shared(length, form, table);
+  Shared shared(sink_index + 1, form, table);
   for (Index j = 0; j < length; ++j) {
     const float relative = std::exp(row[j] - peak);
     const float x = absolute ? ratio(relative, sum) : relative;
@@ -95,9 +99,9 @@ float weights_of_scores(float* row, Index length, const Form& form, const Table&
     row[j] = value_of(x, log_x, form, table, kept);
     total += row[j];
     if (kept) kept_sum += relative;
-    shared.add(j, x, log_x, kept);
+    shared.add(j == length - 1 ? sink_index : j, x, log_x, kept);
   }
-  total += shared.give_to(row);
+  total += shared.give_to(row, length);
   switch (form.normalize) {
     case Normalize::kUnit:
       return ratio(1, total);
@@ -131,7 +135,7 @@ float weights_of_probabilities(float* row, Index length, const Form& form, const
     if (kept) kept_sum += p;
     shared.add(j, x, log_x, kept);
   }
-  total += shared.give_to(row);
+  total += shared.give_to(row, length);
   switch (form.normalize) {
     case Normalize::kUnit:
       return ratio(sum, total);
@@ -149,8 +153,9 @@ void quantize_rows(const Rows& rows, Index first, Index last, float*) {
     float* output = rows.output + r * rows.length;
     const Table& table = rows.tables.first[batch_offset(rows.batch, rows.tables.stride, r / rows.rows_per_matrix)];
     if (output != input) std::copy_n(input, rows.length, output);
-    const float factor = rows.are_scores ? weights_of_scores(output, rows.length, rows.form, table, -kInfinity)
-                                         : weights_of_probabilities(output, rows.length, rows.form, table);
+    const float factor = rows.are_scores
+                             ? weights_of_scores(output, rows.length, rows.length - 1, rows.form, table, -kInfinity)
+                             : weights_of_probabilities(output, rows.length, rows.form, table);
     for (Index j = 0; j < rows.length; ++j) output[j] = std::isnan(factor) ? kNaN : output[j] * factor;
   }
 }
@@ -162,6 +167,7 @@ void attend_rows(const Attention& a, Index batch, Index first, Index last, const
   const float* mask = a.mask == nullptr ? nullptr : a.mask + batch_offset(a.batch, a.mask_strides.batch, batch);
   float* context = a.context + batch_offset(a.batch, a.context_strides.batch, batch);
   const Table* table = a.tables.first + batch_offset(a.batch, a.tables.stride, batch);
+  const float* sink = a.sinks == nullptr ? nullptr : a.sinks + batch_offset(a.batch, a.sink_batch, batch);
 
   for (Index r = first; r < last; ++r) {
     const Index group = r / a.queries, i = r % a.queries;
@@ -170,13 +176,25 @@ void attend_rows(const Attention& a, Index batch, Index first, Index last, const
     float* c = context + group * a.context_group + i * a.context_strides.row;
 
     for (Index j = 0; j < a.keys; ++j) {
+      scores[j] = -kInfinity;
+      if (j < a.bounds.begin(i) || j >= a.bounds.end(i, a.keys)) continue;
       const float* k = key + j * a.key_strides.column;
       float dot = 0;
       for (Index d = 0; d < a.depth; ++d) dot += q[d * a.query_strides.column] * a.scale * k[d * a.key_strides.row];
+      if (a.softcap != 0) dot = a.softcap * std::tanh(dot / a.softcap);
       scores[j] = m == nullptr ? dot : dot + m[j * a.mask_strides.column];
     }
+    Index length = a.keys, last = a.keys - 1;
+    if (sink != nullptr) {
+      scores[length++] = sink[group * a.sink_group];
+      last = a.row_length - 1;
+    } else if (a.row_length > a.keys) {
+      scores[length++] = -kInfinity;  // stands for all that no row sees
+      last = a.row_length - 1;
+    }
     const float factor =
-        a.keys == 0 ? 0.0f : weights_of_scores(scores, a.keys, a.form, table[group * a.table_group], a.row_max_floor);
+        a.keys == 0 ? 0.0f
+                    : weights_of_scores(scores, length, last, a.form, table[group * a.table_group], a.row_max_floor);
     for (Index d = 0; d < a.value_depth; ++d) {
       double sum = 0;
       for (Index j = 0; j < a.keys; ++j) {
@@ -200,7 +218,7 @@ const Kernels kScalarKernels = {
     nullptr,
     nullptr,
     nullptr,
-    [](const Attention& attention) { return static_cast<std::size_t>(attention.keys); },
+    [](const Attention& attention) { return static_cast<std::size_t>(attention.keys + 1); },
     attend_rows,
     [](const Rows&) -> std::size_t { return 0; },
     quantize_rows,

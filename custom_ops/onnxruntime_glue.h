@@ -150,6 +150,8 @@ enum GroupQueryInput : std::size_t {
   kCos,
   kSin,
   kPositions,
+  kBias,
+  kSinks,
   kFirstUnsupported,
   kInputs = 17
 };

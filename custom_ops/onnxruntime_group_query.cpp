@@ -34,7 +34,7 @@ void read_group_query(Kernel& kernel, const KernelInfo* info) {
   kernel.rotates = integer("do_rotary", 0) != 0;
   call.causal = integer("causal", 1) != 0;
   call.window = std::max<Index>(integer("local_window_size", -1), 0);
-  for (const char* name : {"smooth_softmax", "qk_output", "sliding_window_cache", "kv_cache_bit_width"}) {
+  for (const char* name : {"qk_output", "sliding_window_cache", "kv_cache_bit_width"}) {
     if (integer(name, 0) != 0) throw std::invalid_argument(std::string("attribute ") + name + " is not supported");
   }
   const auto number = [&](const char* name) {
@@ -44,7 +44,8 @@ void read_group_query(Kernel& kernel, const KernelInfo* info) {
     return value;
   };
   call.scale = number("scale");  // 0 for 1 / sqrt(depth)
-  if (number("softcap") != 0) throw std::invalid_argument("attribute softcap is not supported");
+  call.softcap = number("softcap");
+  call.smooth = integer("smooth_softmax", 0) != 0;
 }
 
 void compute_group_query(const Kernel& kernel, KernelContext* context) {
@@ -76,7 +77,7 @@ void compute_group_query(const Kernel& kernel, KernelContext* context) {
     call.key = data_of<const float>(kernel.api, input(kKey));
     call.value = data_of<const float>(kernel.api, input(kValue));
   }
-  const Index total = *data_of<const std::int32_t>(kernel.api, input(kTotal));
+  const Index total = call.total = *data_of<const std::int32_t>(kernel.api, input(kTotal));
   demand(element_count(shape(input(kLastKey))) == call.batch, "seqlens_k");
   call.last_key = data_of<const std::int32_t>(kernel.api, input(kLastKey));
   Shape cache = {call.batch, call.kv_heads, 0, call.depth};
@@ -103,9 +104,24 @@ void compute_group_query(const Kernel& kernel, KernelContext* context) {
       demand(element_count(shape(positions)) >= (call.prompt ? 1 : call.batch * call.queries), "position_ids");
     }
   }
+  if (const Value* bias = input(kBias)) {
+    const Shape s = shape(bias);
+    const auto fits = [&](std::size_t axis, Index size) { return s[axis] == 1 || s[axis] == size; };
+    demand(s.size() == 4 && fits(0, call.batch) && fits(1, call.heads) && s[2] == call.queries && s[3] == total,
+           "attention_bias");
+    call.bias = data_of<const float>(kernel.api, bias);
+    call.bias_head = s[1] == 1 ? 0 : s[2] * s[3];
+    call.bias_batch = s[0] == 1 ? 0 : s[1] * s[2] * s[3];
+  }
+  if (const Value* sinks = input(kSinks)) {
+    demand(element_count(shape(sinks)) == call.heads, "head_sink");
+    call.sinks = data_of<const float>(kernel.api, sinks);
+  }
   if (call.scale == 0) call.scale = 1.0f / std::sqrt(static_cast<float>(call.depth));
   const Index batch[kBatchAxes] = {1, call.batch, call.heads};
-  const Tables by_head = tables_of(kernel.tables.data(), kernel.table_shape, batch);
+  // A table for each head, on one axis or, key heads first, on two.
+  const Index tables = static_cast<Index>(kernel.tables.size());
+  const Tables by_head = tables_of(kernel.tables.data(), {1, 1, tables, 1, 1}, batch);
   const Index group = call.heads / call.kv_heads;
   call.tables = {by_head.first, {0, by_head.stride[2] * group, by_head.stride[2]}};
   call.context = output_of(kernel, context, 0, {call.batch, call.queries, call.heads * call.depth});

@@ -82,7 +82,7 @@ static inline void multiply_rounded(Index pairs, const std::int32_t* a, Index a_
 class RoundedProducts : public VectorProducts {
  public:
   static bool screens(const Attention& a) {
-    if (a.int16_products || a.depth == 0 || !Screening::suits(a.form)) return false;
+    if (a.int16_products || a.depth == 0 || !Screening::suits(a)) return false;
     if (a.rough_scores != RoughScores::kWhereFaster) return a.rough_scores == RoughScores::kAlways;
     constexpr Index kLongVector = 24;  // of shorter ones, products are the lesser part of the work
     const Index fewest = Simd::fewest_rounded();
@@ -120,7 +120,7 @@ class RoundedProducts : public VectorProducts {
   void copy_queries() {
     VectorProducts::copy_queries();
     if (!rounds_) return;
-    const KeyNorms keys = screens_ ? Screening::largest(a_, t_.packed_keys, panel_floats(a_)) : KeyNorms{};
+    const KeyNorms keys = screens_ ? Screening::largest(t_, panel_floats(a_)) : KeyNorms{};
     for (Index row = 0; row < t_.rows; row += kLanes) {
       const Index count = smaller(kLanes, t_.rows - row);
       if (!round_queries(row, count, keys, largest_rounded_norm(a_.depth))) {

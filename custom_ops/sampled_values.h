@@ -19,14 +19,17 @@ class SampledValues {
  public:
   static Index scratch(const Attention& a) { return value_row(a) + KeySet::integers(panel_count(a) * kTileKeys); }
 
-  SampledValues(const Attention& a, float* scratch)
-      : stride_(sample_stride(a.keys)),
-        width_(value_row(a)),
+  SampledValues(const Task& task, float* scratch)
+      : stride_(sample_stride(task.a.row_length)),
+        width_(value_row(task.a)),
         sum_(scratch),
         members_(reinterpret_cast<std::int32_t*>(scratch + width_)),
-        in_register_(pattern(stride_)) {}
+        in_register_(pattern(stride_)),
+        // The first key's index is a multiple of kLanes.
+        first_(larger(0, round_up(task.first_key, stride_) - task.first_key) / kLanes) {}
 
   const float* sum() const { return sum_; }
+  Index stride() const { return stride_; }
 
   // Makes it the sum of a row with these unmasked keys, of the first `keys`, and returns how many are summed.
   Index take(const KeySet& unmasked, Index keys, const VectorProducts& products) {
@@ -44,7 +47,7 @@ class SampledValues {
       end_ = 0;
     }
     const bool only_longer = end_ != 0 && (gained & in_register_) == 0;
-    const Index first = only_longer ? round_up(end_, step) : 0;
+    const Index first = first_ + (only_longer && end_ > first_ ? round_up(end_ - first_, step) : 0);
     for (Index i = first; i < registers; i += step) {
       const std::int32_t known = i < end_ ? members_[i] : 0;
       for (auto left = static_cast<unsigned>(bits[i] & in_register_ & ~known); left != 0; left &= left - 1) {
@@ -69,6 +72,7 @@ class SampledValues {
   float* const sum_;
   std::int32_t* const members_;  // the unmasked keys of the row before
   const std::int32_t in_register_;
+  const Index first_;  // register that has a key of the sample
   Index end_ = 0, size_ = 0;  // registers that were looked at, and keys that are summed
 };
 

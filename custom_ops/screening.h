@@ -33,8 +33,10 @@ class Screening {
  public:
   // Whether codes are all that is wanted. What pruned keys share is the sum of their levels: of all of these, most are
   // not worth a second look, and rough ones would be off by more than rounding.
-  static bool suits(const Form& f) {
-    return !f.shares && f.reference == Reference::kRowMax && f.spacing == Spacing::kLog &&
+  static bool suits(const Attention& a) {
+    const Form& f = a.form;
+    const bool plain = a.softcap == 0 && a.sinks == nullptr;
+    return plain && !f.shares && f.reference == Reference::kRowMax && f.spacing == Spacing::kLog &&
            f.normalize == Normalize::kUnit;
   }
 
@@ -49,11 +51,11 @@ class Screening {
         queries_(queries),
         query_row_(query_row) {}
 
-  // The largest norms of all panels that can be multiplied roughly; these lie `panel` floats apart.
-  static KeyNorms largest(const Attention& a, const float* panels, Index panel) {
+  // The largest norms of a task's panels, of those that can be multiplied roughly; these lie `panel` floats apart.
+  static KeyNorms largest(const Task& task, Index panel) {
     KeyNorms most{};
-    for (Index p = 0; p < panel_count(a); ++p) {
-      const KeyNorms& one = KeyNorms::of(a, panels + p * panel);
+    for (Index p = 0; p < task.panels(); ++p) {
+      const KeyNorms& one = KeyNorms::of(task.a, task.packed_keys + p * panel);
       if (one.in_range == 0.0f) continue;
       most.whole = one.whole > most.whole ? one.whole : most.whole;
       most.second = one.second > most.second ? one.second : most.second;

@@ -144,6 +144,7 @@ AttentionShape attention_shape(const View& query, const View& key, const View& v
   a.mask_strides = strides_of(mask);
   a.context_strides = strides_of(out);
   a.groups = 1;
+  a.row_length = a.keys;
   return result;
 }
 
@@ -155,6 +156,7 @@ void join_groups(Attention& a) {
   a.mask_group = a.mask_strides.batch[last];
   a.context_group = a.context_strides.batch[last];
   a.table_group = a.tables.stride[last];
+  a.sink_group = a.sink_batch[last];
   a.batch[last] = 1;
 }
 

@@ -21,7 +21,7 @@ constexpr float kNegligible = -110.0f;
 // Scratch memory of a block, in floats from its start.
 struct Layout {
   Index rows, score_row;
-  Index scores, peaks, ceilings, extents, context, panel, unmasked, unmasked_row, sampled, products, total;
+  Index scores, peaks, seen, ceilings, extents, context, panel, unmasked, unmasked_row, sampled, products, total;
 };
 
 template <class Products>
@@ -33,6 +33,7 @@ static Layout layout_of(const Attention& a) {
   l.score_row = panel_count(a) * kTileKeys + kLanes;
   l.scores = room.take(l.rows * l.score_row);
   l.peaks = room.take(l.rows * kLanes);
+  l.seen = room.take(2 * l.rows);
   l.ceilings = room.take(l.rows / Products::kBand * panel_count(a));
   l.extents = room.take(l.rows / Products::kBand);
   l.context = room.take(Products::kContextRows * value_row(a));
@@ -56,7 +57,8 @@ class Block {
         layout_(layout_of<Products>(task.a)),
         scratch_(scratch),
         products_(task, layout_.rows, scratch + layout_.products),
-        sampled_(task.a, scratch + layout_.sampled),
+        sampled_(task, scratch + layout_.sampled),
+        panels_(task.panels()),
         direct_(Products::direct(task)) {}
 
   void run() {
@@ -78,17 +80,25 @@ class Block {
   // --- step 1: scores
 
   void score() {
-    const Index panels = panel_count(a_);
-    for (Index row = 0; row < t_.rows; ++row) Simd::store(peaks(row), Simd::set1(-kInfinity));
+    for (Index row = 0; row < t_.rows; ++row) {
+      Simd::store(peaks(row), Simd::set1(-kInfinity));
+      seen()[row] = t_.seen(row);
+    }
     for (Index row = 0; row < t_.rows; row += kBand) extents()[row / kBand] = 0;
     bool deferred = false;
-    for (Index panel = 0; panel < panels; ++panel) {
+    for (Index panel = 0; panel < panels_; ++panel) {
       const float* keys = nullptr;
       for (Index row = 0; row < t_.rows; row += kBand) {
         const Index count = smaller(kBand, t_.rows - row);
+        const Seen seen = sees(row, count, panel);
+        if (seen == Seen::kNone) {
+          if (t_.mask != nullptr) ceilings()[row / kBand * panels_ + panel] = -kInfinity;
+          leave_out(row, count, panel);
+          continue;
+        }
         if (t_.mask != nullptr) {
           const float highest = ceiling(row, count, panel);
-          ceilings()[row / kBand * panels + panel] = highest;
+          ceilings()[row / kBand * panels_ + panel] = highest;
           if (highest == -kInfinity) {
             leave_out(row, count, panel);
             continue;
@@ -99,12 +109,27 @@ class Block {
           }
         }
         if (keys == nullptr && !direct_) keys = panel_of(panel);
-        score_band(row, count, panel, keys);
+        score_band(row, count, panel, keys, seen == Seen::kAll);
       }
     }
     if (deferred) score_deferred();
   }
 
+  // How much of a panel the rows of a band see.
+  enum class Seen { kNone, kSome, kAll };
+  Seen sees(Index row, Index count, Index panel) {
+    if (!a_.bounds.causal) return Seen::kAll;
+    const Index first = panel * kTileKeys, last = smaller(first + kTileKeys, t_.keys);
+    bool none = true, all = true;
+    for (Index r = row; r < row + count; ++r) {
+      const auto [begin, end] = seen()[r];
+      none = none && (end <= first || begin >= last);
+      all = all && begin <= first && end >= last;
+    }
+    return all ? Seen::kAll : none ? Seen::kNone : Seen::kSome;
+  }
+
+  Range* seen() { return reinterpret_cast<Range*>(scratch_ + layout_.seen); }
   float* ceilings() { return scratch_ + layout_.ceilings; }
   // How many panels of each band there are up to the last that was not left out.
   float* extents() { return scratch_ + layout_.extents; }
@@ -113,7 +138,6 @@ class Block {
   // comes near enough to any row's maximum to count. So causal masks and padding cost nothing, whatever finite number
   // stands for minus infinity, while rows in which everything is masked are still computed.
   void score_deferred() {
-    const Index panels = panel_count(a_);
     for (Index row = 0; row < t_.rows; row += kBand) {
       const Index count = smaller(kBand, t_.rows - row);
       float lowest_peak = kInfinity, norm = 0;
@@ -127,16 +151,16 @@ class Block {
         if (threshold > kLowest && threshold < negligible) negligible = threshold;
       }
       negligible += kNegligible;
-      for (Index panel = 0; panel < panels; ++panel) {
-        const float highest = ceilings()[row / kBand * panels + panel];
+      for (Index panel = 0; panel < panels_; ++panel) {
+        const float highest = ceilings()[row / kBand * panels_ + panel];
         if (!(highest < kLowMask) || highest == -kInfinity) continue;
         const float* keys = panel_of(panel);
         const float bound = highest + norm * keys[panel_norms(a_)] * 1.001f;
         if (bound - lowest_peak < negligible) {
-          ceilings()[row / kBand * panels + panel] = -kInfinity;
+          ceilings()[row / kBand * panels_ + panel] = -kInfinity;
           leave_out(row, count, panel);
         } else {
-          score_band(row, count, panel, keys);
+          score_band(row, count, panel, keys, sees(row, count, panel) == Seen::kAll);
         }
       }
     }
@@ -155,7 +179,8 @@ class Block {
   const float* panel_of(Index panel) {
     if (t_.packed_keys != nullptr) return t_.packed_keys + panel * Products::panel_floats(a_);
     float* out = scratch_ + layout_.panel;
-    Products::pack_panel(a_, t_.key, panel, out);
+    const float* const first = t_.key - t_.first_key * a_.key_strides.column;
+    Products::pack_panel(a_, first, t_.first_key / kTileKeys + panel, out);
     return out;
   }
 
@@ -163,7 +188,7 @@ class Block {
   Float mask_of(const float* row, Index key) const {
     const Index stride = a_.mask_strides.column;
     if (stride == 0) return Simd::set1(*row);
-    const Index count = a_.keys - key;
+    const Index count = t_.keys - key;
     if (stride == 1)
       return count >= kLanes ? Simd::load(row + key) : Simd::load_first(row + key, static_cast<int>(larger(count, 0)));
     alignas(64) float lanes[kLanes] = {};
@@ -182,7 +207,7 @@ class Block {
         const Index key = panel * kTileKeys + v * kLanes;
         const Float lanes = mask_of(m, key);
         nan = Simd::either(nan, Simd::is_nan(lanes));
-        const Index rest = a_.keys - key;
+        const Index rest = t_.keys - key;
         if (rest >= kLanes) {
           highest = Simd::max(lanes, highest);
         } else if (rest > 0) {
@@ -201,8 +226,8 @@ class Block {
     }
   }
 
-  void score_band(Index row, Index count, Index panel, const float* keys) {
-    const bool whole = t_.mask == nullptr && (panel + 1) * kTileKeys <= a_.keys;
+  void score_band(Index row, Index count, Index panel, const float* keys, bool all_seen) {
+    const bool whole = t_.mask == nullptr && all_seen && a_.softcap == 0 && (panel + 1) * kTileKeys <= t_.keys;
     float* out = scores(row) + panel * kTileKeys;
     float& extent = extents()[row / kBand];
     extent = extent > static_cast<float>(panel + 1) ? extent : static_cast<float>(panel + 1);
@@ -210,17 +235,20 @@ class Block {
     for (Index r = row; r < row + count; ++r) finish_scores(r, panel);
   }
 
-  // Adds the mask, notes the maximum, and puts -inf past the last key.
+  // Caps the scores, adds the mask, notes the maximum, and puts -inf where the row sees no key.
   void finish_scores(Index row, Index panel) {
     float* out = scores(row) + panel * kTileKeys;
-    const Index rest = a_.keys - panel * kTileKeys;
+    const auto [begin, end] = seen()[row];
+    const Index before = begin - panel * kTileKeys, rest = smaller(end, t_.keys) - panel * kTileKeys;
     Float peak = Simd::load(peaks(row));
     const float* m = t_.mask == nullptr ? nullptr : t_.mask_of(row);
     for (int v = 0; v < kTileVectors; ++v) {
-      const int count = static_cast<int>(larger(0, smaller(kLanes, rest - v * kLanes)));
+      const auto lanes_of = [v](Index n) { return static_cast<int>(larger(0, smaller(kLanes, n - v * kLanes))); };
       Float lanes = Simd::load(out + v * kLanes);
+      if (a_.softcap != 0) lanes = capped(lanes, a_.softcap);
       if (m != nullptr) lanes = Simd::add(lanes, mask_of(m, panel * kTileKeys + v * kLanes));
-      lanes = Simd::where(Simd::first_lanes(count), lanes, Simd::set1(-kInfinity));
+      lanes = Simd::where(Simd::first_lanes(lanes_of(rest)), lanes, Simd::set1(-kInfinity));
+      if (before > 0) lanes = Simd::where(Simd::first_lanes(lanes_of(before)), Simd::set1(-kInfinity), lanes);
       peak = Simd::max(lanes, peak);  // a NaN is passed over here and found in step 2
       Simd::store(out + v * kLanes, lanes);
     }
@@ -235,10 +263,10 @@ class Block {
       const float own = extents()[r / kBand];
       extent = own > extent ? own : extent;
     }
-    const Index padded = static_cast<Index>(extent) * kTileKeys, keys = smaller(padded, a_.keys);
+    const Index padded = static_cast<Index>(extent) * kTileKeys, keys = smaller(padded, t_.keys);
     Weighed weighed[kContextRows];
     Shared shared[kContextRows];
-    for (Index r = 0; r < count; ++r) shared[r] = {KeySet(unmasked(r)), 0.0f};
+    for (Index r = 0; r < count; ++r) shared[r] = {KeySet(unmasked(r)), 0.0f, false};
     float share;
     {
       const Timed timed(Phase::kWeights);
@@ -261,7 +289,8 @@ class Block {
 
   // Adds what the pruned keys of a row share to its context, and returns how much that is: nothing without a sample.
   float share_tail(const Shared& shared, Index keys, float* context) {
-    const Index size = sampled_.take(shared.unmasked, keys, products_);
+    const bool with_sink = shared.sink && (a_.row_length - 1) % sampled_.stride() == 0;
+    const Index size = sampled_.take(shared.unmasked, keys, products_) + (with_sink ? 1 : 0);
     if (size == 0 || shared.tail == 0) return 0;
     add_scaled(sampled_.sum(), shared.tail / static_cast<float>(size), value_row(a_), context);
     return shared.tail;
@@ -269,7 +298,8 @@ class Block {
 
   // Whether no key of these rows can be pruned, so that there is nothing to list.
   bool keeps_all(Index row, Index count) const {
-    if (t_.mask != nullptr || quantizes(a_.form) || !products_.multiplies_all(1)) return false;
+    const bool masks = t_.mask != nullptr || (a_.bounds.causal && a_.queries > 1);
+    if (masks || quantizes(a_.form) || !products_.multiplies_all(1)) return false;
     for (Index r = row; r < row + count; ++r) {
       if (t_.table_of(r).threshold != 0) return false;
     }
@@ -325,7 +355,8 @@ class Block {
       const float* const keys = panel_of(panel);
       for (Index r = row, some; r < row + count; r += some) {
         some = smaller(smaller(kTileRows, row + count - r), kBand - r % kBand);  // of one band
-        if (t_.mask != nullptr && ceilings()[r / kBand * panel_count(a_) + panel] == -kInfinity) {
+        if (sees(r, some, panel) == Seen::kNone ||
+            (t_.mask != nullptr && ceilings()[r / kBand * panels_ + panel] == -kInfinity)) {
           leave_out(r, some, panel);
           continue;
         }
@@ -337,12 +368,13 @@ class Block {
   }
 
   float noted_peak(Index row) {
-    const float highest = Simd::largest(Simd::load(peaks(row)));
+    const float of_keys = Simd::largest(Simd::load(peaks(row))), sink = t_.sink_of(row);
+    const float highest = of_keys > sink ? of_keys : sink;
     return highest > a_.row_max_floor ? highest : a_.row_max_floor;
   }
 
   ScoreRow score_row(Index row, Index padded, float peak) {
-    return ScoreRow(scores(row), padded, peak, a_.form, t_.table_of(row));
+    return ScoreRow(scores(row), padded, peak, a_.form, t_.table_of(row), t_.sink_of(row));
   }
 
   void write(Index row, const float* in, float factor) {
@@ -355,6 +387,7 @@ class Block {
   float* const scratch_;
   Products products_;
   SampledValues sampled_;
+  const Index panels_;
   const bool direct_;
 };
 

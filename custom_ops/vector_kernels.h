@@ -39,17 +39,22 @@ struct Attend {
   static void attend(const Attention& a, Index batch, Index first, Index last, const float* packed_keys,
                      const float* packed_values, float* scratch) {
     const auto of_batch = [&](const Index(&strides)[kBatchAxes]) { return batch_offset(a.batch, strides, batch); };
+    const auto [begin, end] = seen_by_any(a, first, last);
+    const float* const mask = a.mask == nullptr ? nullptr : a.mask + of_batch(a.mask_strides.batch);
     const Task task{a,
                     first,
                     last - first,
+                    begin,
+                    end - begin,
                     a.query + of_batch(a.query_strides.batch),
-                    a.key + of_batch(a.key_strides.batch),
-                    a.value + of_batch(a.value_strides.batch),
-                    a.mask == nullptr ? nullptr : a.mask + of_batch(a.mask_strides.batch),
+                    a.key + of_batch(a.key_strides.batch) + begin * a.key_strides.column,
+                    a.value + of_batch(a.value_strides.batch) + begin * a.value_strides.row,
+                    mask == nullptr ? nullptr : mask + begin * a.mask_strides.column,
                     a.context + of_batch(a.context_strides.batch),
                     a.tables.first + of_batch(a.tables.stride),
-                    packed_keys,
-                    packed_values};
+                    a.sinks == nullptr ? nullptr : a.sinks + of_batch(a.sink_batch),
+                    packed_keys == nullptr ? nullptr : packed_keys + begin / kTileKeys * Products::panel_floats(a),
+                    packed_values == nullptr ? nullptr : packed_values + begin * value_row(a)};
     Block<Products>(task, scratch).run();
   }
 };

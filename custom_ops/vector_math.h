@@ -56,6 +56,15 @@ static inline Float exp_negative(Float x) {
   return Simd::keep(normal, Simd::times_power_of_two(p, shifted));
 }
 
+// cap * tanh(x / cap), by tanh |y| = (1 - e) / (1 + e) with e = exp(-2 |y|): within rounding of 1 times the cap.
+static inline Float capped(Float x, float cap) {
+  const Float y = Simd::div(x, Simd::set1(cap)), one = Simd::set1(1.0f), zero = Simd::set1(0.0f);
+  const Float e = exp_negative(Simd::mul(Simd::abs(y), Simd::set1(-2.0f)));
+  const Float size = Simd::mul(Simd::div(Simd::sub(one, e), Simd::add(one, e)), Simd::set1(cap));
+  const Float signed_size = Simd::where(Simd::at_least(x, zero), size, Simd::sub(zero, size));
+  return Simd::where(Simd::is_nan(x), x, signed_size);
+}
+
 // ln(x) within 2 ULP for x >= 0; -inf for 0.
 //
 // x = 2^e m with m in [1, 2), halved where above sqrt(2) so that ln(m) is near 0. The polynomial is Cephes'.

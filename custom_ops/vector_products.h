@@ -12,13 +12,21 @@ constexpr Index kDirectRows = 4;
 // Of rows that keep more than this share of their keys, the values are read block by block.
 constexpr float kDensePart = 0.2f;
 
-// One task: rows first to first + rows - 1 of one matrix of the batch.
+// The bounds of some keys: begin may be below 0, and end above their number.
+struct Range {
+  std::int32_t begin, end;
+};
+
+// One task: rows first to first + rows - 1 of one matrix of the batch, and of its keys those that any of these rows may
+// see: `keys` of them, from first_key on, which is a multiple of kTileKeys. Keys are counted from there everywhere.
 struct Task {
   const Attention& a;
   Index first, rows;
+  Index first_key, keys;
   const float *query, *key, *value, *mask;  // of this matrix; mask may be null
   float* context;
   const Table* table;
+  const float* sink;                         // or null
   const float *packed_keys, *packed_values;  // null where a kernel reads the original
 
   struct Place {
@@ -41,7 +49,27 @@ struct Task {
     return context + p.group * a.context_group + p.query * a.context_strides.row;
   }
   const Table& table_of(Index row) const { return table[place(row).group * a.table_group]; }
+  float sink_of(Index row) const { return sink == nullptr ? -kInfinity : sink[place(row).group * a.sink_group]; }
+
+  Index panels() const { return (keys + kTileKeys - 1) / kTileKeys; }
+
+  Range seen(Index row) const {
+    if (!a.bounds.causal) return {0, static_cast<std::int32_t>(keys)};
+    const Index i = place(row).query;
+    return {static_cast<std::int32_t>(a.bounds.begin(i) - first_key),
+            static_cast<std::int32_t>(a.bounds.end(i, a.keys) - first_key)};
+  }
 };
+
+// Which keys any of some rows may see, from the first row on up to before the last.
+static inline Range seen_by_any(const Attention& a, Index first, Index last) {
+  if (!a.bounds.causal) return {0, static_cast<std::int32_t>(a.keys)};
+  const bool one_group = first / a.queries == (last - 1) / a.queries;
+  const Index lowest = one_group ? first % a.queries : 0, highest = one_group ? (last - 1) % a.queries : a.queries - 1;
+  const Index end = a.bounds.end(highest, a.keys);
+  const Index begin = smaller(a.bounds.begin(lowest), end) / kTileKeys * kTileKeys;
+  return {static_cast<std::int32_t>(begin), static_cast<std::int32_t>(end)};
+}
 
 // Cuts scratch memory into pieces that start on a line of the cache.
 class Room {
@@ -210,7 +238,7 @@ class VectorProducts {
   // A dot product for each key.
   template <int kRows>
   void score_direct(Index row, Index panel, float* out, Index out_row) {
-    const Index count = smaller(kTileKeys, a_.keys - panel * kTileKeys);
+    const Index count = smaller(kTileKeys, t_.keys - panel * kTileKeys);
     for (Index j = 0; j < count; ++j) {
       const float* k = t_.key + (panel * kTileKeys + j) * a_.key_strides.column;
       prefetch(k + 16 * a_.key_strides.column, a_.depth);

@@ -67,6 +67,7 @@ struct Rough {
 struct Shared {
   KeySet unmasked;  // filled when the row is weighed
   float tail;       // what the pruned keys sum to; filled too
+  bool sink;        // whether the sink is unmasked; filled too
 };
 
 // Scores to weights, in place: level of the score's code, or the exponential itself; 0 where it is pruned. `count` is a
@@ -180,22 +181,27 @@ struct Weighed {
 // A row of scores, of which `peak` is the largest, on its way to weights: what is known before the first weight.
 class ScoreRow {
  public:
-  // `scores` are padded with -inf to a multiple of kLanes; `peak` may be higher than all of them.
-  ScoreRow(const float* scores, Index padded, float peak, const Form& form, const Table& table)
-      : form_(form), table_(&table), peak_(peak) {
+  // `scores` are padded with -inf to a multiple of kLanes; `peak` may be higher than all of them. `sink` is the score of
+  // one key more, which has no value; -inf for none.
+  ScoreRow(const float* scores, Index padded, float peak, const Form& form, const Table& table,
+           float sink = -kInfinity)
+      : form_(form), table_(&table), peak_(peak), sink_(sink) {
     const bool absolute = form.reference == Reference::kAbsolute;
     // The default scheme, and every row-max scheme that is normalized to 1, never needs the sum.
     // Where values are kept as they are it comes with them, unless an absolute threshold has to be known before.
     const bool sum_first =
         quantizes(form) ? absolute || form.normalize != Normalize::kUnit : absolute && table.threshold > 0;
     sum_ = sum_first ? exp_sum(scores, padded, peak) : 1.0f;
+    if (sum_first && sink != -kInfinity) sum_ += __builtin_expf(sink - peak);
     log_sum_ = sum_first && absolute ? __builtin_logf(sum_) : 0.0f;
   }
 
   // Turns scores into weights, in place, and lists those that are kept if there is a list; fills `shared` where the
   // form shares.
   Weighed weigh_scores(float* numbers, Index count, const Listed* list, Shared* shared) const {
-    return weighed(form_.shares ? weigh_shared(numbers, count, list, shared) : weigh_by_form(numbers, count, list));
+    Sums sums = weigh_numbers(numbers, count, list, shared);
+    if (sink_ != -kInfinity) add_sink(sums, shared);
+    return weighed(sums);
   }
   // The same for rough scores, of a row-max scheme with log spacing that is normalized to 1.
   Weighed weigh_rough(float* numbers, Index count, const Listed& list, Rough& rough) const {
@@ -206,6 +212,26 @@ class ScoreRow {
   }
 
  private:
+  Sums weigh_numbers(float* numbers, Index count, const Listed* list, Shared* shared) const {
+    return form_.shares ? weigh_shared(numbers, count, list, shared) : weigh_by_form(numbers, count, list);
+  }
+
+  // The sink, weighed as a row of its own, belongs to all sums.
+  void add_sink(Sums& sums, Shared* shared) const {
+    alignas(64) float row[kLanes];
+    alignas(64) std::int32_t bits[kLanes];
+    for (int i = 0; i < kLanes; ++i) row[i] = i == 0 ? sink_ : -kInfinity;
+    Shared own{KeySet(bits), 0.0f, false};
+    const Sums more = weigh_numbers(row, kLanes, nullptr, &own);
+    sums.weights = Simd::add(sums.weights, more.weights);
+    sums.kept = Simd::add(sums.kept, more.kept);
+    sums.all = Simd::add(sums.all, more.all);
+    sums.distances = Simd::add(sums.distances, more.distances);
+    if (!form_.shares) return;
+    shared->tail += own.tail;
+    shared->sink = own.unmasked.has(0);
+  }
+
   bool is_nan(const Sums& sums) const { return Simd::any(Simd::is_nan(sums.distances)) || peak_ == -kInfinity; }
 
   Weighed weighed(const Sums& sums) const {
@@ -264,7 +290,7 @@ class ScoreRow {
 
   Form form_;
   const Table* table_;
-  float peak_, sum_, log_sum_;
+  float peak_, sink_, sum_, log_sum_;
 };
 
 // The sample of a row's keys that shares what the pruned ones sum to; calls function(key) for each.
@@ -344,7 +370,7 @@ static inline void quantize_probabilities(const float* input, float* output, Ind
   if (form.normalize == Normalize::kUnit) weighed = {Simd::sum(all), Simd::sum(total), true};
   if (form.normalize == Normalize::kMass) weighed = {Simd::sum(kept_sum), Simd::sum(total), false};
   if (Simd::any(nan)) weighed.numerator = kNaN;
-  finish_row(output, length, form, weighed, {unmasked, Simd::sum(pruned)});
+  finish_row(output, length, form, weighed, {unmasked, Simd::sum(pruned), false});
 }
 
 // Rows of QuantizedSoftmax and QuantizeProbabilities. `scratch` has room for a padded row and a set of its keys.
@@ -361,7 +387,7 @@ void quantize_rows(const Rows& rows, Index first, Index last, float* scratch) {
     }
     for (Index j = 0; j < padded; ++j) scratch[j] = j < length ? input[j] : -kInfinity;
     const float peak = largest_of(scratch, padded, -kInfinity);
-    Shared shared{unmasked, 0.0f};
+    Shared shared{unmasked, 0.0f, false};
     const ScoreRow scored(scratch, padded, peak, rows.form, table);
     const Weighed weighed = scored.weigh_scores(scratch, padded, nullptr, &shared);
     for (Index j = 0; j < length; ++j) output[j] = scratch[j];

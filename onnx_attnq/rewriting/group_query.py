@@ -20,15 +20,15 @@ from onnx_attnq.graph import Dataflow, subgraphs
 from onnx_attnq.model import files
 from onnx_attnq.rewriting import bodies
 from onnx_attnq.rewriting.record import RewrittenSite
-from onnx_attnq.scheme import Pruned, QuantScheme
+from onnx_attnq.scheme import QuantScheme, SiteScheme, schemes_of
 
 _INPUTS: Final = (
     *("query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length"),
-    *("cos_cache", "sin_cache", "position_ids"),
+    *("cos_cache", "sin_cache", "position_ids", "attention_bias", "head_sink"),
 )
 """What the kernel takes of the inputs of GroupQueryAttention: all up to here."""
 
-_UNSUPPORTED: Final = ("softcap", "smooth_softmax", "qk_output", "sliding_window_cache", "kv_cache_bit_width")
+_UNSUPPORTED: Final = ("sliding_window_cache", "kv_cache_bit_width")
 _NAME: Final = "GroupQueryAttention"
 
 
@@ -42,28 +42,28 @@ def group_query_op(scheme: QuantScheme) -> str:
     return bodies.softmax_op(scheme).replace("Softmax", _NAME)
 
 
-def is_taken(fused: FusedOp | None, scheme: QuantScheme) -> bool:
+def is_taken(fused: FusedOp) -> bool:
     """Whether the kernel of the native library does all that a fused op did."""
-    if fused is None or fused.op_type != _NAME or scheme.pruned is not Pruned.ZERO:
+    if fused.op_type != _NAME:
         return False
     given = [value for value in fused.inputs if value is not None and value.name]
     unset = all(not attribute.value for name, attribute in fused.attributes.items() if name in _UNSUPPORTED)
     few = all(value is None or not value.name for value in fused.inputs[len(_INPUTS) :])
     whole = (ir.DataType.INT32, ir.DataType.INT64)
     types = {value.dtype for value in given if value.dtype is not None and value.dtype not in whole}
-    outputs = fused.outputs[:3]
-    wanted = len(outputs) == 3 and all(output is not None for output in outputs)
+    outputs = [output is not None for output in fused.outputs]
+    wanted = outputs[:3] == [True] * 3 and not any(outputs[3:])  # the fourth are the scores, which the kernel never has
     return unset and few and wanted and types == {ir.DataType.FLOAT}
 
 
-def fold(model: ir.Model, fused: FusedOp, op: ir.Node, scheme: QuantScheme, known: dict[str, object]) -> ir.Node | None:
+def fold(model: ir.Model, fused: FusedOp, op: ir.Node, scheme: SiteScheme, known: dict[str, object]) -> ir.Node | None:
     """Make one node of the standard ops that a fused op became, in place.
 
     Args:
         model: The model.
         fused: What was there, for which `is_taken`.
         op: The quantized op that stands for its softmax.
-        scheme: What it does.
+        scheme: What it does, to all heads or to each.
         known: By name of op, what its body is: onnxruntime tells functions apart by their names only, so that an
             attention with another body than the first of its name stays as it is.
 
@@ -86,11 +86,13 @@ def fold(model: ir.Model, fused: FusedOp, op: ir.Node, scheme: QuantScheme, know
     )
     if not isinstance(graph, ir.Graph) or op not in nodes or leak or first is None:
         return None
-    name = group_query_op(scheme)
+    one = schemes_of(scheme)[0]
+    name = group_query_op(one)
     body = _described(nodes, inputs, outputs)
     if known.setdefault(name, body) != body:
         return None
-    attributes = [*bodies.scheme_attributes(scheme), *fused.attributes.values()]
+    numbers = [op.attributes[attribute.name] for attribute in bodies.scheme_attributes(one)]
+    attributes = [*numbers, *fused.attributes.values()]
     node = ir.Node(bodies.DOMAIN, name, inputs, attributes, num_outputs=len(outputs), name=f"{first.name}_{name}")
     graph.insert_before(nodes[0], node)
     for old, new in zip(outputs, node.outputs, strict=True):

@@ -91,7 +91,7 @@ def rewrite(
         softmax = site.probabilities.producer()
         fused = None if softmax is None or inline else exposed.fused.get(softmax)
         op = _rewrite_site(site, form, scheme, model, names, quantize_outputs, int16_products)
-        if fused is not None and isinstance(scheme, QuantScheme) and is_taken(fused, scheme):
+        if fused is not None and is_taken(fused):
             op = fold(model, fused, op, scheme, folded) or op
         inserted.append((site, form, scheme, op))
         families.setdefault((form, bodies.softmax_op(schemes_of(scheme)[0])), []).append(scheme)
