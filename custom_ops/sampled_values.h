@@ -72,7 +72,7 @@ class SampledValues {
   float* const sum_;
   std::int32_t* const members_;  // the unmasked keys of the row before
   const std::int32_t in_register_;
-  const Index first_;  // register that has a key of the sample
+  const Index first_;         // register that has a key of the sample
   Index end_ = 0, size_ = 0;  // registers that were looked at, and keys that are summed
 };
 

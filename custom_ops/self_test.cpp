@@ -60,6 +60,35 @@ std::vector<float> run(const Kernels& kernels, Sample& sample, int threads) {
   return sample.context;
 }
 
+// What only the attention of decoders has: bounds of the keys, a cap on scores, a sink for each head.
+int check_decoders(const Kernels& best, const NamedForm& named) {
+  int failures = 0;
+  const Table table = sample_table(named.form, 0.01f, 3);
+  const float sinks[] = {0.5f, 3.0f};
+  for (const Index queries : {1, 7, 129}) {
+    for (const Index keys : {Index{129}, Index{300}}) {
+      for (const Index window : {0, 5, 100}) {
+        Sample sample = make_sample(named.form, table, 2, queries, keys, 33, 2.0f, false);
+        Attention& a = sample.attention;
+        a.bounds = {true, keys - queries, window};
+        a.row_length = keys + 1;
+        if (window != 5) a.softcap = 2.0f;
+        if (window != 100) a.sinks = sinks, a.sink_batch[1] = 1;
+        for (const RoughScores rough : {RoughScores::kWhereFaster, RoughScores::kAlways}) {
+          a.rough_scores = rough;
+          const std::vector<float> expected = run(kScalarKernels, sample, 1);
+          const double share = share_that_differs(run(best, sample, 2), expected);
+          if (share <= 0.02) continue;
+          std::printf("%s%s decoder, %d queries, %d keys, window %d: %.3f differ\n", best.name, named.suffix.c_str(),
+                      static_cast<int>(queries), static_cast<int>(keys), static_cast<int>(window), share);
+          ++failures;
+        }
+      }
+    }
+  }
+  return failures;
+}
+
 // Whichever allocation fails, the call says so, and what it had is released (the sanitizers see).
 bool survives_little_memory(const Kernels& kernels) {
   const NamedForm named = all_forms().front();
@@ -86,6 +115,7 @@ int main() {
   int failures = 0, cases = 0;
   for (const NamedForm& named : all_forms()) {
     const Table table = sample_table(named.form, 0.01f, 3);
+    failures += check_decoders(best, named);
     for (const Index length : {1, 5, 33, 129, 225, 700}) {
       if (length == 700 && !named.suffix.empty()) continue;  // for what only long calls of the default scheme do
       for (const Index depth : {1, 33, 80}) {

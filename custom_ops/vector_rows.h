@@ -181,10 +181,9 @@ struct Weighed {
 // A row of scores, of which `peak` is the largest, on its way to weights: what is known before the first weight.
 class ScoreRow {
  public:
-  // `scores` are padded with -inf to a multiple of kLanes; `peak` may be higher than all of them. `sink` is the score of
-  // one key more, which has no value; -inf for none.
-  ScoreRow(const float* scores, Index padded, float peak, const Form& form, const Table& table,
-           float sink = -kInfinity)
+  // `scores` are padded with -inf to a multiple of kLanes; `peak` may be higher than all of them. `sink` is the score
+  // of one key more, which has no value; -inf for none.
+  ScoreRow(const float* scores, Index padded, float peak, const Form& form, const Table& table, float sink = -kInfinity)
       : form_(form), table_(&table), peak_(peak), sink_(sink) {
     const bool absolute = form.reference == Reference::kAbsolute;
     // The default scheme, and every row-max scheme that is normalized to 1, never needs the sum.

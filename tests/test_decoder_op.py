@@ -16,7 +16,7 @@ from test_fused_group_query_attention import cases, defined
 from onnx_attnq.find import expose, find_sites
 from onnx_attnq.rewriting import Record, revert, rewrite, uniform_plan
 from onnx_attnq.run import native_library
-from onnx_attnq.scheme import QuantScheme, preset
+from onnx_attnq.scheme import SiteScheme, preset
 from onnx_attnq.verification import verify
 
 NATIVE = pytest.param(True, marks=pytest.mark.skipif(native_library() is None, reason="the library was not built"))
@@ -25,7 +25,7 @@ BOTH = pytest.mark.parametrize("native", [False, NATIVE])
 pytestmark = CURRENT_KERNELS
 
 
-def rewritten(case: Case, scheme: QuantScheme) -> tuple[ir.Model, Record]:
+def rewritten(case: Case, scheme: SiteScheme) -> tuple[ir.Model, Record]:
     model = ir.from_proto(case.model())
     exposed = expose(model)
     sites = find_sites(exposed)
@@ -176,11 +176,10 @@ def test_the_kernel_says_what_does_not_fit() -> None:
             runner.run(None, {**case.feeds(), name: wrong})
 
 
-@pytest.mark.parametrize("attributes", [{"softcap": 5.0}, {"smooth_softmax": 1}])
-def test_what_the_kernel_does_not_do_stays_standard_ops(attributes: dict[str, float]) -> None:
-    case = decoding((5,), capacity=8)
-    case = dataclasses.replace(case, attributes={**case.attributes, **attributes})
-    model, _ = rewritten(case, preset("row-log"))
+@pytest.mark.parametrize("kind", [1, 2])
+def test_scores_as_an_output_stay_standard_ops(kind: int) -> None:
+    case = decoding((5,), capacity=8, qk_output=kind)
+    model, _ = rewritten(dataclasses.replace(case, outputs=(3, 4, 4, 4)), preset("row-log"))
     assert ops(model) == ["QuantizedSoftmax"]
 
 
