@@ -10,7 +10,8 @@ from fused_case import CURRENT_KERNELS, Array, Case, assert_close, random_array,
 from onnx import TensorProto, helper, parser
 
 from onnx_attnq.find import fused
-from onnx_attnq.find.fused import FUSED_OPS, REFUSED_OPS, Declined, Decomposed, decompose, is_fused_attention, known
+from onnx_attnq.find.fused import FUSED_OPS, REFUSED_OPS, Declined, Decomposed, decompose, is_fused_attention
+from onnx_attnq.graph import certain_rank_of, dtype_of, width_of
 
 
 def query_key_value() -> dict[str, Array]:
@@ -204,8 +205,8 @@ def test_types_ranks_and_widths_are_found_behind_ops_without_value_info() -> Non
     q, _, _, _, mask = graph[-1].inputs
     assert q is not None
     assert mask is not None
-    assert (known.element_type(q), known.rank(q), known.width(q)) == (ir.DataType.FLOAT16, 3, 16)
-    assert (known.element_type(mask), known.rank(mask), known.width(mask)) == (ir.DataType.INT32, 1, None)
+    assert (dtype_of(q), certain_rank_of(q), width_of(q)) == (ir.DataType.FLOAT16, 3, 16)
+    assert (dtype_of(mask), certain_rank_of(mask), width_of(mask)) == (ir.DataType.INT32, 1, None)
 
 
 def test_a_long_chain_of_producers_is_given_up() -> None:
@@ -213,7 +214,7 @@ def test_a_long_chain_of_producers_is_given_up() -> None:
     info = [helper.make_tensor_value_info("v0", TensorProto.FLOAT, [2])]
     proto = helper.make_model(helper.make_graph(nodes, "chain", info, [helper.make_empty_tensor_value_info("v5000")]))
     last = ir.from_proto(proto).graph.outputs[0]
-    assert (known.element_type(last), known.rank(last), known.width(last)) == (None, None, None)
+    assert (dtype_of(last), certain_rank_of(last), width_of(last)) == (None, None, None)
 
 
 def test_asking_for_a_rank_renames_no_tensor_of_the_model() -> None:
@@ -221,5 +222,5 @@ def test_asking_for_a_rank_renames_no_tensor_of_the_model() -> None:
     target = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)])
     target.outputs[0].name = "target"
     reshaped = ir.Node("", "Reshape", [ir.Value(name="x"), target.outputs[0]])
-    assert known.rank(reshaped.outputs[0]) == 2
+    assert certain_rank_of(reshaped.outputs[0]) == 2
     assert tensor.name == "the caller's"

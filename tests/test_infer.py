@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 from small_graphs import parse
 
-from onnx_attnq.graph import dtype_of, rank_of
+from onnx_attnq.graph import certain_rank_of, dtype_of, rank_of
 
 FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
@@ -41,6 +41,11 @@ def output_of(text: str) -> ir.Value:
             None,
         ),
         (
+            "(float[a,b] x, int64[n] s, float[4,4] w) => (float y) { t = Reshape(x, s) v = Transpose(w)"
+            " u = MatMul(t, v) y = ReduceSum<keepdims=0>(u) }",
+            None,
+        ),
+        (
             "(float[a,b] x, int64[n] s, float[a,b,c,d] m) => (float y) { t = Reshape(x, s) u = Add(t, m)"
             " y = ReduceSum<keepdims=0>(u) }",
             4,
@@ -58,14 +63,33 @@ def test_rank(text: str, rank: int | None) -> None:
         ("(float16[a,b] x) => (float[a,b] y) { u = Cast<to=1>(x) y = Neg(u) }", FLOAT),
         ("(bool[a,b] c, float16[a,b] x) => (float16[a,b] y) { u = Where(c, x, x) y = Neg(u) }", FLOAT16),
         ("(uint8[a,b] x, float s, uint8 z) => (float[a,b] y) { u = DequantizeLinear(x, s, z) y = Neg(u) }", FLOAT),
-        ("(float[a,b] x, float s, uint8 z) => (uint8[a,b] u) { u = QuantizeLinear(x, s, z) }", None),
+        ("(float[a,b] x, float s, uint8 z) => (uint8[a,b] u) { u = QuantizeLinear(x, s, z) }", ir.DataType.UINT8),
+        ("(float[a,b] x, float s) => (uint8[a,b] u) { u = QuantizeLinear(x, s) }", None),
         ("(int64[a,b] i, float16[9,4] w) => (float16[a,b,4] y) { u = Gather(w, i) y = Neg(u) }", FLOAT16),
+        ("(float[a,b] x) => (bool[a,b] y) { u = Less(x, x) y = Not(u) }", ir.DataType.BOOL),
+        ("(float[a,b] x) => (int64[n] y) { u = Shape(x) y = Identity(u) }", ir.DataType.INT64),
+        ("(int32[a,b] x) => (int32[b,a] y) { u = Transpose(x) y = Identity(u) }", ir.DataType.INT32),
+        ("(bool[a] c, int32[a] x) => (int32[a] y) { u = Where(c, x, x) y = Identity(u) }", ir.DataType.INT32),
+        ("(float[a] x, int64[1] k) => (float[n] v, int64[n] u) { v, u = TopK(x, k) }", ir.DataType.INT64),
+        ("(float16[a,b] x) => (float16[a,b] y, bool[a,b] u) { y, u = Dropout(x) }", ir.DataType.BOOL),
     ],
 )  # fmt: skip
 def test_dtype(text: str, dtype: ir.DataType | None) -> None:
     value = output_of(text)
     value.type = None
     assert dtype_of(value) == dtype
+
+
+def test_a_mask_says_nothing_certain_about_the_rank_of_what_it_is_added_to() -> None:
+    added = output_of(
+        "(float[a,b] x, int64[n] s, float[a,b,c,d] m) => (float y) { t = Reshape(x, s) u = Add(t, m)"
+        " y = ReduceSum<keepdims=0>(u) }"
+    )
+    assert (rank_of(added), certain_rank_of(added)) == (4, None)
+    joined = output_of(
+        "(float[a,b] x, int64[n] s) => (float y) { t = Reshape(x, s) u = Concat<axis=0>(t, x) y = Abs(u) }"
+    )
+    assert certain_rank_of(joined) == 2
 
 
 def test_branches_that_meet_again_are_walked_once() -> None:

@@ -14,7 +14,19 @@ from onnx_attnq.graph.fused_ops import (
 )
 from onnx_attnq.graph.ops import known_op, standard_opset
 from onnx_attnq.graph.suffix import Suffix, suffix
-from onnx_attnq.graph.types import Types, axes_of, axis_from_end, branch_outputs, dtype_of, rank_of
+from onnx_attnq.graph.types import (
+    Types,
+    axes_of,
+    axis_from_end,
+    branch_outputs,
+    certain_rank_of,
+    dimension,
+    dtype_of,
+    rank_of,
+    same_size,
+    size_of,
+    width_of,
+)
 from onnx_attnq.graph.undo import Snapshot, apply
 from onnx_attnq.graph.undo_record import Undo
 
@@ -33,15 +45,20 @@ __all__ = [
     "axes_of",
     "axis_from_end",
     "branch_outputs",
+    "certain_rank_of",
     "constant",
+    "dimension",
     "dtype_of",
     "input_holds",
     "known_op",
     "number_of",
     "probe",
     "rank_of",
+    "same_size",
     "signature_of",
+    "size_of",
     "standard_opset",
     "subgraphs",
     "suffix",
+    "width_of",
 ]

@@ -1,32 +1,56 @@
-"""Rank and dtype of values in exports that carry no shapes and types, as TorchScript's often do not."""
+"""Ranks, element types and sizes of values in models that carry none, as TorchScript's and optimized ones often do.
+
+onnx's own inference (onnx_ir's ShapeInferencePass) is not used here: it writes what it finds into the model, which has
+to stay as it is; it stops at the first op of an unknown domain; and where a shape is computed it has no rank. So the
+producers are asked, one after another, for as many ops as stand around attentions.
+"""
 
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping
 from typing import Final, TypeAlias
 
 import onnx_ir as ir
 
 from onnx_attnq.graph.constants import constant
 from onnx_attnq.graph.dataflow import Dataflow
+from onnx_attnq.graph.fused_ops import signature_of
 from onnx_attnq.graph.ops import known_op
 
 _MOST_DEPTH: Final = 64
-"""How far upstream to look; a chain from scores to the nearest Reshape or Transpose is much shorter."""
+"""How many producers are asked in a row: more than any layer has, and a bound on hostile chains."""
 
 _Ranks: TypeAlias = MutableMapping[ir.Value, "int | None"]
-"""What a search has found so far."""
+"""What a search has found so far, so that a graph whose branches meet again and again is walked once."""
+_Elements: TypeAlias = dict[ir.Value, "ir.DataType | None"]
 
-_BROADCAST: Final = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Where", "MatMul", "Pow", "FusedMatMul"})
-_SAME: Final = frozenset(
+_SAME_SHAPE: Final = frozenset(
     (
         *("Cast", "CastLike", "Identity", "Dropout", "Clip", "Tanh", "Softmax", "LogSoftmax", "Neg"),
-        *("Exp", "Log", "Sqrt", "Erf", "Relu", "Sigmoid", "Gelu", "Reciprocal", "Not"),
-        *("IsNaN", "LayerNormalization", "RMSNormalization", "Slice", "Split", "Pad", "Tile", "Trilu"),
-        *("CumSum", "TopK", "GatherElements", "ScatterElements", "ScatterND", "QuantizeLinear", "DequantizeLinear"),
+        *("Exp", "Log", "Sqrt", "Erf", "Relu", "Sigmoid", "Gelu", "Reciprocal", "Not", "IsNaN", "IsInf"),
+        *("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "RotaryEmbedding"),
+        *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "FastGelu", "BiasGelu", "QuickGelu"),
+        *("CumSum", "ScatterElements", "ScatterND", "Trilu", "QuantizeLinear", "DequantizeLinear"),
     )
 )
+"""Ops whose first output has the shape of their first input."""
+
+_SAME_RANK: Final = _SAME_SHAPE | {"Slice", "Split", "Pad", "Tile", "TopK", "GatherElements", "MatMulNBits"}
+
+_COMPARING: Final = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
+_BROADCASTING: Final = _COMPARING | frozenset(
+    {*("Add", "Sub", "Mul", "Div", "Max", "Min", "Where", "MatMul", "Pow", "FusedMatMul", "And", "Or")}
+)
+"""Ops whose output has the greatest of their inputs' ranks."""
+
+_LAYOUT: Final = frozenset({"Concat", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Gather"})
+
+_ALWAYS: Final = {
+    **dict.fromkeys((*_COMPARING, "And", "Or", "Xor", "Not", "IsNaN", "IsInf"), ir.DataType.BOOL),
+    **dict.fromkeys(("Shape", "Size", "ArgMax", "ArgMin", "NonZero"), ir.DataType.INT64),
+}
+"""Element types of what does not depend on the inputs'."""
 
 
 class Types:
@@ -45,7 +69,7 @@ class Types:
 
     def rank(self, value: ir.Value | None) -> int | None:
         """`rank_of`."""
-        return _rank(value, _MOST_DEPTH, ChainMap({}, self._ranks))
+        return _Search(ChainMap({}, self._ranks)).rank(value, _MOST_DEPTH)
 
     def dtype(self, value: ir.Value | None) -> ir.DataType | None:
         """`dtype_of`."""
@@ -53,13 +77,46 @@ class Types:
 
 
 def rank_of(value: ir.Value | None) -> int | None:
-    """The number of axes from the value's shape, or else from the nodes that compute it; None if unknown."""
-    return _rank(value, _MOST_DEPTH, {})
+    """The number of axes from the value's shape, or else from the nodes that compute it; None if unknown.
+
+    Of scores to which a mask of known rank is added, it is that of the mask, as none has more axes than its scores.
+    """
+    return _Search({}).rank(value, _MOST_DEPTH)
+
+
+def certain_rank_of(value: ir.Value | None) -> int | None:
+    """The same without that conclusion: None where one operand of a broadcast is unknown."""
+    return _Search({}, certain=True).rank(value, _MOST_DEPTH)
 
 
 def dtype_of(value: ir.Value | None) -> ir.DataType | None:
     """The element type from the value's type, or else from the nodes that compute it; None if unknown."""
     return _dtype(value, _MOST_DEPTH, {})
+
+
+def dimension(value: ir.Value, axis: int) -> int | str | None:
+    """The size of an axis as a fixed number, as the name that the model gives it, or None."""
+    if value.shape is None or axis >= len(value.shape):
+        return None
+    found = value.shape[axis]
+    return found if isinstance(found, int) else found.value
+
+
+def size_of(value: ir.Value, axis: int) -> int | None:
+    """The size of an axis if it is a fixed number, or None."""
+    found = dimension(value, axis)
+    return found if isinstance(found, int) else None
+
+
+def same_size(a: ir.Value, a_axis: int, b: ir.Value, b_axis: int) -> bool:
+    """True when two axes are known to be equal: the same number, or the same name."""
+    left, right = dimension(a, a_axis), dimension(b, b_axis)
+    return left is not None and left == right
+
+
+def width_of(value: ir.Value) -> int | None:
+    """The size of the last axis if it is a fixed number, or None. A projection gives that of its weights."""
+    return _width(value, _MOST_DEPTH)
 
 
 def branch_outputs(value: ir.Value) -> tuple[ir.Value, ...]:
@@ -88,36 +145,110 @@ def axis_from_end(axis: int, rank: int | None) -> int | None:
     return None if rank is None else axis - rank
 
 
-def _length(value: ir.Value | None, depth: int, known: _Ranks) -> int | None:
-    """The number of elements of a one-dimensional value."""
-    if value is None or depth <= 0:
+class _Search:
+    """A search for the rank of a value."""
+
+    def __init__(self, known: _Ranks, *, certain: bool = False) -> None:
+        self._known = known
+        self._certain = certain
+
+    def rank(self, value: ir.Value | None, depth: int) -> int | None:
+        if value is None or depth == 0:
+            return None
+        if value.shape is not None:
+            return len(value.shape)
+        if value not in self._known:
+            self._known[value] = None
+            self._known[value] = self._computed(value, depth - 1)
+        return self._known[value]
+
+    def _computed(self, value: ir.Value, depth: int) -> int | None:
+        tensor = constant(value)
+        if tensor is not None:
+            return len(tensor.shape)
+        node = value.producer()
+        if node is None:
+            return None
+        if (signature := signature_of(node)) is not None:
+            by_place = dict(enumerate(signature.output_ranks))
+            return by_place.get(value.index() or 0) or self.rank(_first(node), depth)
+        op_type = known_op(node)
+        if op_type in _BROADCASTING:
+            return self._broadcast(node, depth)
+        if op_type in _SAME_RANK:
+            return self.rank(_first(node), depth) if value.index() == 0 or op_type in ("Split", "TopK") else None
+        match op_type:
+            case "If":
+                ranks = (self.rank(output, depth) for output in branch_outputs(value))
+                return max((rank for rank in ranks if rank is not None), default=None)
+            case "Concat":
+                return max((r for operand in node.inputs if (r := self.rank(operand, depth)) is not None), default=None)
+            case "EmbedLayerNormalization":
+                return 1 if value.index() == 1 else 3
+            case "Einsum" if (equation := node.attributes.get("equation")) is not None:
+                _, arrow, output = equation.as_string().replace(" ", "").partition("->")
+                return len(output) if arrow and "." not in output else None
+            case "Gather":
+                data, indices = (self.rank(operand, depth) for operand in node.inputs[:2])
+                return None if data is None or indices is None else data + indices - 1
+            case "Transpose":
+                perm = node.attributes.get("perm")
+                return self.rank(_first(node), depth) if perm is None or perm.is_ref() else len(perm.as_ints())
+            case "Reshape" if len(node.inputs) == 2:
+                return self._length(node.inputs[1], depth)
+            case "Unsqueeze" | "Squeeze":
+                rank, axes = self.rank(_first(node), depth), axes_of(node)
+                if rank is None or axes is None:
+                    return None
+                return rank + len(axes) if op_type == "Unsqueeze" else rank - len(axes)
         return None
-    tensor = constant(value)
-    if tensor is not None:
-        return int(tensor.size)
-    if value.shape is not None and len(value.shape) == 1 and isinstance(value.shape[0], int):
-        return value.shape[0]
-    node = value.producer()
-    if node is None:
+
+    def _broadcast(self, node: ir.Node, depth: int) -> int | None:
+        ranks = {operand: self.rank(operand, depth) for operand in node.inputs if operand is not None}
+        if None in ranks.values():
+            # A weight, a bias or a scale says nothing of what it meets, computed or not.
+            few = 2 if "MatMul" in node.op_type else 1
+            computed = {operand: rank for operand, rank in ranks.items() if rank is not None and rank > few}
+            ranks = {} if self._certain else {v: rank for v, rank in computed.items() if constant(v) is None}
+        return max((rank for rank in ranks.values() if rank is not None), default=None)
+
+    def _length(self, value: ir.Value | None, depth: int) -> int | None:
+        """The number of elements of a one-dimensional value."""
+        if value is None or depth <= 0:
+            return None
+        tensor = constant(value)
+        if tensor is not None:
+            return int(tensor.size)
+        if value.shape is not None and len(value.shape) == 1 and isinstance(value.shape[0], int):
+            return value.shape[0]
+        node = value.producer()
+        if node is None:
+            return None
+        match known_op(node):
+            case "Concat":
+                parts = [self._length(operand, depth - 1) for operand in node.inputs]
+                return None if None in parts else sum(part for part in parts if part is not None)
+            case "Unsqueeze":
+                return 1  # a scalar made a part of a shape
+            case "Gather":
+                return self._length(node.inputs[1], depth - 1)
+            case "Shape":
+                rank = self.rank(node.inputs[0], depth - 1)
+                ends = [None if (a := node.attributes.get(name)) is None else a.as_int() for name in ("start", "end")]
+                return None if rank is None else len(range(rank)[ends[0] : ends[1]])
+            case "Slice":
+                length = self._length(node.inputs[0], depth - 1)
+                places = ((1, None), (2, None), (4, 1))
+                start, end, step = (_whole_number(node, index, default) for index, default in places)
+                known = length is not None and None not in (start, end) and step
+                return len(range(length or 0)[start:end:step]) if known else None
+            case "Cast" | "Identity":
+                return self._length(node.inputs[0], depth - 1)
         return None
-    if known_op(node) == "Concat":
-        parts = [_length(v, depth - 1, known) for v in node.inputs]
-        return None if any(p is None for p in parts) else sum(p for p in parts if p is not None)
-    if known_op(node) == "Unsqueeze":
-        return 1  # a scalar made a part of a shape
-    if known_op(node) == "Gather":
-        return _length(node.inputs[1], depth - 1, known)
-    if known_op(node) == "Shape":
-        rank = _rank(node.inputs[0], depth - 1, known)
-        ends = [None if (a := node.attributes.get(name)) is None else a.as_int() for name in ("start", "end")]
-        return None if rank is None else len(range(rank)[ends[0] : ends[1]])
-    if known_op(node) == "Slice":
-        length = _length(node.inputs[0], depth - 1, known)
-        start, end, step = (_whole_number(node, index, default) for index, default in ((1, None), (2, None), (4, 1)))
-        return len(range(length)[start:end:step]) if length is not None and None not in (start, end) and step else None
-    if known_op(node) in ("Cast", "Identity"):
-        return _length(node.inputs[0], depth - 1, known)
-    return None
+
+
+def _first(node: ir.Node) -> ir.Value | None:
+    return node.inputs[0] if node.inputs else None
 
 
 def _whole_number(node: ir.Node, index: int, default: int | None) -> int | None:
@@ -128,57 +259,7 @@ def _whole_number(node: ir.Node, index: int, default: int | None) -> int | None:
     return int(tensor.numpy().reshape(())) if tensor is not None and tensor.size == 1 else None
 
 
-def _rank(value: ir.Value | None, depth: int, known: _Ranks) -> int | None:
-    """`rank_of`; ``known`` keeps a graph whose branches meet again and again from being walked once for each path."""
-    if value is None or depth == 0:
-        return None
-    if value.shape is not None:
-        return len(value.shape)
-    if value not in known:
-        known[value] = None
-        known[value] = _computed_rank(value, depth - 1, known)
-    return known[value]
-
-
-def _computed_rank(value: ir.Value, depth: int, known: _Ranks) -> int | None:
-    tensor = constant(value)
-    if tensor is not None:
-        return len(tensor.shape)
-    node = value.producer()
-    if node is None:
-        return None
-    if known_op(node) == "If":
-        return max((r for v in branch_outputs(value) if (r := _rank(v, depth, known)) is not None), default=None)
-    if known_op(node) in _BROADCAST or known_op(node) == "Concat":
-        ranks = {v: _rank(v, depth, known) for v in node.inputs if v is not None}
-        if None in ranks.values():
-            # The scores are never of lower rank than their mask; a weight, a bias or a scale that is computed says
-            # nothing of what it meets.
-            ranks = {v: rank for v, rank in ranks.items() if rank is not None and rank > 1 and constant(v) is None}
-        return max((rank for rank in ranks.values() if rank is not None), default=None)
-    if known_op(node) in _SAME:
-        return _rank(node.inputs[0], depth, known)
-    if known_op(node) == "Einsum" and (equation := node.attributes.get("equation")) is not None:
-        _, arrow, output = equation.as_string().replace(" ", "").partition("->")
-        return len(output) if arrow and "." not in output else None
-    if known_op(node) == "Gather":
-        data, indices = (_rank(v, depth, known) for v in node.inputs[:2])
-        return None if data is None or indices is None else data + indices - 1
-    if known_op(node) == "Transpose":
-        perm = node.attributes.get("perm")
-        return _rank(node.inputs[0], depth, known) if perm is None else len(perm.as_ints())
-    if known_op(node) == "Reshape":
-        return _length(node.inputs[1], depth, known)
-    if known_op(node) in ("Unsqueeze", "Squeeze"):
-        rank, axes = _rank(node.inputs[0], depth, known), axes_of(node)
-        if rank is None or axes is None:
-            return None
-        return rank + len(axes) if known_op(node) == "Unsqueeze" else rank - len(axes)
-    return None
-
-
-def _dtype(value: ir.Value | None, depth: int, known: dict[ir.Value, ir.DataType | None]) -> ir.DataType | None:
-    """`dtype_of`, with ``known`` as in `_rank`."""
+def _dtype(value: ir.Value | None, depth: int, known: _Elements) -> ir.DataType | None:
     if value is None or depth == 0:
         return None
     if value not in known:
@@ -187,7 +268,7 @@ def _dtype(value: ir.Value | None, depth: int, known: dict[ir.Value, ir.DataType
     return known[value]
 
 
-def _computed_dtype(value: ir.Value, depth: int, known: dict[ir.Value, ir.DataType | None]) -> ir.DataType | None:
+def _computed_dtype(value: ir.Value, depth: int, known: _Elements) -> ir.DataType | None:
     if value.dtype is not None:
         return value.dtype
     tensor = constant(value)
@@ -196,17 +277,57 @@ def _computed_dtype(value: ir.Value, depth: int, known: dict[ir.Value, ir.DataTy
     node = value.producer()
     if node is None or not node.inputs:
         return None
-    if known_op(node) == "Cast":
+    op_type = known_op(node)
+    if op_type == "Cast":
         to = node.attributes.get("to")
-        return None if to is None else ir.DataType(to.as_int())
-    match node.op_type:
+        return None if to is None or to.is_ref() else ir.DataType(to.as_int())
+    if op_type in _ALWAYS:
+        return _ALWAYS[op_type]
+
+    def first(candidates: Iterable[ir.Value | None]) -> ir.DataType | None:
+        types = (_dtype(candidate, depth, known) for candidate in candidates)
+        return next((dtype for dtype in types if dtype is not None), None)
+
+    place = value.index()
+    match op_type:
         case "If":
-            candidates: Sequence[ir.Value | None] = branch_outputs(value)
+            return first(branch_outputs(value))
         case "DequantizeLinear" | "CastLike":
-            candidates = node.inputs[1:2]
+            return first(node.inputs[1:2])
         case "QuantizeLinear":
-            candidates = ()
-        case _:  # the rest computes in the type of its numbers; conditions, indices and codes are none
-            candidates = node.inputs
-    types = (_dtype(v, depth, known) for v in candidates)
-    return next((d for d in types if d is not None and d.is_floating_point()), None)
+            return first(node.inputs[2:3])
+        case "Where":
+            return first(node.inputs[1:])
+        case "EmbedLayerNormalization":  # its inputs begin with two tensors of ids; its second output is a mask index
+            return ir.DataType.INT32 if place == 1 else first(node.inputs[2:4])
+        case "TopK" if place == 1:
+            return ir.DataType.INT64
+        case "Dropout" if place == 1:
+            return ir.DataType.BOOL
+    # The rest computes in the type of its numbers; conditions, indices and codes are none.
+    whole: ir.DataType | None = None
+    for operand in node.inputs:
+        dtype = _dtype(operand, depth, known)
+        if dtype is not None and dtype.is_floating_point():
+            return dtype
+        whole = whole or dtype
+    return whole if op_type in _SAME_RANK | _BROADCASTING | _LAYOUT else None
+
+
+def _width(value: ir.Value, depth: int) -> int | None:
+    if value.shape is not None and (found := size_of(value, len(value.shape) - 1)) is not None:
+        return found
+    node = value.producer()
+    if node is None or depth == 0 or value.index() != 0:
+        return None
+    op_type = known_op(node)
+    if op_type == "MatMul" and (weights := node.inputs[1]) is not None:
+        return _width(weights, depth - 1)
+    if op_type == "MatMulNBits" and (columns := node.attributes.get("N")) is not None and not columns.is_ref():
+        return columns.as_int()
+    if op_type in ("Add", "Sub", "Mul", "Div"):
+        # What broadcasts has one column; a wider operand has those of the result.
+        widths = {_width(operand, depth - 1) for operand in node.inputs if operand is not None} - {None, 1}
+        return widths.pop() if len(widths) == 1 else None
+    first = _first(node) if op_type in _SAME_SHAPE else None
+    return None if first is None else _width(first, depth - 1)

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from onnx_attnq.find.fused import core, known
+from onnx_attnq.find.fused import core
 from onnx_attnq.find.fused.builder import NodeBuilder
 from onnx_attnq.find.fused.node import FLOATS, FusedNode
 from onnx_attnq.find.fused.outcome import Decline
+from onnx_attnq.graph import dtype_of, same_size, size_of
 
 
 def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | None]]:
@@ -80,7 +81,7 @@ def _shown(b: NodeBuilder, fused: FusedNode, stages: core.Stages, mode: int, dty
 
 
 def _is_boolean(fused: FusedNode) -> bool:
-    return known.element_type(fused.require("attn_mask")) == ir.DataType.BOOL
+    return dtype_of(fused.require("attn_mask")) == ir.DataType.BOOL
 
 
 def _mask(
@@ -125,16 +126,16 @@ def _mask(
 def _given_mask(b: NodeBuilder, fused: FusedNode, key: ir.Value, dtype: ir.DataType) -> ir.Value:
     mask = fused.require("attn_mask")
     rank = fused.rank("attn_mask")
-    kind = known.element_type(mask)
+    kind = dtype_of(mask)
     if kind == ir.DataType.BOOL:
         added = core.select(b, mask, 0.0, -math.inf, dtype)
     elif kind == dtype:
         added = b.cast(mask, core.score_type(dtype), dtype)
     else:
         raise Decline(f"attn_mask has element type {kind.name if kind else 'unknown'}, neither bool nor {dtype.name}")
-    if b.opset < 24 or known.same_size(mask, rank - 1, key, 2):
+    if b.opset < 24 or same_size(mask, rank - 1, key, 2):
         return added
-    if known.size(mask, rank - 1) == 1:
+    if size_of(mask, rank - 1) == 1:
         raise Decline("attn_mask has one column, which could mean broadcasting or padding; expand it to all keys")
     # From opset 24 on the mask may be shorter than the keys: what is missing is masked.
     missing = b.subtract(b.extent(key, 2), b.extent(mask, rank - 1))

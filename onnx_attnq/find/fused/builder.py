@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_attnq.find.fused import known
+from onnx_attnq.graph import dtype_of, size_of
 
 Extent: TypeAlias = int | ir.Value
 """The size of an axis: a number where the model fixes it, else an int64 tensor of shape [1]."""
@@ -51,7 +51,7 @@ class NodeBuilder:
     @staticmethod
     def describe(value: ir.Value, source: ir.Value, *shape: int | str | None) -> ir.Value:
         """Notes what is known about a new value: its shape, and the element type of what it was made of."""
-        if (dtype := known.element_type(source)) is not None:
+        if (dtype := dtype_of(source)) is not None:
             value.dtype, value.shape = dtype, ir.Shape(shape)
         return value
 
@@ -113,7 +113,7 @@ class NodeBuilder:
 
     def extent(self, value: ir.Value, axis: int) -> Extent:
         """The size of an axis (counted from the front) of a value."""
-        if (fixed := known.size(value, axis)) is not None:
+        if (fixed := size_of(value, axis)) is not None:
             return fixed
         return self.op("Gather", self.op("Shape", value), self.ints(axis), axis=0)
 

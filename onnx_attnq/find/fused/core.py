@@ -20,8 +20,8 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from onnx_attnq.find.fused import known
 from onnx_attnq.find.fused.builder import Extent, NodeBuilder
+from onnx_attnq.graph import dimension, size_of, width_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,13 +77,13 @@ def lowest(dtype: ir.DataType) -> float:
 def attend(b: NodeBuilder, query: ir.Value, key: ir.Value, value: ir.Value, how: Scoring) -> Stages:
     """Adds the nodes of one attention."""
     scores = score_type(how.dtype)
-    shape = [*(known.dimension(query, axis) for axis in (0, 1, 2)), known.dimension(key, 2)]
+    shape = [*(dimension(query, axis) for axis in (0, 1, 2)), dimension(key, 2)]
 
     def typed(stage: ir.Value, dtype: ir.DataType = scores) -> ir.Value:
         stage.dtype, stage.shape = dtype, ir.Shape(shape)
         return stage
 
-    heads, kv_heads = known.size(query, 1), known.size(key, 1)
+    heads, kv_heads = size_of(query, 1), size_of(key, 1)
     grouped = heads is not None and kv_heads is not None and heads != kv_heads
     transposed = b.transpose(b.cast(key, scores, how.dtype), 0, 1, 3, 2)
     left = b.cast(query, scores, how.dtype)
@@ -121,7 +121,7 @@ def attend(b: NodeBuilder, query: ir.Value, key: ir.Value, value: ir.Value, how:
     context = b.op("MatMul", right, value)
     if grouped:
         context = b.reshape(context, 0, heads or 0, b.extent(query, 2), -1)
-    context.dtype, context.shape = how.dtype, ir.Shape([*shape[:3], known.dimension(value, 3)])
+    context.dtype, context.shape = how.dtype, ir.Shape([*shape[:3], dimension(value, 3)])
     return Stages(product, capped, masked, softmax, probabilities, context)
 
 
@@ -140,17 +140,17 @@ def _scale(b: NodeBuilder, query: ir.Value, how: Scoring) -> ir.Value:
 
 def split_heads(b: NodeBuilder, hidden: ir.Value, heads: int) -> ir.Value:
     """(B, L, N·D) to (B, N, L, D)."""
-    width = known.width(hidden)
+    width = width_of(hidden)
     head_size = None if width is None else width // heads
     # Reshape cannot work out -1 where there is no query, no key, or no batch entry; but onnxruntime makes a -1 of what
     # is computed from the shape.
     split = b.transpose(b.reshape(hidden, 0, 0, heads, head_size or -1), 0, 2, 1, 3)
-    return b.describe(split, hidden, known.dimension(hidden, 0), heads, known.dimension(hidden, 1), head_size)
+    return b.describe(split, hidden, dimension(hidden, 0), heads, dimension(hidden, 1), head_size)
 
 
 def merge_heads(b: NodeBuilder, context: ir.Value) -> ir.Value:
     """(B, N, L, D) to (B, L, N·D)."""
-    heads, head_size = known.size(context, 1), known.size(context, 3)
+    heads, head_size = size_of(context, 1), size_of(context, 3)
     width = -1 if heads is None or head_size is None else heads * head_size
     return b.reshape(b.transpose(context, 0, 2, 1, 3), 0, 0, width)
 
@@ -165,7 +165,7 @@ def repeat_heads(b: NodeBuilder, cache: ir.Value, heads: Extent, kv_heads: Exten
         group = b.op("Div", b.vector(heads), b.vector(kv_heads))
     grouped = b.op("Expand", b.unsqueeze(cache, 2), b.vector(1, 1, group, 1, 1))
     repeated = b.reshape(grouped, 0, heads, b.extent(cache, 2), b.extent(cache, 3))
-    batch, _, length, head_size = (known.dimension(cache, axis) for axis in range(4))
+    batch, _, length, head_size = (dimension(cache, axis) for axis in range(4))
     return b.describe(repeated, cache, batch, heads if isinstance(heads, int) else None, length, head_size)
 
 
@@ -176,8 +176,8 @@ def append(b: NodeBuilder, past: ir.Value | None, new: ir.Value) -> ir.Value:
     """The past keys or values, (B, N, P, D), followed by the new ones, (B, N, L, D)."""
     if past is None:
         return new
-    batch, heads, _, head_size = (known.dimension(new, axis) for axis in range(4))
-    old_length, new_length = known.size(past, 2), known.size(new, 2)
+    batch, heads, _, head_size = (dimension(new, axis) for axis in range(4))
+    old_length, new_length = size_of(past, 2), size_of(new, 2)
     length = None if old_length is None or new_length is None else old_length + new_length
     return b.describe(b.op("Concat", past, new, axis=2), new, batch, heads, length, head_size)
 

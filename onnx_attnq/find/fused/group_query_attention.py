@@ -14,11 +14,12 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from onnx_attnq.find.fused import core, known
+from onnx_attnq.find.fused import core
 from onnx_attnq.find.fused.builder import Extent, NodeBuilder
 from onnx_attnq.find.fused.node import FusedNode
 from onnx_attnq.find.fused.outcome import Decline
 from onnx_attnq.find.fused.rotary import rotate, rotation
+from onnx_attnq.graph import dimension, same_size
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def _heads(b: NodeBuilder, fused: FusedNode, heads: int, kv_heads: int) -> Seque
         return [core.split_heads(b, query, heads), *(core.split_heads(b, x, kv_heads) for x in pair)]
     packed = core.split_heads(b, query, heads + 2 * kv_heads)
     parts = b.split(packed, 1, (heads, kv_heads, kv_heads))
-    batch, _, length, head_size = (known.dimension(packed, axis) for axis in range(4))
+    batch, _, length, head_size = (dimension(packed, axis) for axis in range(4))
     return [
         b.describe(part, query, batch, count, length, head_size)
         for part, count in zip(parts, (heads, kv_heads, kv_heads), strict=True)
@@ -122,7 +123,7 @@ def _lengths(b: NodeBuilder, fused: FusedNode, query: ir.Value, key: ir.Value) -
     else:
         new = None
         cached = before(b.vector(new_rows))
-        first = cached if known.same_size(query, 2, key, 2) else before(b.vector(queries))
+        first = cached if same_size(query, 2, key, 2) else before(b.vector(queries))
     return _Lengths(queries, new_rows, total, keys, first, cached, new)
 
 
@@ -179,7 +180,7 @@ def _present(
         padded = longer.op("Concat", old, longer.cast(zeros, dtype, ir.DataType.FLOAT), axis=2)
         grown = longer.op("ScatterND", padded, index, fresh)
         cache = b.choose(grows, longer, grown, fits, result)
-        size, _, _, head_size = (known.dimension(fresh, axis) for axis in range(4))
+        size, _, _, head_size = (dimension(fresh, axis) for axis in range(4))
         present.append(b.describe(cache, fresh, size, kv_heads, None, head_size))
     return present
 
@@ -213,14 +214,14 @@ def _merged(
     for old, appended in zip(past, fresh, strict=True):
         flat = b.reshape(core.append(b, old, appended), -1, b.extent(appended, 3))
         cache = b.op("Where", used, b.op("Gather", flat, index, axis=0), b.constant(0.0, dtype))
-        batch, _, _, head_size = (known.dimension(appended, axis) for axis in range(4))
+        batch, _, _, head_size = (dimension(appended, axis) for axis in range(4))
         present.append(b.describe(cache, appended, batch, kv_heads, None, head_size))
     return present
 
 
 def _filled(b: NodeBuilder, cache: ir.Value, lengths: _Lengths) -> ir.Value:
     """The rows of a cache that hold a key of some batch entry."""
-    batch, kv_heads, _, head_size = (known.dimension(cache, axis) for axis in range(4))
+    batch, kv_heads, _, head_size = (dimension(cache, axis) for axis in range(4))
     return b.describe(b.slice(cache, 2, 0, lengths.total), cache, batch, kv_heads, None, head_size)
 
 

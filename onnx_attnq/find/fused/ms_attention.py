@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from onnx_attnq.find.fused import core, known
+from onnx_attnq.find.fused import core
 from onnx_attnq.find.fused.builder import Extent, NodeBuilder
 from onnx_attnq.find.fused.ms_mask import Lengths, additive_mask
 from onnx_attnq.find.fused.node import FusedNode
 from onnx_attnq.find.fused.outcome import Decline
+from onnx_attnq.graph import dimension, size_of
 
 
 def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | None]]:
@@ -44,7 +45,7 @@ def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | N
 def _project(b: NodeBuilder, fused: FusedNode) -> list[ir.Value]:
     """Query, key and value, each (B, N, L, D)."""
     hidden, weights, heads = fused.require("input"), fused.require("weights"), fused.positive("num_heads")
-    width = known.size(weights, 1)
+    width = size_of(weights, 1)
     sizes: Sequence[int | None] = fused.integers("qkv_hidden_sizes")
     if not sizes:
         sizes = (None if width is None else width // 3,) * 3
@@ -59,7 +60,7 @@ def _project(b: NodeBuilder, fused: FusedNode) -> list[ir.Value]:
     fixed = [size for size in sizes if size is not None]
     parts = b.split(projected, 2, fixed if len(set(fixed)) > 1 else 3)
     for part, size in zip(parts, sizes, strict=True):
-        b.describe(part, weights, known.dimension(hidden, 0), known.dimension(hidden, 1), size)
+        b.describe(part, weights, dimension(hidden, 0), dimension(hidden, 1), size)
     return [core.split_heads(b, part, heads) for part in parts]
 
 

@@ -12,10 +12,11 @@ from typing import Final
 
 import onnx_ir as ir
 
-from onnx_attnq.find.fused import core, known
+from onnx_attnq.find.fused import core
 from onnx_attnq.find.fused.builder import Extent, NodeBuilder
 from onnx_attnq.find.fused.node import FusedNode
 from onnx_attnq.find.fused.outcome import Decline
+from onnx_attnq.graph import dtype_of, size_of
 
 DEFAULT_FILTER: Final = -10000.0
 
@@ -62,7 +63,7 @@ def _later(b: NodeBuilder, lengths: Lengths) -> ir.Value:
 def _valid_keys(b: NodeBuilder, fused: FusedNode, name: str, rank: int, lengths: Lengths) -> ir.Value:
     """True for keys that are no padding: bool, broadcastable to (B, N, L_q, L_k)."""
     mask = fused.require(name)
-    if known.element_type(mask) not in (None, ir.DataType.INT32):
+    if dtype_of(mask) not in (None, ir.DataType.INT32):
         raise Decline(f"input {name!r} is not int32")
     if rank == 1:
         return _between_ends(b, mask, lengths)
@@ -70,7 +71,7 @@ def _valid_keys(b: NodeBuilder, fused: FusedNode, name: str, rank: int, lengths:
         # (B, 1, M, M): the rows of the new queries, the columns of the keys there are.
         mask = b.slice(b.slice(mask, 2, lengths.past, lengths.keys), 3, 0, lengths.keys)
     valid = core.exceeds(b, mask, 0, ir.DataType.INT32)
-    if name == "mask_index" and rank == 2 and known.size(mask, 1) in (None, 1):
+    if name == "mask_index" and rank == 2 and size_of(mask, 1) in (None, 1):
         # To Attention one column is a dummy, which masks nothing.
         valid = b.op("Or", valid, b.op("Equal", b.vector(b.extent(mask, 1)), b.ints(1)))
     return b.unsqueeze(valid, *range(1, 5 - rank)) if rank < 4 else valid
@@ -86,7 +87,7 @@ def _between_ends(b: NodeBuilder, mask: ir.Value, lengths: Lengths) -> ir.Value:
         return b.reshape(vector, -1, 1, 1, 1)
 
     valid = b.op("Less", columns, per_entry(b.slice(ends_and_starts, 0, 0, batch)))
-    if isinstance(batch, int) and known.size(mask, 0) == batch:
+    if isinstance(batch, int) and size_of(mask, 0) == batch:
         return valid
     twice = b.add(batch, batch)
     none = b.op("Expand", b.ints(0), b.vector(batch))

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from onnx_attnq.find.fused import core, known
+from onnx_attnq.find.fused import core
 from onnx_attnq.find.fused.builder import NodeBuilder
 from onnx_attnq.find.fused.ms_mask import Lengths, additive_mask
 from onnx_attnq.find.fused.node import FusedNode
 from onnx_attnq.find.fused.outcome import Decline
+from onnx_attnq.graph import dimension, same_size, size_of, width_of
 
 
 def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | None]]:
@@ -32,7 +33,7 @@ def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | N
     keys, values = (core.append(b, old, new) for old, new in zip(past or (None, None), (key, value), strict=True))
     past_length = b.extent(past[0], 2) if past else 0
     queries, new_keys = b.extent(query, 2), b.extent(key, 2)
-    square = known.same_size(query, 2, key, 2)
+    square = same_size(query, 2, key, 2)
     lengths = Lengths(b.extent(query, 0), queries, past_length, b.add(past_length, new_keys), square=square)
     mask = additive_mask(b, fused, "key_padding_mask", lengths, dtype)
     scoring = core.Scoring(dtype=dtype, scale=fused.number("scale") or None, mask=mask)
@@ -72,10 +73,10 @@ def _heads(b: NodeBuilder, fused: FusedNode, *, packed: bool) -> list[ir.Value]:
 def _unpack(b: NodeBuilder, packed: ir.Value, count: int) -> list[ir.Value]:
     """(B, L, N, count, D) to count times (B, L, N·D)."""
     parts = [b.reshape(part, 0, 0, -1) for part in b.split(packed, 3, count)]
-    heads, head_size = known.size(packed, 2), known.size(packed, 4)
+    heads, head_size = size_of(packed, 2), size_of(packed, 4)
     for part in parts:
         width = heads * head_size if heads is not None and head_size is not None else None
-        b.describe(part, packed, known.dimension(packed, 0), known.dimension(packed, 1), width)
+        b.describe(part, packed, dimension(packed, 0), dimension(packed, 1), width)
     return parts
 
 
@@ -83,7 +84,7 @@ def _biases(b: NodeBuilder, bias: ir.Value | None, query: ir.Value) -> Sequence[
     """Bias of query (N·D), key (N·D) and value (N·D_v)."""
     if bias is None:
         return None, None, None
-    width, end = known.width(query) or b.extent(query, 2), b.extent(bias, 0)
+    width, end = width_of(query) or b.extent(query, 2), b.extent(bias, 0)
     starts = (0, width, b.add(width, width), end)
     return [b.slice(bias, 0, start, stop) for start, stop in itertools.pairwise(starts)]
 
@@ -91,9 +92,7 @@ def _biases(b: NodeBuilder, bias: ir.Value | None, query: ir.Value) -> Sequence[
 def _biased(b: NodeBuilder, part: ir.Value, bias: ir.Value | None) -> ir.Value:
     if bias is None:
         return part
-    return b.describe(
-        b.op("Add", part, bias), part, known.dimension(part, 0), known.dimension(part, 1), known.width(part)
-    )
+    return b.describe(b.op("Add", part, bias), part, dimension(part, 0), dimension(part, 1), width_of(part))
 
 
 __all__ = ["build"]

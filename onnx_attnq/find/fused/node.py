@@ -7,9 +7,8 @@ from typing import Final
 
 import onnx_ir as ir
 
-from onnx_attnq.find.fused import known
 from onnx_attnq.find.fused.outcome import Decline
-from onnx_attnq.graph import signature_of
+from onnx_attnq.graph import certain_rank_of, dtype_of, signature_of
 
 FLOATS: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
@@ -83,7 +82,7 @@ class FusedNode:
     def rank(self, name: str, allowed: Collection[int] = ()) -> int:
         """The rank of an input that is there, which must be known and one of those allowed, or of the op's."""
         allowed = allowed or self._ranks[name]
-        found = known.rank(self.require(name))
+        found = certain_rank_of(self.require(name))
         if found is None and len(allowed) == 1:
             (found,) = allowed  # the operator defines no other
         if found is None:
@@ -95,7 +94,8 @@ class FusedNode:
     def element_type(self, *names: str) -> ir.DataType:
         """The floating-point type that the inputs of these names share."""
         values = [self.get(name) for name in names]
-        dtype = known.element_type(*values, self._node.outputs[0])
+        types = (dtype_of(value) for value in (*values, self._node.outputs[0]))
+        dtype = next((found for found in types if found is not None), None)
         if dtype is None:
             raise Decline(f"the element type of input {names[0]!r} is unknown; run shape inference on the model first")
         if dtype not in FLOATS:

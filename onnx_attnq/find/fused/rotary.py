@@ -10,8 +10,8 @@ import dataclasses
 
 import onnx_ir as ir
 
-from onnx_attnq.find.fused import known
 from onnx_attnq.find.fused.builder import Extent, NodeBuilder
+from onnx_attnq.graph import dimension
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def rotate(b: NodeBuilder, x: ir.Value, by: Rotation) -> ir.Value:
     if size != head_size:
         parts.append(b.slice(x, 3, size, head_size))
     rotated = b.op("Concat", *parts, axis=3)
-    return b.describe(rotated, x, *(known.dimension(x, axis) for axis in range(4)))
+    return b.describe(rotated, x, *(dimension(x, axis) for axis in range(4)))
 
 
 __all__ = ["Rotation", "rotate", "rotation"]
