@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from onnx_attnq.cli.diff import diff
 from onnx_attnq.diff import Difference, diff_models, format_diff
 from onnx_attnq.diff.tensor_content import value_difference
+from onnx_attnq.job import compress
+from onnx_attnq.model import load
 
 BASE = """
     e = Gather <axis = 0> (table, ids)
@@ -89,7 +91,55 @@ def test_added_and_removed_nodes() -> None:
 def test_two_nodes_in_a_row_between() -> None:
     casts = model(BASE.replace("Softmax <axis = -1> (s)", "Softmax <axis = -1> (d)").replace(
         "p = ", "c = Cast <to = 11> (s)  d = Cast <to = 1> (c)  p = "))  # fmt: skip
-    assert differences(casts) == [("added", "Cast added", None, "c"), ("added", "Cast added", None, "d")]
+    assert differences(casts) == [("added", "Cast, Cast added", None, "c")]
+
+
+def test_nodes_that_replace_others_are_one_difference() -> None:
+    fused = model(BASE.replace("p = Softmax <axis = -1> (s)", "").replace(
+        "s = MatMul (q, t)", "").replace("y = MatMul (p, e)", "r = Relu (t)  y = my.Attention (q, r, e)"))  # fmt: skip
+    (difference,) = diff_models(model(), fused).differences
+    assert difference.message == "MatMul, Softmax, MatMul became Relu, my.Attention"
+    nodes = [[place.node for place in (first, *more) if place]
+             for first, more in ((difference.a, difference.more_a), (difference.b, difference.more_b))]  # fmt: skip
+    assert nodes == [["s", "p", "y"], ["r", "y"]]
+    assert format_diff(diff_models(model(), fused)).split("\n")[2:] == [
+        "@@ MatMul, Softmax, MatMul became Relu, my.Attention @@ node 's' (MatMul) @@ in the other model node 'r' (Relu)",
+        "  q = MatMul (e, float[3,3] w)",
+        "  t = Transpose <perm = [0, 2, 1]> (e)",
+        "- s = MatMul (q, t)",
+        "- p = Softmax <axis = -1> (s)",
+        "- y = MatMul (p, e)",
+        "+ r = Relu (t)",
+        "+ y = my.Attention (q, r, e)",
+        "1 difference",
+    ]
+
+
+def test_layers_behind_what_was_replaced_are_found_again() -> None:
+    layer = "q{i} = MatMul (x{i}, w{i})  r{i} = Reshape (q{i}, shape)  {body}  x{j} = Add (y{i}, x{i})"
+    before = "a{i} = Mul (r{i}, r{i})  b{i} = Sub (a{i}, r{i})  y{i} = Abs (b{i})"
+    weights = ", ".join(f"float[3,3] w{i} = {{{', '.join(str(i + k) for k in range(9))}}}" for i in range(5))
+    signature = f"(float[3,3] x0) => (float[3,3] x5) <{weights}, int64[1] shape = {{-1}}>"
+
+    def layers(body: str) -> ir.Model:
+        return model(" ".join(layer.format(i=i, j=i + 1, body=body.format(i=i)) for i in range(5)), signature)
+
+    found = differences(layers("y{i} = my.Fused (r{i})"), layers(before))
+    assert found == [("replaced", "Mul, Sub, Abs became my.Fused", f"a{i}", f"y{i}") for i in range(5)]
+    longer = layers(before.replace("y{i}", "c{i}") + "  y{i} = Relu (c{i})")
+    found = differences(longer, layers(before))
+    assert found == [("added", "Relu added", None, f"y{i}") for i in range(5)]
+
+
+@pytest.mark.parametrize("name", ["albert__optimum", "t5-decoder_model_merged__optimum", "timm_vit__ts13", "fused_mha__qkout",
+                                  "bert__fp16-blocksoftmax", "odd_if__ts17-script", "vit__qoperator"])  # fmt: skip
+def test_a_rewrite_is_one_difference_a_site(name: str, tmp_path: Path) -> None:
+    original = Path(__file__).parent / "gallery" / f"{name}.onnx"
+    done = compress(original, tmp_path / "rewritten.onnx", verification=None)
+    found = diff_models(ir.load(original), load(tmp_path / "rewritten.onnx")).differences
+    assert done.record is not None
+    assert sum(item.kind in ("operator", "replaced", "added", "removed") for item in found) == len(done.record.sites)
+    assert all(item.kind in ("opset", "output", "function") for item in found if item.a is item.b is None)
 
 
 def test_several_changes_come_along_the_data_flow() -> None:
@@ -138,7 +188,7 @@ def test_order_of_inputs_and_outputs() -> None:
 def test_two_nodes_in_another_order() -> None:
     a = model("t = Neg (x)  y = Abs (t)", "(float x) => (float y)")
     b = model("t = Abs (x)  y = Neg (t)", "(float x) => (float y)")
-    assert differences(b, a) == [("removed", "Neg removed", "t", None), ("added", "Neg added", None, "y")]
+    assert differences(b, a) == [("replaced", "Neg, Abs became Abs, Neg", "t", "t")]
 
 
 def test_unused_constant() -> None:

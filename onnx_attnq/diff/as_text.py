@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from onnx_attnq.diff.result import Difference, ModelDiff
+from onnx_attnq.diff.result import Difference, ModelDiff, Place
 
 LIMIT: Final = 10
 """Differences shown in full."""
+
+NODES: Final = 8
+"""Nodes of a difference shown for each model."""
 
 
 def format_diff(diff: ModelDiff, a: str = "A", b: str = "B", limit: int = LIMIT) -> str:
@@ -43,11 +46,19 @@ def format_difference(difference: Difference) -> list[str]:
     if neighbours is None:
         return lines
     lines += [f"  {line}" for line in neighbours.before]
-    if a is not None:
-        lines.append(f"- {a.line}")
-    if b is not None:
-        lines.append(f"+ {b.line}")
-    return lines + [f"  {line}" for line in neighbours.after]
+    lines += _nodes("-", a, difference.more_a)
+    lines += _nodes("+", b, difference.more_b)
+    last = (difference.more_b if a is None else difference.more_a)[-1:]
+    return lines + [f"  {line}" for line in (*last, neighbours)[0].after]
+
+
+def _nodes(sign: str, first: Place | None, more: tuple[Place, ...]) -> list[str]:
+    """The nodes of one model, the first and the last ones."""
+    lines = [f"{sign} {place.line}" for place in ((first,) if first is not None else ()) + more]
+    left_out = len(lines) - NODES
+    if left_out > 1:
+        lines[NODES // 2 : -(NODES // 2)] = [f"{sign} … {left_out} more nodes"]
+    return lines
 
 
 def _rest(count: int) -> str:

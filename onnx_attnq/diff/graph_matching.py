@@ -1,12 +1,15 @@
 """Finds where two graphs differ: walks both from their outputs at once, and only into what differs.
 
 1. Values with the same expression hash are the same; the walk stops there.
-2. A pair of nodes whose hashes differ is compared: operator, attributes, operands one by one.
-3. An operand pair that differs is followed to its producers when neither producer exists unchanged in
+2. Nodes that carry the same weight, in the same way, are pairs from the start.
+3. A pair of nodes whose hashes differ is compared: attributes, operands one by one.
+4. An operand pair that differs is followed to its producers when neither producer exists unchanged in
    the other model. When both do, the node at hand reads something else: its wiring changed.
-4. When one side reads what the other reads through nodes that only it has, these were added or removed.
-5. Nodes that no output depends on are paired by likeness, and compared in the same way.
-6. Nodes left without a partner were added or removed.
+5. When one side reads what the other reads through nodes that only it has, these were added or removed.
+6. When the operators differ, the one replaces the other, with all that has no partner around them.
+7. Readers of pairs are paired, when they are the same and there is no choice; so nodes behind what was replaced are.
+8. Nodes that no output depends on are paired by likeness, and compared in the same way.
+9. Nodes left without a partner were added, removed or replaced; those that hang together are one difference.
 
 So one change gives one difference, at the node that was changed, and none at the nodes that depend on it.
 """
@@ -15,12 +18,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import zip_longest
 from typing import Final
 
 import onnx_ir as ir
 
+from onnx_attnq.diff.anchors import anchors, paired_readers
 from onnx_attnq.diff.expression_hashes import Expressions
 from onnx_attnq.diff.node_order import unused_constants
 from onnx_attnq.diff.node_places import Places
@@ -32,6 +36,7 @@ from onnx_attnq.diff.onnx_text import (
     results,
     type_text,
 )
+from onnx_attnq.diff.regions import regions
 from onnx_attnq.diff.result import Difference, Kind
 from onnx_attnq.diff.tensor_content import ValueDifference, value_difference
 from onnx_attnq.graph import constant
@@ -63,6 +68,7 @@ class Matching:
         self.pair_b: dict[ir.Node, ir.Node] = {}
         self._between: set[ir.Node] = set()
         self._pending: list[tuple[ir.Node, ir.Node]] = []
+        self._replaced: list[tuple[ir.Node, ir.Node]] = []
 
     def run(self, outputs: list[tuple[str, ir.Value, ir.Value]]) -> list[Difference]:
         """All differences between the two graphs, along the data flow.
@@ -70,9 +76,13 @@ class Matching:
         Args:
             outputs: The outputs to start from: a name for messages, the value in A, the value in B.
         """
+        for pair in anchors((self.a, self._all_fresh(self.a)), (self.b, self._all_fresh(self.b))):
+            self._pair(*pair)
+        self._follow()
         for name, value_a, value_b in outputs:
             self._operand(None, f"output {name}", value_a, value_b)
             self._follow()
+        self._readers()
         self._unread()
         self._leftovers()
         self._unused(self.a.graph, self.b.graph, "")
@@ -88,10 +98,7 @@ class Matching:
         self._pending.append((a, b))
 
     def _compare(self, a: ir.Node, b: ir.Node) -> None:
-        if op_text(a) != op_text(b):
-            self._report(Kind.OPERATOR, f"{op_text(a)} became {op_text(b)}", a, b)
-        else:
-            self._attributes(a, b)
+        self._attributes(a, b)
         if [value is None for value in results(a)] != [value is None for value in results(b)]:
             self._report(Kind.WIRING, f"{len(results(a))} results became {len(results(b))}", a, b)
         for i, (value_a, value_b) in enumerate(zip_longest(operands(a), operands(b))):
@@ -135,9 +142,9 @@ class Matching:
             return
         fresh_a, fresh_b = self._fresh_producer(self.a, a), self._fresh_producer(self.b, b)
         if fresh_a is not None and fresh_b is not None:
-            if a is not None and b is not None and a.index() != b.index():
+            if a is not None and b is not None and a.index() != b.index() and op_text(fresh_a) == op_text(fresh_b):
                 self._rewired(readers, slot, a, b)
-            self._pair(*self._look_through(fresh_a, fresh_b))
+            self._meet(*self._look_through(fresh_a, fresh_b))
         elif (
             fresh_b is not None and a is not None and self._reaches(self.b, fresh_b, lambda value: self._same(a, value))
         ):
@@ -169,15 +176,36 @@ class Matching:
         computed = side.node_hash[node]
         return node not in paired and side.count[computed] > other.count[computed]
 
+    def _meet(self, a: ir.Node, b: ir.Node) -> None:
+        """Two nodes in the same place: a pair when they are the same, else the one replaces the other."""
+        if op_text(a) == op_text(b):
+            self._pair(a, b)
+        elif (a, b) not in self._replaced:
+            self._replaced.append((a, b))
+            self._between.update((a, b))
+            for value_a, value_b in zip(operands(a), operands(b), strict=False):
+                node_a, node_b = self._fresh_producer(self.a, value_a), self._fresh_producer(self.b, value_b)
+                if node_a is not None and node_b is not None and self._alike(node_a, node_b):
+                    self._pair(node_a, node_b)
+
+    def _alike(self, a: ir.Node, b: ir.Node) -> bool:
+        """Whether two nodes are the same operator on what is the same, or computed by the same operator."""
+        pairs = list(zip(operands(a), operands(b), strict=False))
+        producers = ((self.a.producer(x), self.b.producer(y)) for x, y in pairs)
+        return op_text(a) == op_text(b) and (
+            any(self._same(x, y) for x, y in pairs)
+            or any(x is not None and y is not None and op_text(x) == op_text(y) for x, y in producers)
+        )
+
     def _look_through(self, a: ir.Node, b: ir.Node) -> tuple[ir.Node, ir.Node]:
         """The pair to go on with when the operators differ, perhaps because one side has a node in between."""
         if op_text(a) == op_text(b):
             return a, b
         for node in self._fresh_cone(self.b, b):
-            if op_text(node) == op_text(a):
+            if self._alike(a, node):
                 return a, node
         for node in self._fresh_cone(self.a, a):
-            if op_text(node) == op_text(b):
+            if self._alike(node, b):
                 return node, b
         return a, b
 
@@ -201,6 +229,24 @@ class Matching:
         self._between.update(cone)
         return True
 
+    def _all_fresh(self, side: Expressions) -> list[ir.Node]:
+        return [node for node in side.order.nodes if self._fresh(side, node)]
+
+    def _readers(self) -> None:
+        """Pair the readers of pairs, and compare them."""
+        queue = list(self.pair_a)
+        while queue:
+            a = queue.pop()
+            b = self.pair_a[a]
+            before = len(self.pair_a)
+            for pair in paired_readers(
+                (self.a, a, lambda node: self._fresh(self.a, node)), (self.b, b, lambda node: self._fresh(self.b, node))
+            ):
+                if pair[0] not in self.pair_a and pair[1] not in self.pair_b:
+                    self._pair(*pair)
+                    self._follow()
+            queue.extend(list(self.pair_a)[before:])
+
     def _unread(self) -> None:
         """Pair the nodes that no output depends on by likeness: operator first, then what they have in common."""
         spare = [node for node in self.b.order.unread if self._fresh(self.b, node)]
@@ -221,19 +267,29 @@ class Matching:
         )
 
     def _leftovers(self) -> None:
-        for side, other, paired, kind in (
-            (self.a, self.b, self.pair_a, Kind.REMOVED),
-            (self.b, self.a, self.pair_b, Kind.ADDED),
-        ):
-            surplus = side.count - other.count
-            surplus.subtract(side.node_hash[node] for node in paired)
-            # Of several nodes that compute the same, those that stand between others are meant.
-            for node in sorted(side.order.nodes, key=lambda node: node not in self._between):
-                computed = side.node_hash[node]
-                if surplus[computed] > 0 and node not in paired:
-                    surplus[computed] -= 1
-                    a, b = (node, None) if kind is Kind.REMOVED else (None, node)
-                    self._report(kind, f"{op_text(node)} {kind}", a, b)
+        left_a = self._without_partner(self.a, self.b, self.pair_a)
+        left_b = self._without_partner(self.b, self.a, self.pair_b)
+        for region in regions((self.a, left_a), (self.b, left_b), self._replaced):
+            depths = [side.depth[node] for side, nodes in ((self.a, region.a), (self.b, region.b)) for node in nodes]
+            of_a, of_b = tuple(map(self.places_a.of, region.a)), tuple(map(self.places_b.of, region.b))
+            first_a, first_b = next(iter(of_a), None), next(iter(of_b), None)
+            found = Difference(region.kind, region.message, first_a, first_b, None, of_a[1:], of_b[1:])
+            self.found.append(Found(min(depths), found))
+
+    def _without_partner(
+        self, side: Expressions, other: Expressions, paired: Mapping[ir.Node, ir.Node]
+    ) -> list[ir.Node]:
+        """The nodes that one model has and the other has not, along the data flow."""
+        surplus = side.count - other.count
+        surplus.subtract(side.node_hash[node] for node in paired)
+        found = set()
+        # Of several nodes that compute the same, those that were met are meant.
+        for node in sorted(side.order.nodes, key=lambda node: node not in self._between):
+            computed = side.node_hash[node]
+            if surplus[computed] > 0 and node not in paired:
+                surplus[computed] -= 1
+                found.add(node)
+        return [node for node in side.order.nodes if node in found]
 
     def _constant(
         self,

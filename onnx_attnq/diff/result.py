@@ -19,6 +19,7 @@ class Kind(enum.StrEnum):
     ATTRIBUTE = "attribute"
     WIRING = "wiring"
     CONSTANT = "constant"
+    REPLACED = "replaced"
     ADDED = "added"
     REMOVED = "removed"
     FUNCTION = "function"
@@ -58,6 +59,8 @@ class Difference:
         message: One line that says what A has and what B has.
         a: The node in A, if the difference is at a node that A has.
         b: The node in B.
+        more_a: Further nodes of A that are part of the same change, along the data flow; `a` is the first.
+        more_b: The same of B.
         values: For constants of the same type, how far their values are apart.
     """
 
@@ -66,6 +69,8 @@ class Difference:
     a: Place | None = None
     b: Place | None = None
     values: ValueDifference | None = None
+    more_a: tuple[Place, ...] = ()
+    more_b: tuple[Place, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
