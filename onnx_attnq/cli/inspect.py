@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from onnx_attnq.cli.command import command
-from onnx_attnq.cli.options import json_option, path_type
+from onnx_attnq.cli.options import input_shape_option, json_option, path_type, run_options
 from onnx_attnq.cli.output import console, plain_table, write_json
 from onnx_attnq.errors import InvalidModel
 
 if TYPE_CHECKING:
     from onnx_attnq.find import AttentionSite
+    from onnx_attnq.inputs import InputShapes
+    from onnx_attnq.run import RunSettings
 
 
 @command()
@@ -21,21 +23,31 @@ if TYPE_CHECKING:
 @click.option(
     "--explain", metavar="NODE", help="Show how one softmax was judged, given by its site id or the name of its node."
 )
+@click.option("--no-run", is_flag=True, help="Leave open what only a run of MODEL could tell of heads and shapes.")
+@input_shape_option
+@run_options
 @json_option
-def inspect(model: Path, explain: str | None, json_path: str | None) -> None:
+def inspect(
+    model: Path, explain: str | None, no_run: bool, input_shapes: InputShapes, run: RunSettings, json_path: str | None
+) -> None:
     """List the attention of MODEL, and why other softmaxes are none.
 
     The site ids are what --include and --exclude match. Of a rewritten model, show what was done to it.
+
+    Heads and shapes that the file does not say are found by shape inference, and by running MODEL on made-up inputs
+    where that cannot tell.
     """
     from onnx_attnq.find import expose, find_sites
     from onnx_attnq.job import inspection_json
     from onnx_attnq.model import load
     from onnx_attnq.rewriting import read_record
     from onnx_attnq.scheme import schemes_of
+    from onnx_attnq.study import with_shapes
 
     loaded = load(model)
     record = read_record(loaded)
-    found = find_sites(expose(loaded))
+    exposed = expose(loaded)
+    found = find_sites(exposed)
     out = console()
     if explain is not None:
         stories = [
@@ -48,6 +60,9 @@ def inspect(model: Path, explain: str | None, json_path: str | None) -> None:
             for line in (*story, outcome):
                 out.print(line)
         return
+    problem = None
+    if record is None:
+        found, problem = with_shapes(load(model), exposed, found, input_shapes, None if no_run else run)
     if json_path is not None:
         write_json(inspection_json(model, loaded, found, record), json_path)
     if json_path == "-":
@@ -73,6 +88,8 @@ def inspect(model: Path, explain: str | None, json_path: str | None) -> None:
             table.add_row(site.id, str(site.form), site.scope, heads, shape, " > ".join(site.chain))
         out.print(f"{model}: {len(found.sites)} attention sites")
         out.print(table)
+        if problem is not None:
+            out.print(f"note: shapes are not all known: {problem}")
     elif record is None:
         out.print(f"{model}: no attention found")
     for rejection in found.rejections:

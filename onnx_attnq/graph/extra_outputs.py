@@ -43,8 +43,8 @@ def probe(model: ir.Model, names: Sequence[str], scope: str = "main") -> ir.Mode
 
 def _lift(value: ir.Value, flow: Dataflow) -> ir.Value:
     """The value in the main graph that shows what ``value`` in a subgraph was."""
-    if value.type is None:
-        value.type = ir.TensorType(dtype_of(value) or ir.DataType.FLOAT)
+    if (integers := _integers(value)) is not None or value.type is None:
+        value.type = ir.TensorType(integers or dtype_of(value) or ir.DataType.FLOAT)
     graph = value.graph
     owner = flow.owner(graph) if isinstance(graph, ir.Graph) else None
     if owner is None:
@@ -61,6 +61,13 @@ def _lift(value: ir.Value, flow: Dataflow) -> ir.Value:
     lifted.name = f"{value.name}_lifted"
     lifted.type = value.type
     return _lift(lifted, flow)
+
+
+def _integers(value: ir.Value) -> ir.DataType | None:
+    """The type of what a quantized op gives, which is that of its zero point."""
+    node = value.producer()
+    zero = node.inputs[-1] if node is not None and node.op_type.startswith("QLinear") and node.inputs else None
+    return None if zero is None else dtype_of(zero)
 
 
 def _empty(graph: ir.Graph, like: ir.Value) -> ir.Value:

@@ -2,6 +2,7 @@
 
 from onnx_attnq.inputs.accepted import MadeUp, made_up_samples
 from onnx_attnq.inputs.given_shapes import InputShapes, parse_input_shape
+from onnx_attnq.inputs.inner_shapes import inner_shapes
 from onnx_attnq.inputs.made_up import generate_samples
 from onnx_attnq.inputs.sample_files import Sample, attention_mask_of, check_sample, load_samples
 from onnx_attnq.inputs.signature import Dim, ModelInput, model_inputs
@@ -17,6 +18,7 @@ __all__ = [
     "attention_mask_of",
     "check_sample",
     "generate_samples",
+    "inner_shapes",
     "load_samples",
     "made_up_samples",
     "model_inputs",

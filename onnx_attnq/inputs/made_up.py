@@ -86,6 +86,14 @@ class Draft:
 
     def misfit(self, check: ShapeCheck) -> Misfit | None:
         """What speaks against the sizes, by shape inference."""
+        return check.misfit(*self._what_is_known())
+
+    def inner_shapes(self, check: ShapeCheck) -> dict[ir.Value, tuple[int, ...]]:
+        """The shapes of values inside of the model that shape inference can tell."""
+        return check.shapes(*self._what_is_known())
+
+    def _what_is_known(self) -> tuple[dict[str, tuple[np.dtype, tuple[int, ...]]], dict[str, npt.NDArray[Any]]]:
+        """Types and shapes of the inputs, and the values of those that follow from sizes."""
         shapes = self.shapes()
         lengths = self.lengths.fitted_to(self.inputs, shapes)
         values = {
@@ -93,9 +101,7 @@ class Draft:
             for entry in self.inputs
             if follows_from_lengths(entry.role) and math.prod(shapes[entry.item.name]) <= _SMALL
         }
-        return check.misfit(
-            {entry.item.name: (entry.item.dtype, shapes[entry.item.name]) for entry in self.inputs}, values
-        )
+        return {entry.item.name: (entry.item.dtype, shapes[entry.item.name]) for entry in self.inputs}, values
 
     def fitted(self, complaint: Callable[[Draft], Misfit | None], most_checks: int) -> Draft:
         """The same with sizes that nothing speaks against, or with these and the reason for doubt."""

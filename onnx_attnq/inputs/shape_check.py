@@ -102,6 +102,21 @@ class ShapeCheck:
             inputs: Type and shape by name.
             values: What some of them hold, from which sizes are computed.
         """
+        return self._run(self._model.graph, self._fed(inputs, values), {})
+
+    def shapes(
+        self, inputs: Mapping[str, tuple[np.dtype, tuple[int, ...]]], values: Mapping[str, npt.NDArray[Any]]
+    ) -> dict[ir.Value, tuple[int, ...]]:
+        """The shapes that values of the graph, and of branches that are taken, have with these inputs."""
+        known = self._fed(inputs, values)
+        self._run(self._model.graph, known, {})
+        shapes = ((value, item.shape) for value, item in known.items())
+        return {value: shape for value, shape in shapes if shape is not None and None not in shape}  # type: ignore[misc]
+
+    def _fed(
+        self, inputs: Mapping[str, tuple[np.dtype, tuple[int, ...]]], values: Mapping[str, npt.NDArray[Any]]
+    ) -> dict[ir.Value, _Known]:
+        self._place = 0
         known: dict[ir.Value, _Known] = {}
         for value in self._model.graph.inputs:
             if value.name in inputs and value.name is not None:
@@ -110,8 +125,7 @@ class ShapeCheck:
                 known[value] = _Known(_type(dtype, shape), small if small is not None and _is_small(small) else None)
             elif value.const_value is not None:
                 known[value] = _of_tensor(value.const_value)
-        self._place = 0
-        return self._run(self._model.graph, known, {})
+        return known
 
     def _run(
         self, nodes: Iterable[ir.Node], known: dict[ir.Value, _Known], attributes: Mapping[str, ir.Attr]
@@ -205,7 +219,7 @@ class ShapeCheck:
             reason = str(error).replace("[ShapeInferenceError]", "").strip().splitlines()[0]
             shown = " and ".join(str(list(shape)) for shape in shapes if shape is not None)
             raise _DoesNotFit(f"{reason} ({shown})", _gaps(node, inputs, shapes)) from None
-        except (RuntimeError, TypeError, ValueError):
+        except (RuntimeError, TypeError, ValueError, onnx.checker.ValidationError):
             return []
         outputs = [_Known(found.get(f"o{k}")) for k in range(len(node.outputs))]
         if any(size is not None and size < 0 for item in outputs for size in item.shape or ()):

@@ -6,6 +6,7 @@ from onnx_attnq.study.head_metrics import CONTEXT_ERROR, DIVERGENCE, METRICS, SC
 from onnx_attnq.study.mergeable_arrays import FloatArray
 from onnx_attnq.study.model_study import Study, scheme_label
 from onnx_attnq.study.settings import DEFAULT_SCHEMES, StudySettings
+from onnx_attnq.study.site_shapes import with_shapes
 from onnx_attnq.study.site_statistics import EDGES, MAJORITIES, SiteStats
 from onnx_attnq.study.token_labels import load_token_labels, separator_ids
 from onnx_attnq.study.verdict import MADE_UP, Verdict, fewer_safe_with_less_error, is_made_up, verdict
@@ -37,4 +38,5 @@ __all__ = [
     "separator_ids",
     "summary",
     "verdict",
+    "with_shapes",
 ]

@@ -128,7 +128,7 @@ class _Tap:
             site,
             str(first.name),
             first is site.scores,
-            _loops_around(first, flow),
+            flow.loops_around(first),
             product.other.name if is_float else None,
             product.node.outputs[0].name if is_float else None,
         )
@@ -257,16 +257,6 @@ class _Run:
             self.tokens = tuple(self.labels.get(int(token), str(token)) for token in ids[0, keys])
         else:
             self.tokens = tuple(str(key) for key in keys)
-
-
-def _loops_around(value: ir.Value, flow: Dataflow) -> int:
-    """How many Loop and Scan nodes a value is inside of."""
-    count = 0
-    graph = value.graph
-    while isinstance(graph, ir.Graph) and (owner := flow.owner(graph)) is not None:
-        count += owner.op_type in ("Loop", "Scan")
-        graph = owner.graph
-    return count
 
 
 def _unstacked(array: npt.NDArray[Any], loops: int) -> npt.NDArray[Any]:
