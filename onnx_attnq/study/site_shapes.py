@@ -9,8 +9,7 @@ import onnx_ir as ir
 
 from onnx_attnq.errors import InvalidData, InvalidModel
 from onnx_attnq.find import AttentionSite, Exposed, Sites
-from onnx_attnq.inputs import InputShapes, inner_shapes
-from onnx_attnq.inputs.signature import Dim
+from onnx_attnq.inputs import Dim, InputShapes, inner_shapes
 from onnx_attnq.run import RunSettings
 
 _NO_NAME = re.compile(r"unk__\d+|.*_dim_\d+|s\d+")
