@@ -17,8 +17,8 @@ from onnx_attnq.job import Compression, compress
 from onnx_attnq.model import load
 from onnx_attnq.rewriting import RewriteSettings
 from onnx_attnq.run import Session
-from onnx_attnq.scheme import preset
-from onnx_attnq.verification import VerifySettings
+from onnx_attnq.scheme import PRESETS, preset
+from onnx_attnq.verification import SiteRows, VerifySettings
 
 CASES = Path(__file__).parent / "cases"
 QKV = "float[1,2,L,4] q, float[1,2,L,4] k, float[1,2,L,4] v"
@@ -165,11 +165,43 @@ def test_a_mask_has_the_effect_that_it_had(steps: str, form: Form, tmp_path: Pat
     sample["m"][2], sample["c"][2], sample["c"][3] = -np.inf, True, False
     inputs = {i.name for i in load(path).graph.inputs}
     sample = {name: sample[name] for name in inputs}
-    # Without the codes: scores of a thousand, which a fill of -1e9 does not swallow in float32, are beyond their check.
-    result = compress(path, tmp_path / "o.onnx", scheme=preset("identity"), verification=None)
+    result = compress(path, tmp_path / "o.onnx", scheme=preset("identity"), verification=VerifySettings((sample,)))
+    assert result.verification is not None
+    assert result.verification.passed, result.verification.failures
     assert [site.form for site in result.sites.sites] == [form]
     expected, actual = (Session(load(p)).run(sample)["y"] for p in (path, tmp_path / "o.onnx"))
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scheme", [*PRESETS, "row-log:pruned=mean"])
+@pytest.mark.parametrize("filled", ["nine", "four"])
+def test_codes_beside_filled_keys_are_right_also_for_scores_of_a_thousand(
+    filled: str, scheme: str, tmp_path: Path
+) -> None:
+    """Float32 rounds such scores at 1e-4, which moves values that are kept as they are."""
+    path = save(masked(f"x = Where(c, s, {filled})", "bool[L,L] c"), tmp_path / "m.onnx")
+    random = np.random.default_rng(0)
+    samples = tuple(
+        {n: random.normal(size=(1, 2, 9, 4)).astype(np.float32) * 20 for n in "qkv"}
+        | {"c": random.random((9, 9)) < 0.7}
+        for _ in range(4)
+    )
+    name, _, fields = scheme.partition(":")
+    given = preset(name, **({"pruned": "mean"} if fields else {}))
+    result = compress(path, tmp_path / "o.onnx", scheme=given, verification=VerifySettings(samples))
+    assert result.verification is not None
+    assert result.verification.passed, result.verification.failures
+    assert result.sites.sites[0].form is Form.ATTENTION
+
+
+def test_masked_keys_do_not_make_the_check_of_others_lax(tmp_path: Path) -> None:
+    path = save(masked("x = Add(s, m)", "float[L,L] m"), tmp_path / "m.onnx")
+    result = compress(path, tmp_path / "o.onnx", verification=None)
+    assert result.record is not None
+    sample = {n: np.random.default_rng(0).normal(size=(1, 2, 5, 4)).astype(np.float32) for n in "qkv"}
+    sample["m"] = np.where(np.eye(5) > 0, -1e9, 0).astype(np.float32)
+    (rows,) = SiteRows(load(tmp_path / "o.onnx"), result.record.sites).run(sample)[1]["p"]
+    assert rows.score_error[..., ~np.eye(5, dtype=bool)].max() < 1e-5
 
 
 def test_a_scale_with_more_axes_than_the_scores_is_left_outside(tmp_path: Path) -> None:

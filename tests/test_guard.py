@@ -199,3 +199,22 @@ def test_outputs_of_an_earlier_run_are_replaced(folder: Path) -> None:
         for _ in range(2):
             assert run(*(place(argument, folder) for argument in call)) == 0
     onnx.checker.check_model(str(folder / "new.onnx"))
+
+
+def test_what_failed_is_not_kept_in_the_place_of_its_input(folder: Path) -> None:
+    source = folder / "a.failed.onnx"
+    small_models.write(small_models.attention(), source)
+    before = contents(folder)
+    assert run("compress", source, "-o", folder / "a.onnx", "--keep-failed", "--max-deviation", "max_abs=0") == 2
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("option", [[], ["-o", "IN/model.plan.json"]])
+def test_the_journal_of_a_tuning_run_is_an_output_too(option: list[str], folder: Path) -> None:
+    data = folder / "model.plan.json.journal"
+    data.mkdir()
+    np.savez(data / "0.npz", x=np.zeros((1, 4, 8), np.float32))
+    before = contents(folder)
+    words = [word.replace("IN", str(folder)) for word in option]
+    assert run("tune", folder / "model.onnx", "--data", data, "--resume", *words) == 2
+    assert contents(folder) == before

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import small_models
 
+from onnx_attnq.cli import main
 from onnx_attnq.errors import AttnqError, InvalidData, InvalidPlan
 from onnx_attnq.evaluate.data import read_questions, read_texts
 from onnx_attnq.inputs import load_samples
@@ -22,6 +23,7 @@ from onnx_attnq.reading import unpacked_limit
 from onnx_attnq.report.tables import _text
 from onnx_attnq.rewriting import load_plan
 from onnx_attnq.study import Study, load_token_labels
+from onnx_attnq.tune.journal import Journal, Purpose
 
 
 @pytest.fixture
@@ -116,3 +118,24 @@ def test_no_name_is_a_formula_in_a_spreadsheet() -> None:
         "'\ta",
         "layer.0",
     ]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "deep", "deep line", "number"])
+def test_a_journal_from_elsewhere_is_no_journal(kind: str, tmp_path: Path) -> None:
+    path, purpose = tmp_path / "plan.json.journal", Purpose("a", "b", "c")
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        Journal(path, purpose)
+        header = path.read_text()
+        path.write_text({"deep": "[" * 100_000 + "\n", "deep line": header + "[" * 100_000 + "\n"}.get(kind, "1e999\n"))
+    with pytest.raises(InvalidData, match=r"\A[^\n]*(not a journal|of another model)[^\n]*\Z"):
+        Journal(path, purpose, resume=True)
+
+
+def test_options_that_are_nested_deeply_are_no_toml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "attnq.toml").write_text("[compress]\nsamples = " + "[" * 100_000)
+    with pytest.raises(SystemExit) as stop:
+        main(["compress", "m.onnx", "--config", str(tmp_path / "attnq.toml")])
+    assert stop.value.code == 2
+    assert "not a TOML file" in capsys.readouterr().err

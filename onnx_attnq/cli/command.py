@@ -90,7 +90,7 @@ def settings(path: Path, ctx: click.Context) -> dict[str, Any]:
             tables = tomllib.load(file)
     except OSError as error:
         raise click.BadParameter(f"{path}: {error.strerror}", ctx, param_hint="--config") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise click.BadParameter(f"{path}: not a TOML file: {error}", ctx, param_hint="--config") from None
     for name, table in tables.items():
         if name not in COMMANDS or not isinstance(table, dict):

@@ -22,6 +22,10 @@ WRITTEN: Final = frozenset({"output", "json_path", "write_plan"})
 
 _ANALYSIS: Final = ("study.npz", "numbers.json", "heads.csv", "report.html")
 
+_OUTPUT: Final = ("--output", "the output")
+
+_WRITE_MODELS: Final = ("compress", "revert")
+
 CONFIG: Final = "onnx_attnq.config"
 """Where the context keeps the path of --config, which is no parameter of the command itself."""
 
@@ -51,12 +55,12 @@ def guard(ctx: click.Context) -> None:
         outputs.append(("the output", default))
     written: dict[str, str] = {}
     for option, path in outputs:
-        files, folder = _files(ctx.command.name, option, path, model)
+        files, folder = _files(ctx, option, path, model)
         for file in files:
             _refuse_clash(option, file, written)
             if not folder:
                 check_replaceable(file)
-                _refuse_input(file, inputs, is_model=len(files) == 2)
+                _refuse_input(file, inputs, is_model=ctx.command.name in _WRITE_MODELS and option in _OUTPUT)
 
 
 def _values(value: object) -> Iterable[str | os.PathLike[str]]:
@@ -71,19 +75,26 @@ def _default(ctx: click.Context, model: Path | None) -> Path | None:
     if ctx.command.name == "compress":
         named = model if model.name.strip(".") else model.resolve()  # "." and ".." have no name of their own
         return named.with_name(f"{named.name}.attnq" if model.is_dir() else f"{named.stem}.attnq.onnx")
-    return model.with_name(f"{model.stem}.analysis") if ctx.command.name == "analyze" and model.name else None
+    named_after = {"analyze": "analysis", "tune": "plan.json"}.get(ctx.command.name or "")
+    return model.with_name(f"{model.stem}.{named_after}") if named_after and model.name else None
 
 
-def _files(command: str | None, option: str, path: Path, model: Path | None) -> tuple[tuple[Path, ...], bool]:
+def _files(ctx: click.Context, option: str, path: Path, model: Path | None) -> tuple[tuple[Path, ...], bool]:
     """The files that become of an output; or the folder, where their names depend on what is read, and True."""
-    if option not in ("--output", "the output"):
+    command = ctx.command.name
+    if option not in _OUTPUT:
         return (path,), False
     if command == "analyze":
         return tuple(path / name for name in _ANALYSIS), False
     if command == "export" or (command == "compress" and model is not None and model.is_dir()):
         return (path,), True
-    if command in ("compress", "revert") and path.name:
-        return (path, path.with_name(f"{path.name}.data")), False
+    if command == "tune" and path.name:
+        return (path, path.with_name(f"{path.name}.journal")), False
+    if command in _WRITE_MODELS and path.name:
+        models = [path]
+        if ctx.params.get("keep_failed"):
+            models.append(path.with_name(f"{path.stem}.failed{path.suffix}"))
+        return (*models, *(file.with_name(f"{file.name}.data") for file in models)), False
     return (path,), False
 
 

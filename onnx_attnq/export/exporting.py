@@ -52,7 +52,7 @@ def export(
     output = Path(output)
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=local_only or Path(source).is_dir())
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers lets through what a damaged file makes of its own code
         raise InvalidModel(f"{source}: not a model folder, and not reached on the hub ({first_line(error)})") from error
     task = task or infer_task(config)
     known = supports(config.model_type, task)  # imports optimum, which sets up its logger, before that is made quiet

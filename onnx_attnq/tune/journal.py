@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from onnx_attnq.errors import CannotWrite, InvalidData
+from onnx_attnq.errors import CannotWrite, InvalidData, InvalidScheme
 from onnx_attnq.inputs import Sample
+from onnx_attnq.reading import parse_json, read_regular
 from onnx_attnq.scheme import QuantScheme
 from onnx_attnq.tune.sensitivity import Trial, Unit
 
@@ -95,20 +96,20 @@ class Journal:
 
     def _read(self, header: Mapping[str, Any]) -> None:
         try:
-            text = self.path.read_text(encoding="utf-8")
+            text = read_regular(self.path).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidData(f"{self.path}: not a journal of a tuning run ({error})") from None
         whole = text[: text.rfind("\n") + 1]
         lines = whole.splitlines()
         try:
-            if not lines or json.loads(lines[0]) != header:
+            if not lines or parse_json(lines[0]) != header:
                 raise InvalidData(
                     f"{self.path} is of another model, other samples or other candidates; remove it to start again"
                 )
             for line in lines[1:]:
-                entry = json.loads(line)
+                entry = parse_json(line)
                 self.done[Unit(**entry["unit"])] = tuple(Trial.from_json(trial) for trial in entry["trials"])
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, InvalidScheme) as error:
             raise InvalidData(f"{self.path}: not a journal of a tuning run ({error})") from None
         if whole != text:  # a line that was being written when the run was killed
             self.path.write_text(whole, encoding="utf-8")

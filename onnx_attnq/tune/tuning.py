@@ -21,7 +21,7 @@ from onnx_attnq.find import expose, find_sites
 from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load, sha256
 from onnx_attnq.progress import Progress, no_progress
-from onnx_attnq.rewriting import save_plan
+from onnx_attnq.rewriting import refuse_rewritten, save_plan
 from onnx_attnq.run import RunSettings
 from onnx_attnq.scheme import QuantScheme, preset
 from onnx_attnq.tune.apply import plan_of, write_model
@@ -175,9 +175,10 @@ class Tuner:
         started = time.monotonic()
         if not self.samples:
             raise InvalidData("there are no samples to tune with")
+        refuse_rewritten(load(self.source))
+        wanted = units(str(self.source), self.samples[0], self._alone)
         purpose = Purpose.of(sha256(self.source), self.samples, self.candidates)
         journal = Journal(output.with_name(f"{output.name}.journal"), purpose, resume=resume)
-        wanted = units(str(self.source), self.samples[0], self._alone)
         complete = self._measure_heads(wanted, journal, progress)
         trials = [trial for unit in wanted for trial in journal.done.get(unit, ())]
         if not trials:

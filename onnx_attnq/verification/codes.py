@@ -35,6 +35,9 @@ SHARE_TOLERANCE: Final = 1e-5
 of which the kept ones are taken off again, and what lies more than TAIL_NATS below the row's maximum.
 """
 
+UNDERFLOW_NATS: Final = 104.0
+"""So far below a row's maximum, exp is zero in float32."""
+
 _MASK_EDGE: Final = 1e-4
 """How near MASKED_NATS, in nats, a key may count as masked or not: ten roundings of a distance of 87."""
 
@@ -118,10 +121,11 @@ def check_rows(
     else:
         x = numerics.relative(p, scheme)
     expected = np.where(x < _TINY, np.int16(0), numerics.codes(x, scheme))  # nothing left, even by a threshold of 0
+    tolerance = _value_tolerance(p, np.asarray(score_error, np.float64), scheme)
     if scheme.pruned is Pruned.ZERO:
-        found, misses = _codes_of(result, p, x, expected, scheme, np.zeros(()))
+        found, misses = _codes_of(result, p, x, expected, scheme, np.zeros(()), tolerance)
     else:
-        found, misses = _codes_with_share(result, p, x, expected, scheme, np.asarray(score_error))
+        found, misses = _codes_with_share(result, p, x, expected, scheme, np.asarray(score_error), tolerance)
 
     both_nan = (expected == numerics.NAN_CODE) & np.isnan(result)
     differ = (found != expected) & ~both_nan
@@ -144,6 +148,16 @@ def check_rows(
     )
 
 
+def _value_tolerance(p: FloatArray, score_error: FloatArray, scheme: QuantScheme) -> FloatArray:
+    """Relative error of each value: what scores are off by moves those that are kept as they are, and, unless a row is
+    made to sum to 1, the factor of a row.
+    """
+    if scheme.bits is not None and scheme.normalize is Normalize.UNIT:
+        return np.asarray(LEVEL_TOLERANCE)
+    of_row = (np.nan_to_num(p) * score_error).sum(axis=-1, keepdims=True)
+    return np.asarray(LEVEL_TOLERANCE + of_row + (score_error if scheme.bits is None else 0.0))
+
+
 def _telling(p: FloatArray, positive: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Rows with at least two different values above zero, on which schemes differ."""
     high = np.where(positive, p, 0.0).max(-1)
@@ -158,13 +172,14 @@ def _codes_with_share(
     expected: numerics.CodeArray,
     scheme: QuantScheme,
     score_error: FloatArray,
+    tolerance: FloatArray,
 ) -> tuple[numerics.CodeArray, npt.NDArray[np.bool_]]:
     """The codes of rows in which the keys of a sample share what the pruned summed to; a wrong share is a miss.
 
     What each key of the sample has is read from one that must be pruned. Where there is none, it has to be what the
     row's expected codes make it, or those with the other code for keys at the lowest edge: whichever explains the row.
     """
-    width = numerics.EDGE_ULPS * _EPS + score_error
+    width = np.minimum(numerics.EDGE_ULPS * _EPS + score_error, UNDERFLOW_NATS)  # of masked keys it is beyond all
     with np.errstate(divide="ignore"):
         at_mask = np.abs(np.log(x) - numerics.MASKED_NATS) <= _MASK_EDGE + score_error
     on = np.arange(x.shape[-1]) % numerics.sample_stride(x.shape[-1]) == 0
@@ -193,7 +208,7 @@ def _codes_with_share(
         share = np.where(has_reader, read, shared(code) / np.maximum(size, 1))
         without = np.where(sample, result - share, result)
         without = np.where(sample & (np.abs(without) <= LEVEL_TOLERANCE * share), 0.0, without)
-        found, misses = _codes_of(without, p, x, expected, scheme, share * size)
+        found, misses = _codes_of(without, p, x, expected, scheme, share * size, tolerance)
         low, high = shared(found, -1.0), shared(found, 1.0)
         allowed = SHARE_TOLERANCE * (whole if unit else np.maximum(whole, peak))
         misses |= ((share * size < low - allowed) | (share * size > high + allowed)) & (size > 0)
@@ -217,16 +232,17 @@ def _codes_of(
     expected: numerics.CodeArray,
     scheme: QuantScheme,
     shared: FloatArray,
+    tolerance: FloatArray,
 ) -> tuple[numerics.CodeArray, npt.NDArray[np.bool_]]:
     """The code that each value stands for, and where a value stands for none; ``shared`` was taken off each row."""
     kept = result > 0.0
     if scheme.normalize is Normalize.NONE:
         peak = p.max(axis=-1, keepdims=True) if scheme.reference is Reference.ROW_MAX else np.ones(1)
-        return _read(result, peak, x, scheme)
+        return _read(result, peak, x, scheme, tolerance)
     target = np.where(kept | (scheme.normalize is Normalize.UNIT), p, 0.0).sum(axis=-1, keepdims=True) - shared
     if scheme.bits is None:
         scale = target / np.maximum(np.where(kept, x, 0.0).sum(axis=-1, keepdims=True), _TINY)
-        return _read(result, scale, x, scheme)
+        return _read(result, scale, x, scheme, tolerance)
     # A row's levels were divided by their own sum. Which sum it was follows from the level of the row's
     # largest value; where that lies next to an edge, the code that explains the row best is the right one.
     table = numerics.levels(scheme)
@@ -238,16 +254,17 @@ def _codes_of(
         code, shifts = np.full_like(code, scheme.levels), (0,)
     for shift in shifts:
         scale = largest / table[np.clip(code + shift, 1, scheme.levels) - 1]
-        found, misses = _read(result, scale, x, scheme)
+        found, misses = _read(result, scale, x, scheme, tolerance)
         total = np.where(found > 0, table[np.maximum(found, 1) - 1], 0.0).sum(axis=-1, keepdims=True)
-        misses = misses | (np.abs(scale * total - target) > LEVEL_TOLERANCE * (target + shared)) & (total > 0.0)
+        of_row = np.max(tolerance, axis=-1, keepdims=True) if tolerance.ndim else tolerance
+        misses = misses | (np.abs(scale * total - target) > of_row * (target + shared)) & (total > 0.0)
         best = (found, misses) if best is None else _fewer_misses(best, (found, misses))
     assert best is not None
     return best
 
 
 def _read(
-    result: FloatArray, scale: FloatArray, x: FloatArray, scheme: QuantScheme
+    result: FloatArray, scale: FloatArray, x: FloatArray, scheme: QuantScheme, tolerance: FloatArray
 ) -> tuple[numerics.CodeArray, npt.NDArray[np.bool_]]:
     """The nearest code of each value of rows that were multiplied by ``scale``, and whether it is far from it."""
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -260,6 +277,6 @@ def _read(
             between = np.sqrt(table[1:-1] * table[2:])  # a value is off by a factor
             found = np.where(result == 0.0, 0, 1 + np.searchsorted(between, level))
             wanted = table[found]
-        misses = np.abs(level - wanted) > LEVEL_TOLERANCE * wanted + _TINY
+        misses = np.abs(level - wanted) > tolerance * wanted + _TINY
     found = np.where(np.isnan(result), numerics.NAN_CODE, found)
     return found.astype(np.int16), np.asarray(misses)

@@ -20,8 +20,8 @@ from onnx_attnq.inputs import Sample
 from onnx_attnq.model import opset
 from onnx_attnq.rewriting import DOMAIN, DOMAIN_VERSION, RewrittenSite, opened
 from onnx_attnq.run import RunSettings, Session
-from onnx_attnq.scheme import Pruned, QuantScheme, Reference, Spacing, for_heads, numerics, schemes_of
-from onnx_attnq.verification.codes import LEVEL_TOLERANCE
+from onnx_attnq.scheme import Normalize, Pruned, QuantScheme, Reference, Spacing, for_heads, numerics, schemes_of
+from onnx_attnq.verification.codes import LEVEL_TOLERANCE, UNDERFLOW_NATS
 
 _INPUTS = ("query", "key", "value", "mask")
 _EPS = float(np.finfo(np.float32).eps)
@@ -162,7 +162,10 @@ class _AttentionAlone:
                 q_step * np.abs(k).sum(-2, keepdims=True) + np.abs(q).sum(-1, keepdims=True) * k_step
             )
         error = np.where(np.isfinite(error), error, 0.0)
-        return scores, self._with_masked_rows(scores, probabilities), error + error.max(-1, keepdims=True)
+        # What masked keys are off by, whose scores are large, moves neither the row's maximum nor its sum.
+        counts = scores + error >= (scores - error).max(-1, keepdims=True) - UNDERFLOW_NATS
+        of_row = np.where(counts, error, 0.0).max(-1, keepdims=True, initial=0.0)
+        return scores, self._with_masked_rows(scores, probabilities), error + of_row
 
     def wrong_contexts(self, value: Array, context: Array, scores: Array, probabilities: Array, error: Array) -> int:
         """Number of elements of the context that are not the product of the probabilities and V."""
@@ -173,6 +176,8 @@ class _AttentionAlone:
         flips = self._flips(scores, p, error)
         moved = rounding + flips.sum(-1, keepdims=True)  # by normalization, a flip moves the rest of the row
         allowed = moved * (np.abs(p) @ magnitude) + flips @ magnitude + np.finfo(np.float32).tiny
+        if any(one.bits is None or one.normalize is not Normalize.UNIT for one in schemes_of(self._scheme)):
+            allowed += (np.abs(p) * error) @ magnitude  # values follow the scores, not only their codes
         if (
             schemes_of(self._scheme)[0].pruned is Pruned.MEAN
         ):  # what a key gives to the pruned is spread over the sample
@@ -213,7 +218,7 @@ def _flips(scores: Array, probabilities: Array, error: Array, scheme: QuantSchem
     x = numerics.relative_scores(scores) if scheme.reference is Reference.ROW_MAX else numerics.softmax(scores)
     near = numerics.near_edge(x, scheme, error)
     if scheme.pruned is Pruned.MEAN:
-        width = numerics.EDGE_ULPS * _EPS + error
+        width = np.minimum(numerics.EDGE_ULPS * _EPS + error, UNDERFLOW_NATS)  # of masked keys it is beyond all
         low, high = (numerics.continued_levels(x * np.exp(sign * width), scheme) for sign in (-1.0, 1.0))
         near |= (low != high) & (scheme.bits is not None)
     step = 0.0 if scheme.bits is None else scheme.step
