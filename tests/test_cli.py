@@ -279,14 +279,6 @@ def test_nothing_to_rewrite_is_no_success(options: list[str], tmp_path: Path, ru
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_keep_fused_leaves_fused_ops_and_says_so(tmp_path: Path, run: Run) -> None:
-    fused = Path(__file__).parent / "gallery" / "fused_mha__qkout.onnx"
-    code, _, err = run(fused, "--keep-fused", "-o", tmp_path / "out.onnx")
-    assert code == 3
-    assert "MultiHeadAttention 'att': left fused, as it was asked for" in one_line(err)
-    assert not list(tmp_path.iterdir())
-
-
 def test_everything_excluded_is_no_success(model: Path, run: Run) -> None:
     code, _, err = run(model, "--exclude", "*")
     assert code == 3

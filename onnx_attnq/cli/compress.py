@@ -84,7 +84,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Type in which the native library multiplies query and key.",
 )
-@click.option("--keep-fused", is_flag=True, help="Leave fused attention ops as they are.")
+@click.option(
+    "--keep-fused/--rewrite-fused",
+    default=None,
+    help="Leave fused attention ops as they are, or take all apart.  "
+    "[default: take those apart that the native library has a faster kernel for]",
+)
 @click.option(
     "--external-data",
     type=click.Choice(["copy", "keep"]),
@@ -116,7 +121,7 @@ def compress(
     inline: bool,
     quantize_outputs: bool,
     qk: str,
-    keep_fused: bool,
+    keep_fused: bool | None,
     external_data: Any,
     dry_run: bool,
     keep_failed: bool,
@@ -253,12 +258,17 @@ def _show(result: Compression, original: ir.Model, out: Console, *, real_data: b
 
     rewritten = [entry for entry in result.plan.sites if entry.scheme is not None]
     schemes = sorted({_describe(entry.scheme) for entry in result.plan.sites if entry.scheme is not None})
-    out.print(f"{result.source}: {len(rewritten)} of {len(result.sites.sites)} sites, {', '.join(schemes)}")
+    if rewritten:
+        out.print(f"{result.source}: {len(rewritten)} of {len(result.sites.sites)} sites, {', '.join(schemes)}")
+    else:
+        out.print(f"{result.source}: nothing to rewrite, its attention stays in fused ops")
     for rejection in result.sites.rejections:
         out.print(f"  left: {rejection.op_type} {rejection.node!r}: {rejection.reason}")
     for entry in result.plan.sites:
         if entry.scheme is None:
             out.print(f"  left: {entry.site}: {entry.reason}")
+    for warning in result.warnings:
+        out.print(f"slower: {warning}", style="yellow")
     if result.verification is None and result.output is None:
         out.print("Nothing was written (--dry-run).")
         return
@@ -271,12 +281,12 @@ def _show(result: Compression, original: ir.Model, out: Console, *, real_data: b
         if result.made_up is not None:
             show_refused(out, result.made_up)
         _show_verification(result.verification, out, real_data=real_data)
-    if native_library() is None:
+    if native_library() is None and rewritten:
         out.print("Native library: not built (no C++ compiler at installation); the standard ops run instead")
     if result.output is None:
         out.print("Nothing was written; --keep-failed keeps a model that failed under another name.")
     else:
-        out.print(f"Wrote {result.output}")
+        out.print(f"Wrote {result.output}" + ("" if rewritten else ", which computes the same"))
 
 
 def _show_weights(both: WeightCompression, out: Console) -> None:

@@ -121,7 +121,7 @@ def evaluate(
         if not compressed:
             chosen = scheme_of(scheme, bits, threshold)
             made = Path(folder) / f"{model.stem}.{_label(chosen.name, bits, threshold)}.onnx"
-            compress(model, made, scheme=chosen, verification=None)
+            compress(model, made, rewriting=RewriteSettings(chosen, keep_fused=False), verification=None)
             compressed = (made,)
             if weights is not None:
                 references = (Path(folder) / f"{model.stem}.{weights}.onnx",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Final
 
 import onnx_ir as ir
 
@@ -14,6 +15,9 @@ from onnx_attnq.find.sites import find_sites
 from onnx_attnq.find.softmax import is_softmax, may_be_decomposed
 from onnx_attnq.graph import Snapshot, standard_opset
 from onnx_attnq.model import structure_hash
+
+LEFT_FUSED: Final = "left fused, as it was asked for"
+"""Why a fused op is not among the sites where ``keep`` said so."""
 
 
 def expose(model: ir.Model, keep: Callable[[str], bool] = lambda site: False) -> Exposed:
@@ -38,7 +42,7 @@ def expose(model: ir.Model, keep: Callable[[str], bool] = lambda site: False) ->
     fused: dict[ir.Node, FusedOp] = {}
     for node in [node for node in known if is_fused_attention(node)]:
         if keep(known[node].id):
-            declined[node] = "left fused, as it was asked for"
+            declined[node] = LEFT_FUSED
             continue
         outcome = decompose(model, node)
         if isinstance(outcome, Declined):

@@ -5,20 +5,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx_ir as ir
 
 from onnx_attnq.atomic import replacing, staged
-from onnx_attnq.errors import AttnqError, NothingToRewrite
 from onnx_attnq.find import Sites, expose, find_sites
 from onnx_attnq.inputs import MadeUp, made_up_samples
+from onnx_attnq.job.planning import count_nodes, planned, slower
 from onnx_attnq.model import ExternalData, check_output, load, save
 from onnx_attnq.progress import Progress, no_progress
-from onnx_attnq.rewriting import Plan, Record, RewriteSettings, refuse_rewritten, rewrite, uniform_plan
+from onnx_attnq.rewriting import (
+    Plan,
+    Record,
+    RewriteSettings,
+    rewrite,
+)
 from onnx_attnq.run import RunSettings
-from onnx_attnq.scheme import QuantScheme, preset
+from onnx_attnq.scheme import QuantScheme
 from onnx_attnq.verification import Verification, VerifySettings, verify
 
 
@@ -31,10 +36,13 @@ class Compression:
         output: The model that was written; None for a dry run, and for one that failed and was not kept.
         sites: Everything that looked like attention.
         plan: What each site got.
-        record: What was done, as the output says it of itself; None for a dry run.
-        verification: Of standard ops, and of the native library's kernels; None when it was not asked for.
+        record: What was done, as the output says it of itself; None for a dry run, and where all attention stays fused,
+            so that the output is a copy.
+        verification: Of standard ops, and of the native library's kernels; None when it was not asked for, or there is
+            nothing to verify.
         nodes: Number of nodes that run, before and after; a call of a function counts as the nodes of its body.
         made_up: The samples that were made up for the verification; None where they were given.
+        warnings: Where the output is slower than the source, a sentence each.
     """
 
     source: Path
@@ -45,6 +53,7 @@ class Compression:
     verification: Verification | None
     nodes: tuple[int, int]
     made_up: MadeUp | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -83,9 +92,9 @@ def compress(
         rewriting = dataclasses.replace(rewriting, scheme=scheme)
     original, done = rewritten(source, rewriting)
     target = output_of(source, output)
-    if verification is None:
+    if verification is None or done.record is None:
         save(done.model, target, external_data)
-        return Compression(source, target, done.sites, done.plan, done.record, None, done.nodes)
+        return done.result(source, target)
     check_output(done.model, target)
     samples, made_up = verification.samples, None
     if samples is None:
@@ -99,7 +108,7 @@ def compress(
         external_data=external_data,
         keep_failed=verification.keep_failed,
     )
-    return Compression(source, written, done.sites, done.plan, done.record, checked, done.nodes, made_up)
+    return done.result(source, written, checked, made_up)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +118,16 @@ class Rewritten:
     model: ir.Model
     sites: Sites
     plan: Plan
-    record: Record
+    record: Record | None
     nodes: tuple[int, int]
+    warnings: tuple[str, ...] = ()
+
+    def result(
+        self, source: Path, output: Path | None, verification: Verification | None = None, made_up: MadeUp | None = None
+    ) -> Compression:
+        """What came of the job, once the model is written."""
+        done = (self.sites, self.plan, self.record, verification, self.nodes, made_up, self.warnings)
+        return Compression(source, output, *done)
 
 
 def rewritten(source: Path, rewriting: RewriteSettings, named: Path | None = None) -> tuple[ir.Model, Rewritten]:
@@ -124,13 +141,16 @@ def rewritten(source: Path, rewriting: RewriteSettings, named: Path | None = Non
     Raises:
         AttnqError: See errors.py for its kinds.
     """
-    original, work, sites, plan = _plan(source, rewriting, named or source)
+    original, work, sites, plan = planned(source, rewriting, named or source)
     left = {site.id for site in sites.sites if plan.scheme_of(site.id) is None}
     chosen, part = sites, plan
+    before = count_nodes(original)
+    if len(left) == len(plan.sites):
+        return original, Rewritten(original.clone(), sites, plan, None, (before, before))
     if left:
         # What is left as it is stays fused, too.
         work = original.clone()
-        chosen = find_sites(expose(work, keep=lambda site: rewriting.keep_fused or site in left))
+        chosen = find_sites(expose(work, keep=lambda site: bool(rewriting.keep_fused) or site in left))
         present = {site.id for site in chosen.sites}
         part = Plan(plan.structure_hash, tuple(e for e in plan.sites if e.site in present or e.site not in left))
     record = rewrite(
@@ -141,7 +161,8 @@ def rewritten(source: Path, rewriting: RewriteSettings, named: Path | None = Non
         quantize_outputs=rewriting.quantize_outputs,
         int16_products=rewriting.int16_products,
     )
-    return original, Rewritten(work, sites, plan, record, (count_nodes(original), count_nodes(work)))
+    nodes = (before, count_nodes(work))
+    return original, Rewritten(work, sites, plan, record, nodes, slower(sites, plan, rewriting))
 
 
 def output_of(source: Path, output: str | os.PathLike[str] | None) -> Path:
@@ -217,53 +238,7 @@ def plan_only(source: str | os.PathLike[str], rewriting: RewriteSettings = Rewri
     Raises:
         AttnqError: See errors.py for its kinds.
     """
-    original, _, sites, plan = _plan(Path(source), rewriting, Path(source))
+    original, _, sites, plan = planned(Path(source), rewriting, Path(source))
     nodes = count_nodes(original)
-    return Compression(Path(source), None, sites, plan, None, None, (nodes, nodes))
-
-
-def _plan(source: Path, rewriting: RewriteSettings, named: Path) -> tuple[ir.Model, ir.Model, Sites, Plan]:
-    """The original; a copy in which attention that was hidden in functions and fused ops is exposed; its sites."""
-    original = load(source)
-    try:
-        refuse_rewritten(original)
-    except AttnqError as error:
-        raise type(error)(f"{named}: {error}") from None
-    work = original.clone()
-    sites = find_sites(expose(work, keep=lambda site: rewriting.keep_fused))
-    ids = [site.id for site in sites.sites]
-    plan = rewriting.plan
-    if plan is None:
-        scheme = rewriting.scheme or preset()
-        plan = uniform_plan(sites.exposed.structure_hash, ids, scheme, rewriting.include, rewriting.exclude)
-    else:
-        plan.check(sites.exposed.structure_hash, ids)
-    if not any(entry.scheme for entry in plan.sites):
-        raise NothingToRewrite(f"{named}: {_why_nothing(sites)}")
-    return original, work, sites, plan
-
-
-def count_nodes(model: ir.Model) -> int:
-    """Number of nodes that run, those of subgraphs too; a call of a function counts as the nodes of its body."""
-    counted: dict[ir.OperatorIdentifier, int] = {}
-
-    def count(nodes: Iterable[ir.Node]) -> int:
-        return sum(body(node.op_identifier()) for node in nodes)
-
-    def body(name: ir.OperatorIdentifier) -> int:
-        if name not in model.functions:
-            return 1
-        if name not in counted:
-            counted[name] = count(model.functions[name].all_nodes())
-        return counted[name]
-
-    return count(model.graph.all_nodes())
-
-
-def _why_nothing(sites: Sites) -> str:
-    if sites.sites:
-        return "the plan leaves every site as it is"
-    if sites.rejections:
-        first = sites.rejections[0]
-        return f"no attention found; {first.op_type} {first.node!r}: {first.reason}"
-    return "no attention found: the model has no softmax"
+    warnings = slower(sites, plan, rewriting)
+    return Compression(Path(source), None, sites, plan, None, None, (nodes, nodes), warnings=warnings)

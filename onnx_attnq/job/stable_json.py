@@ -41,6 +41,7 @@ def compression_json(result: Compression, model: ir.Model) -> dict[str, Any]:
         **sites_json(rewritten),
         "verification": _variant_json(result.verification, STANDARD),
         "native_verification": _variant_json(result.verification, NATIVE),
+        "warnings": list(result.warnings),
         "refused_samples": [] if result.made_up is None else list(result.made_up.refused),
     }
 

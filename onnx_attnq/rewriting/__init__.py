@@ -1,6 +1,7 @@
 """Planning what each site gets, putting quantized ops in place, writing that down, and undoing it."""
 
 from onnx_attnq.rewriting.bodies import DOMAIN, DOMAIN_VERSION
+from onnx_attnq.rewriting.fused_rule import fused_op_of, has_kernel, left_fused
 from onnx_attnq.rewriting.group_query import opened
 from onnx_attnq.rewriting.plan import Plan, SitePlan, load_plan, save_plan, uniform_plan
 from onnx_attnq.rewriting.record import Record, RewrittenSite, read_record, refuse_rewritten
@@ -16,6 +17,9 @@ __all__ = [
     "RewriteSettings",
     "RewrittenSite",
     "SitePlan",
+    "fused_op_of",
+    "has_kernel",
+    "left_fused",
     "load_plan",
     "opened",
     "read_record",

@@ -30,6 +30,8 @@ _INPUTS: Final = (
 
 _UNSUPPORTED: Final = ("sliding_window_cache", "kv_cache_bit_width")
 _NAME: Final = "GroupQueryAttention"
+_VARIANTS: Final = ("", "_2", "_3", "_4")
+"""Behind the name of the op, where layers differ: with and without a window, a rotation, or other numbers of heads."""
 
 
 def group_query_op(scheme: QuantScheme) -> str:
@@ -64,8 +66,8 @@ def fold(model: ir.Model, fused: FusedOp, op: ir.Node, scheme: SiteScheme, known
         fused: What was there, for which `is_taken`.
         op: The quantized op that stands for its softmax.
         scheme: What it does, to all heads or to each.
-        known: By name of op, what its body is: onnxruntime tells functions apart by their names only, so that an
-            attention with another body than the first of its name stays as it is.
+        known: By name of op, what its body is: onnxruntime tells functions apart by their names only, so that the same
+            op with another body gets another name, as far as there are names.
 
     Returns:
         The node; None where the ops have to stay.
@@ -87,9 +89,10 @@ def fold(model: ir.Model, fused: FusedOp, op: ir.Node, scheme: SiteScheme, known
     if not isinstance(graph, ir.Graph) or op not in nodes or leak or first is None:
         return None
     one = schemes_of(scheme)[0]
-    name = group_query_op(one)
     body = _described(nodes, inputs, outputs)
-    if known.setdefault(name, body) != body:
+    names = (group_query_op(one) + variant for variant in _VARIANTS)
+    name = next((name for name in names if known.setdefault(name, body) == body), None)
+    if name is None:
         return None
     numbers = [op.attributes[attribute.name] for attribute in bodies.scheme_attributes(one)]
     attributes = [*numbers, *fused.attributes.values()]

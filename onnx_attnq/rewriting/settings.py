@@ -18,7 +18,9 @@ class RewriteSettings:
         include: Shell patterns of the sites to rewrite; all if empty.
         exclude: Shell patterns of sites to leave.
         plan: What each site gets, in place of ``scheme``, ``include`` and ``exclude``.
-        keep_fused: Leave fused attention ops as they are.
+        keep_fused: Leave fused attention ops as they are; False to take them apart; None to take those apart whose
+            place one kernel of the native library takes, and leave the others, which would become slower. With a plan,
+            and with ``inline``, None is False.
         inline: Plain ops instead of ops with a function.
         quantize_outputs: Where probabilities are an output of the model, quantize that output too.
         int16_products: Let the native library multiply query and key in 16-bit integers.
@@ -31,7 +33,7 @@ class RewriteSettings:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     plan: Plan | None = None
-    keep_fused: bool = False
+    keep_fused: bool | None = None
     inline: bool = False
     quantize_outputs: bool = False
     int16_products: bool = False

@@ -1,0 +1,135 @@
+"""Which fused ops are rewritten, which stay, and what is said about it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from decoder_models import decoder
+from fused_case import CURRENT_KERNELS
+
+from onnx_attnq.cli.group import cli
+from onnx_attnq.job import compress
+from onnx_attnq.model import load
+from onnx_attnq.rewriting import RewriteSettings, read_record
+from onnx_attnq.run import Session
+from onnx_attnq.scheme import parse_scheme
+
+pytestmark = CURRENT_KERNELS
+
+GALLERY = Path(__file__).parent / "gallery"
+SHOWS_SCORES = GALLERY / "fused_mha__qkout.onnx"
+"""Its op shows its scores, so that the products have to stay."""
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, list(map(str, arguments)))
+
+
+def ops(path: Path) -> list[str]:
+    return [node.op_type for node in load(path).graph]
+
+
+@pytest.fixture
+def gqa(tmp_path: Path) -> Path:
+    onnx.save(decoder(), tmp_path / "decoder.onnx")
+    return tmp_path / "decoder.onnx"
+
+
+def test_keeping_fused_ops_is_a_result(gqa: Path) -> None:
+    done = run(gqa, "--keep-fused")
+    assert done.exit_code == 0, done.output
+    shown = " ".join(done.output.split())
+    assert "nothing to rewrite, its attention stays in fused ops" in shown
+    assert "left: GroupQueryAttention 'attention_0_node': left fused, as it was asked for" in shown
+    assert "computes the same" in shown
+    written = gqa.with_name("decoder.attnq.onnx")
+    assert ops(written) == ops(gqa)
+    assert read_record(load(written)) is None
+    data = json.loads(run(gqa, "--keep-fused", "--json", "-").output)
+    assert data["sites"] == []
+    assert [r["op_type"] for r in data["rejected"]] == ["GroupQueryAttention"] * 2
+    assert data["verification"] is None
+
+
+@pytest.mark.parametrize("options", [["--dry-run"], ["--weights", "int8", "--samples", "1"]])
+def test_keeping_fused_ops_goes_with_other_options(options: list[str], gqa: Path) -> None:
+    done = run(gqa, "--keep-fused", *options)
+    assert done.exit_code == 0, done.output
+    written = gqa.with_name("decoder.attnq.onnx")
+    assert written.exists() == ("--dry-run" not in options)
+    if written.exists():
+        assert ops(written).count("GroupQueryAttention") == 2
+        assert written.stat().st_size < gqa.stat().st_size
+
+
+def test_a_fused_op_without_a_kernel_is_left_and_rewritten_when_asked(tmp_path: Path) -> None:
+    kept, forced = tmp_path / "kept.onnx", tmp_path / "forced.onnx"
+    done = run(SHOWS_SCORES, "-o", kept)
+    assert done.exit_code == 0, done.output
+    assert "no kernel of the native library does all that this MultiHeadAttention does" in " ".join(done.output.split())
+    assert "MultiHeadAttention" in ops(kept)
+    done = run(SHOWS_SCORES, "-o", forced, "--rewrite-fused")
+    assert done.exit_code == 0, done.output
+    assert "MultiHeadAttention" not in ops(forced)
+    assert "slower: 1 fused ops were taken apart" in " ".join(done.output.split())
+
+
+def test_one_fused_op_is_left_and_the_others_are_rewritten(tmp_path: Path) -> None:
+    model = decoder()
+    second = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"][1]
+    second.attribute.append(onnx.helper.make_attribute("smooth_softmax", 1))
+    onnx.save(model, tmp_path / "m.onnx")
+    found = compress(tmp_path / "m.onnx")
+    assert [entry.scheme is None for entry in found.plan.sites] == [False, True]
+    assert found.output is not None
+    assert found.verification is not None
+    assert found.verification.passed
+    assert {"GroupQueryAttention", "QuantizedGroupQueryAttention"} <= set(ops(found.output))
+
+
+def test_what_a_plan_says_counts(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    assert run(SHOWS_SCORES, "--rewrite-fused", "--dry-run", "--write-plan", plan).exit_code == 0
+    done = run(SHOWS_SCORES, "--plan", plan, "-o", tmp_path / "m.onnx")
+    assert done.exit_code == 0, done.output
+    assert "MultiHeadAttention" not in ops(tmp_path / "m.onnx")
+
+
+def test_inlining_rewrites_all_since_nothing_has_a_kernel_then(tmp_path: Path) -> None:
+    done = run(SHOWS_SCORES, "--inline", "-o", tmp_path / "m.onnx")
+    assert done.exit_code == 0, done.output
+    assert "MultiHeadAttention" not in ops(tmp_path / "m.onnx")
+
+
+def test_says_that_the_standard_bodies_are_slower(gqa: Path) -> None:
+    found = compress(gqa, verification=None)
+    (warning,) = found.warnings
+    assert "--keep-fused" in warning
+    assert "the standard bodies of 2 fused ops" in warning
+    assert warning in " ".join(run(gqa, "--no-verify").output.split())
+    assert json.loads(run(gqa, "--no-verify", "--json", "-").output)["warnings"] == [warning]
+
+
+def test_nothing_is_said_of_a_model_without_fused_ops(tmp_path: Path) -> None:
+    onnx.save(decoder("concat"), tmp_path / "m.onnx")
+    assert compress(tmp_path / "m.onnx", verification=None).warnings == ()
+
+
+@pytest.mark.parametrize(("scheme", "left"), [("row-log", 0), ("ji2021", 0), ("row-log-mean", 2)])
+def test_the_scheme_decides_too(scheme: str, left: int, gqa: Path) -> None:
+    """Values that share what was pruned have no kernel in GroupQueryAttention."""
+    found = compress(gqa, rewriting=RewriteSettings(parse_scheme(scheme)), verification=None)
+    assert sum(entry.scheme is None for entry in found.plan.sites) == left
+    assert found.output is not None
+    sample: dict[str, Any] = {
+        "input_ids": np.array([[5, 6, 7]]),
+        "attention_mask": np.ones((1, 3), np.int64),
+        **{f"past_key_values.{i}.{part}": np.zeros((1, 2, 0, 16), np.float32) for i in range(2) for part in ("key", "value")},
+    }  # fmt: skip
+    assert Session(found.output).run(sample)["logits"].shape == (1, 3, 64)
