@@ -67,7 +67,10 @@ std::vector<Op> make_ops() {
     const std::string adjective = with_levels ? "Quantized" : "Pruned";
     ops.push_back(make_op(Kind::kSoftmax, named.form, adjective + "Softmax" + named.suffix));
     ops.push_back(make_op(Kind::kAttention, named.form, adjective + "Attention" + named.suffix));
-    ops.push_back(make_op(Kind::kGroupQuery, named.form, adjective + "GroupQueryAttention" + named.suffix));
+    // Layers of one model may differ, and a function has one body for each name: one op under several names.
+    for (const char* variant : {"", "_2", "_3", "_4"}) {
+      ops.push_back(make_op(Kind::kGroupQuery, named.form, adjective + "GroupQueryAttention" + named.suffix + variant));
+    }
     ops.push_back(make_op(Kind::kProbabilities, named.form,
                           (with_levels ? "QuantizeProbabilities" : "PruneProbabilities") + named.suffix));
   }

@@ -29,7 +29,8 @@ def find(name: str) -> Sites:
 
 
 def compressed(source: Path, tmp_path: Path, scheme: str = "row-log") -> Compression:
-    result = compress(source, tmp_path / "out.onnx", scheme=preset(scheme))
+    settings = RewriteSettings(preset(scheme), keep_fused=False)
+    result = compress(source, tmp_path / "out.onnx", rewriting=settings)
     assert result.verification is not None
     assert result.verification.passed, result.verification.failures
     return result

@@ -115,6 +115,7 @@ def test_json_has_the_keys_that_are_promised(model: Path, run: Run) -> None:
         "verification",
         "native_verification",
         "refused_samples",
+        "warnings",
     }
     assert set(data["model"]) == {"path", "sha256", "opset"}
     assert set(data["output"]) == {"path", "sha256"}

@@ -57,13 +57,17 @@ def _int8(source: Path, output: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     # A model in memory: of a file, the quantizer writes a copy beside it.
+    model = onnx.load(source)
+    # What follows an op that onnx does not know, such as a fused attention, has no type; it is that of the weights.
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    matrices = [t.data_type for t in model.graph.initializer if len(t.dims) == 2 and t.data_type in floats]
     quantize_dynamic(
-        onnx.load(source),
+        model,
         output,
         op_types_to_quantize=["MatMul", "Gemm", "Gather"],
         per_channel=True,
         weight_type=QuantType.QUInt8,  # int8 by uint8 saturates on x86 without VNNI: cosine .66 in place of .9997
-        extra_options={"MatMulConstBOnly": True},
+        extra_options={"MatMulConstBOnly": True, "DefaultTensorType": matrices[0] if matrices else floats[0]},
     )
 
 
