@@ -183,25 +183,40 @@ def test_scores_as_an_output_stay_standard_ops(kind: int) -> None:
     assert ops(model) == ["QuantizedSoftmax"]
 
 
-def test_another_body_of_the_same_name_stays_standard_ops() -> None:
+@BOTH
+def test_another_body_gets_another_name_and_the_fifth_stays_standard_ops(native: bool) -> None:
     """onnxruntime would run the wrong one of two functions of one name."""
     rng = np.random.default_rng(0)
     case = decoding((6,), capacity=8)
     model = ir.from_proto(case.model())
     (first,) = model.graph
-    attributes = {**first.attributes, "local_window_size": ir.AttrInt64("local_window_size", 2)}
-    second = ir.Node(first.domain, first.op_type, first.inputs, tuple(attributes.values()), num_outputs=3)
-    for i, output in enumerate(second.outputs):
-        output.name, output.type, output.shape = f"p{i}", first.outputs[i].type, first.outputs[i].shape
-    model.graph.append(second)
-    model.graph.outputs.extend(second.outputs)
+    for window in (2, 3, 2, 4, 5):
+        attributes = {**first.attributes, "local_window_size": ir.AttrInt64("local_window_size", window)}
+        node = ir.Node(first.domain, first.op_type, first.inputs, tuple(attributes.values()), num_outputs=3)
+        for i, output in enumerate(node.outputs):
+            output.name, output.type, output.shape = (
+                f"p{len(model.graph)}_{i}",
+                first.outputs[i].type,
+                first.outputs[i].shape,
+            )
+        model.graph.append(node)
+        model.graph.outputs.extend(node.outputs)
     original = ir.to_proto(model)
     exposed = expose(model)
     sites = find_sites(exposed)
     rewrite(model, sites, uniform_plan(exposed.structure_hash, [s.id for s in sites.sites], preset("identity")))
-    assert sorted(ops(model)) == ["PrunedGroupQueryAttention_absolute_none", "PrunedSoftmax_absolute_none"]
+    name = "PrunedGroupQueryAttention_absolute_none"
+    # The last is given its name first; the second and the fourth have one body.
+    assert sorted(ops(model)) == [
+        name,
+        f"{name}_2",
+        f"{name}_3",
+        f"{name}_3",
+        f"{name}_4",
+        "PrunedSoftmax_absolute_none",
+    ]
     feeds = {**case.feeds(), "i0": random_array(rng, (1, 1, 64))}
-    found, expected = session(model, native=False).run(None, feeds), run(original, feeds)
+    found, expected = session(model, native=native).run(None, feeds), run(original, feeds)
     assert_close(
         [a[:, :, :6] for a in found], [a[:, :, :6] for a in expected]
     )  # behind the last key nothing is defined
