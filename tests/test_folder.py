@@ -178,7 +178,7 @@ MISTAKES = [
     (None, ["-o", "{folder}"], "give another folder"),
     (None, ["-o", "{folder}/out"], "give another folder"),
     (None, ["-o", "/nonexistent/out"], "cannot write /nonexistent/out: No such file or directory"),
-    (None, ["--data", "x.npz"], "is a folder; it does not go with --data"),
+    (None, ["--data", "x.npz"], "x.npz does not exist"),
     (None, ["--plan", "plan.json"], "is a folder; it does not go with --plan"),
     (None, ["--write-plan", "plan.json"], "is a folder; it does not go with --write-plan"),
     (None, ["--external-data", "keep"], "is a folder; it does not go with --external-data keep"),

@@ -131,7 +131,9 @@ def compress(
     """Rewrite the attention of MODEL and verify the result.
 
     MODEL is an ONNX file, or a folder with several, such as the parts of an encoder-decoder: then all of them are
-    rewritten into a new folder, FOLDER.attnq, together with a copy of all that lies beside them.
+    rewritten into a new folder, FOLDER.attnq, together with a copy of all that lies beside them. --data is then a
+    folder with the samples of NAME.onnx in NAME.npz or in the folder NAME. A folder of onnxruntime-genai gets the
+    native library, too.
 
     MODEL may also be a model of transformers: a folder with config.json and weights, or OWNER/NAME on the hub. It is
     exported to a folder NAME-onnx first, which needs the extra `export`; `onnx-attnq export` has more options.
@@ -158,7 +160,6 @@ def compress(
         model = export_first(model, quiet=json_path == "-")
     if model.is_dir():
         of_one_model = {
-            "--data": data,
             "--weights": weights,
             "--plan": plan_path,
             "--write-plan": write_plan,
@@ -183,7 +184,13 @@ def compress(
                 parts = plan_folder(model, settings)
             else:
                 parts = compress_folder(
-                    model, output, rewriting=settings, verification=verification, run=run, progress=progress
+                    model,
+                    output,
+                    rewriting=settings,
+                    verification=verification,
+                    data=data,
+                    run=run,
+                    progress=progress,
                 )
         return _show_folder(parts, json_path)
     original = load(model)
@@ -230,13 +237,15 @@ def _show_folder(result: FolderCompression, json_path: str | None) -> int:
     if json_path != "-":
         out = console()
         for part in result.models:
-            _show(part, load(part.source), out, real_data=False)
+            _show(part, load(part.source), out, real_data=part.source in result.given)
             out.print()
         for path, reason in result.untouched.items():
             out.print(f"{path}: {'left' if result.output is None else 'copied'}: {reason}")
         for path, reason in result.skipped.items():
             out.print(f"{path}: skipped: {reason}")
         if result.output is not None:
+            if result.library is not None:
+                out.print(result.library)
             out.print(f"Wrote the folder {result.output}")
     return max(map(_exit_code, result.models))
 

@@ -13,8 +13,9 @@ import onnx_ir as ir
 
 from onnx_attnq.atomic import new_folder
 from onnx_attnq.errors import CannotWrite, InvalidData, InvalidModel, NothingToRewrite
-from onnx_attnq.inputs import model_inputs
+from onnx_attnq.inputs import load_samples, model_inputs
 from onnx_attnq.job.compression import Compression, NotVerified, compress, plan_only
+from onnx_attnq.job.genai import add_library
 from onnx_attnq.model import load, save, tensors
 from onnx_attnq.progress import Progress, no_progress
 from onnx_attnq.rewriting import RewriteSettings
@@ -32,6 +33,8 @@ class FolderCompression:
         models: The models with attention, by name.
         untouched: The path of each model in which there was nothing to rewrite, and why. They were copied.
         skipped: What was not copied, and why: links that lead out of the folder, and what is no regular file.
+        library: Of a folder of onnxruntime-genai, what was done with the native library, one sentence; None of others.
+        given: The paths of the models that were verified with samples that were given.
     """
 
     source: Path
@@ -39,6 +42,8 @@ class FolderCompression:
     models: tuple[Compression, ...]
     untouched: dict[Path, str]
     skipped: dict[Path, str]
+    library: str | None = None
+    given: frozenset[Path] = frozenset()
 
 
 def compress_folder(
@@ -47,6 +52,7 @@ def compress_folder(
     *,
     rewriting: RewriteSettings = RewriteSettings(),
     verification: VerifySettings | None = VerifySettings(),
+    data: Path | None = None,
     run: RunSettings = RunSettings(),
     progress: Progress = no_progress,
 ) -> FolderCompression:
@@ -55,11 +61,15 @@ def compress_folder(
     An export with several parts, such as an encoder, a decoder and a decoder with past key/values, thus becomes a
     folder that loads in the same way. Hidden files are left out. Nothing is written until all parts are done.
 
+    A folder of onnxruntime-genai gets the native library, too, where it was built: see `job.genai`.
+
     Args:
         source: The folder, with its subfolders; never changed.
         output: A folder that does not exist yet, or is empty; FOLDER.attnq beside the source if None.
         rewriting: What to rewrite in each part, and into what.
         verification: How to verify each part; None to run no model.
+        data: Samples to verify with: of the only model; or a folder with those of NAME.onnx in NAME.npz, or in the
+            folder NAME. Models without get made-up ones.
         run: How to run the models.
         progress: Called after each step of a part's verification.
 
@@ -74,10 +84,12 @@ def compress_folder(
     if target.resolve().is_relative_to(source.resolve()):
         raise CannotWrite(f"{target} lies in {source}, which is never written to; give another folder")
 
+    given = {} if data is None else _data_of(source, parts, data)
+
     def compress_part(part: Path) -> Compression:
         file = made / part.relative_to(source)
         file.parent.mkdir(parents=True, exist_ok=True)
-        settings = _of_part(part, verification)
+        settings = _of_part(part, verification, given.get(part))
         return compress(part, file, rewriting=rewriting, verification=settings, run=run, progress=progress)
 
     written: Path | None = None
@@ -90,6 +102,8 @@ def compress_folder(
         models, untouched = _each(parts, compress_part)
         for part in untouched:
             _copy_model(part, made / part.relative_to(source))
+        rewritten = [m.output.relative_to(made).as_posix() for m in models if m.record is not None and m.output]
+        library = add_library(made, rewritten)
         written = target
         if any(model.failed for model in models):
             # All parts or none: a folder that lacks one, or has one that is wrong, loads as if it were whole.
@@ -105,7 +119,7 @@ def compress_folder(
         )
         for m in models
     ]
-    return FolderCompression(source, written, tuple(models), untouched, skipped)
+    return FolderCompression(source, written, tuple(models), untouched, skipped, library, frozenset(given))
 
 
 def plan_folder(source: str | os.PathLike[str], rewriting: RewriteSettings = RewriteSettings()) -> FolderCompression:
@@ -145,11 +159,35 @@ def _check_names(parts: list[Path], verification: VerifySettings | None) -> None
         raise InvalidData(f"{unknown[0]!r} is not an input of any part; theirs are {', '.join(sorted(names))}")
 
 
-def _of_part(part: Path, verification: VerifySettings | None) -> VerifySettings | None:
-    """With the shapes of the inputs that this part has."""
-    if verification is None or not verification.input_shapes:
+def _data_of(source: Path, parts: list[Path], data: Path) -> dict[Path, Path]:
+    """Where the samples of each part are, for those that have some."""
+    if not data.exists():
+        raise InvalidData(f"{data} does not exist")
+    if len(parts) == 1 and not _of_name(source, parts[0], data):
+        return {parts[0]: data}
+    found = {part: place[0] for part in parts if (place := _of_name(source, part, data))}
+    if not found:
+        stem = parts[0].relative_to(source).with_suffix("")
+        raise InvalidData(
+            f"{data}: no samples by the name of one of the {len(parts)} models; those of {parts[0].name} are looked "
+            f"for in {data / f'{stem}.npz'} and in the folder {data / stem}"
+        )
+    return found
+
+
+def _of_name(source: Path, part: Path, data: Path) -> list[Path]:
+    place = data / part.relative_to(source)
+    return [path for path in (place.with_suffix(""), place.with_suffix(".npz")) if path.exists()]
+
+
+def _of_part(part: Path, verification: VerifySettings | None, data: Path | None) -> VerifySettings | None:
+    """With the samples of this part, and the shapes of the inputs that it has."""
+    if verification is None or (data is None and not verification.input_shapes):
         return verification
-    names = {entry.name for entry in model_inputs(load(part))}
+    model = load(part)
+    if data is not None:
+        return dataclasses.replace(verification, samples=load_samples(data, model))
+    names = {entry.name for entry in model_inputs(model)}
     shapes = {name: shape for name, shape in verification.input_shapes.items() if name in names}
     return dataclasses.replace(verification, input_shapes=shapes)
 

@@ -74,6 +74,7 @@ def folder_json(result: FolderCompression) -> dict[str, Any]:
         "output": None if result.output is None else str(result.output),
         "models": [compression_json(part, files.load(part.source)) for part in result.models],
         "untouched": [{"path": str(path), "reason": reason} for path, reason in result.untouched.items()],
+        "library": result.library,
         "skipped": [{"path": str(path), "reason": reason} for path, reason in result.skipped.items()],
     }
 
