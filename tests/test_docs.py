@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import pkgutil
 import re
 import tomllib
 from pathlib import Path
@@ -32,6 +33,15 @@ def test_every_command_has_a_page_and_every_page_a_command() -> None:
 def test_tables_of_schemes_name_every_preset() -> None:
     for page in ("README.md", "docs/schemes.md"):
         assert set(PRESETS) <= set(re.findall(r"^\| `([\w-]+)` +\|", (ROOT / page).read_text(encoding="utf-8"), re.M))
+
+
+def test_names_of_the_package_that_a_page_writes_exist() -> None:
+    for page in (*PAGES, *ROOT.glob("examples/**/*.md")):
+        for name in sorted(set(re.findall(r"\bonnx_attnq(?:\.\w+)+", page.read_text(encoding="utf-8")))):
+            try:
+                pkgutil.resolve_name(name)
+            except (ImportError, AttributeError):
+                pytest.fail(f"{page.relative_to(ROOT)} writes {name}, which does not exist")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

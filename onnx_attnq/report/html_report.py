@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -88,11 +88,25 @@ def report_html(study: Study, limit: float = SAFE_ERROR, progress: Progress = no
         progress: Called after each picture.
     """
     planned = pictures(study, limit)
-    sections: dict[str, list[dict[str, str]]] = {}
+    drawn = []
     for index, picture in enumerate(planned):
-        shown = {"name": picture.name, "caption": picture.caption, "source": _data_url(picture.draw())}
-        sections.setdefault(picture.section, []).append(shown)
+        drawn.append((picture, _data_url(picture.draw())))
         progress(picture.name, index + 1, len(planned))
+    return page_html(study, limit, drawn)
+
+
+def page_html(study: Study, limit: float, drawn: Iterable[tuple[Picture, str]]) -> str:
+    """The page around pictures that are drawn already, which take nearly all of the report's time.
+
+    Args:
+        study: Any study.
+        limit: The criterion for a safe head.
+        drawn: Pictures with their addresses, in the order of the page.
+    """
+    sections: dict[str, list[dict[str, str]]] = {}
+    for picture, address in drawn:
+        shown = {"name": picture.name, "caption": picture.caption, "source": address}
+        sections.setdefault(picture.section, []).append(shown)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("onnx_attnq.report"),
         autoescape=True,
@@ -278,4 +292,4 @@ def _data_url(figure: Figure) -> str:
     return "data:image/svg+xml," + urllib.parse.quote(svg, safe=" /:;=,.()<>?!&'*+@[]{}|^`~-_$")
 
 
-__all__ = ["Picture", "pictures", "report_html"]
+__all__ = ["Picture", "page_html", "pictures", "report_html"]
