@@ -69,7 +69,9 @@ def verify(
     model_a, model_b = load(a), load(b)
     given = samples_for(model_a, data, samples, seed, input_shapes, run, edges=True)
     with progress_bar("Verifying") as progress:
-        result = compare(model_a, model_b, given.samples, limits=limits, run=run, progress=progress)
+        result = compare(
+            model_a, model_b, given.samples, expected=given.outputs, limits=limits, run=run, progress=progress
+        )
     if json_path is not None:
         write_json(result.to_json(), json_path)
     if json_path != "-":

@@ -2,7 +2,7 @@
 
 from onnx_attnq.graph.constants import constant, number_of
 from onnx_attnq.graph.dataflow import Dataflow, subgraphs
-from onnx_attnq.graph.extra_outputs import probe
+from onnx_attnq.graph.extra_outputs import END_ROW, FIRST_ROW, probe, some_rows
 from onnx_attnq.graph.fused_ops import (
     FUSED_SIGNATURES,
     FusedSignature,
@@ -31,6 +31,8 @@ from onnx_attnq.graph.undo import Snapshot, apply
 from onnx_attnq.graph.undo_record import Undo
 
 __all__ = [
+    "END_ROW",
+    "FIRST_ROW",
     "FUSED_SIGNATURES",
     "Dataflow",
     "FusedSignature",
@@ -57,6 +59,7 @@ __all__ = [
     "same_size",
     "signature_of",
     "size_of",
+    "some_rows",
     "standard_opset",
     "subgraphs",
     "suffix",

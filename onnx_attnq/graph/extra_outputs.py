@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
@@ -11,6 +12,13 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_attnq.errors import InvalidModel
 from onnx_attnq.graph.dataflow import Dataflow
 from onnx_attnq.graph.types import dtype_of
+
+FIRST_ROW: Final = "onnx_attnq_first_row"
+END_ROW: Final = "onnx_attnq_end_row"
+"""Inputs of `some_rows`, int64 of shape (1,)."""
+
+ROW_COUNT: Final = "onnx_attnq_row_count"
+"""The last output of `some_rows`."""
 
 
 def probe(model: ir.Model, names: Sequence[str], scope: str = "main") -> ir.Model:
@@ -79,3 +87,34 @@ def _empty(graph: ir.Graph, like: ir.Value) -> ir.Value:
     node.outputs[0].type = like.type
     graph.append(node)
     return node.outputs[0]
+
+
+def some_rows(model: ir.Model) -> ir.Model:
+    """A copy of a model whose outputs are parts of its own: some places of the last axis but one.
+
+    The first place and the one behind the last are two more inputs, and how many places there are is one more output,
+    so that a large output can be had in several runs.
+    """
+    copy = model.clone()
+    graph = copy.graph
+    int64 = ir.TensorType(ir.DataType.INT64)
+    first, end = (ir.Value(name=name, type=int64, shape=ir.Shape([1])) for name in (FIRST_ROW, END_ROW))
+    graph.inputs.extend([first, end])
+
+    def node(op_type: str, name: str, *inputs: ir.Value, **attributes: Sequence[int]) -> ir.Value:
+        made = ir.Node("", op_type, inputs, ir.convenience.convert_attributes(attributes))
+        made.outputs[0].name = name
+        graph.append(made)
+        return made.outputs[0]
+
+    whole = list(graph.outputs)
+    axis, after = (node("Constant", f"{ROW_COUNT}_{-k}", value_ints=[k]) for k in (-2, -1))
+    for place, value in enumerate(whole):
+        shown = node("Slice", f"{value.name}_rows", value, first, end, axis)
+        shown.type = value.type
+        graph.outputs[place] = shown
+    sizes = node("Shape", f"{ROW_COUNT}_of", whole[0])
+    count = node("Slice", ROW_COUNT, sizes, axis, after)
+    count.type, count.shape = int64, ir.Shape([1])
+    graph.outputs.append(count)
+    return copy

@@ -13,7 +13,7 @@ from onnx_attnq.inputs.given_shapes import NO_SHAPES, InputShapes
 from onnx_attnq.inputs.made_up import Draft, draft_samples, edge_samples
 from onnx_attnq.inputs.shape_check import Misfit
 from onnx_attnq.inputs.signature import Sample
-from onnx_attnq.run import RunSettings, Session
+from onnx_attnq.run import Arrays, RunSettings, Session
 
 MOST_RUNS: Final = 60
 """How often the model is run to find sizes that it takes, where shape inference finds none."""
@@ -26,10 +26,12 @@ class MadeUp:
     Attributes:
         samples: Those that the model runs on.
         refused: For each of the others one line: the shape of its first input, and what onnxruntime says.
+        outputs: What the model gives on each of the samples, where it was run on them.
     """
 
     samples: tuple[Sample, ...]
     refused: tuple[str, ...] = ()
+    outputs: tuple[Arrays, ...] = ()
 
 
 def made_up_samples(
@@ -62,16 +64,20 @@ def made_up_samples(
     samples = tuple(draft.sample() for draft in drafts)
     if edges:
         samples += edge_samples(model, seed, input_shapes)
-    accepted, refused = [], []
+    accepted: list[Sample] = []
+    outputs: list[Arrays] = []
+    refused: list[str] = []
     for sample in samples:
-        if (error := _error(session, sample)) is None:
+        try:
+            outputs.append(session.run(sample))
             accepted.append(sample)
-        else:
+        except InvalidData as error:
             name, array = next(iter(sample.items()))
             refused.append(f"{name} of shape {array.shape}: {error}")
     if not accepted:
         accepted = [_looked_for(model, session, drafts, refused[0])]
-    return MadeUp(tuple(accepted), tuple(refused))
+        outputs = [session.run(accepted[0])]
+    return MadeUp(tuple(accepted), tuple(refused), tuple(outputs))
 
 
 def _looked_for(model: ir.Model, session: Session, drafts: tuple[Draft, ...], refusal: str) -> Sample:

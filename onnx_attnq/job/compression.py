@@ -96,15 +96,15 @@ def compress(
         save(done.model, target, external_data)
         return done.result(source, target)
     check_output(done.model, target)
-    samples, made_up = verification.samples, None
-    if samples is None:
-        made_up = made_up_for(original, verification, run)
-        samples = made_up.samples
+    made_up = made_up_for(original, verification, run) if verification.samples is None else None
+    given = made_up or MadeUp(verification.samples or ())
     limits = verification.limits
     written, checked = put_in_place(
         done.model,
         target,
-        lambda trial: verify(original, load(trial), samples, limits=limits, run=run, progress=progress),
+        lambda trial: verify(
+            original, load(trial), given.samples, expected=given.outputs, limits=limits, run=run, progress=progress
+        ),
         external_data=external_data,
         keep_failed=verification.keep_failed,
     )

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from onnx_attnq.inputs import Sample
+from onnx_attnq.inputs import MadeUp, Sample
 from onnx_attnq.job.compression import Compression, made_up_for, output_of, put_in_place, rewritten
 from onnx_attnq.model import check_output, load, save, size_on_disk
 from onnx_attnq.progress import Progress, no_progress
@@ -88,10 +88,9 @@ def compress_weights(
             result = done.result(source, target)
             return WeightCompression(result, weights, (size_on_disk(original), size_on_disk(load(target))), None)
         check_output(done.model, target)
-        samples, made_up = verification.samples, None
-        if samples is None:
-            made_up = made_up_for(original, verification, run)
-            samples = made_up.samples
+        made_up = made_up_for(original, verification, run) if verification.samples is None else None
+        given = made_up or MadeUp(verification.samples or ())
+        samples = given.samples
         sizes: list[int] = []
         times: list[tuple[float, float]] = []
 
@@ -101,12 +100,12 @@ def compress_weights(
             limits = verification.limits
             if done.record is None and not limits:
                 limits = Limits(atol=math.inf)  # other weights give other outputs, also where all attention stays
-            found = verify(original, model, samples, limits=limits, run=run, progress=progress)
+            found = verify(original, model, samples, expected=given.outputs, limits=limits, run=run, progress=progress)
             sizes.append(size_on_disk(model))
             times.append(_times(source, trial, samples[0], run))
             if done.record is None:
                 return found
-            session = Session(before, run)
+            session = Session(before, run, frugal=True)
             proof = prove_rewrite(before, done.record, samples, [session.run(sample) for sample in samples], run)
             return dataclasses.replace(found, rewrite=proof)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,15 @@ from onnx_attnq.inputs import Sample, attention_mask_of
 from onnx_attnq.model import sharing_weights, structure_hash
 from onnx_attnq.progress import Progress, Steps, no_progress
 from onnx_attnq.rewriting import DOMAIN, RewrittenSite, read_record
-from onnx_attnq.run import RunSettings, Session, native_library
+from onnx_attnq.run import Arrays, RunSettings, Session, native_library
 from onnx_attnq.verification.codes import CodeCheck, check_rows
 from onnx_attnq.verification.interface import check_interface
 from onnx_attnq.verification.limits import ATOL, RTOL, Limits
 from onnx_attnq.verification.outputs import OutputComparison, OutputDeviation, is_distribution
 from onnx_attnq.verification.random_ops import with_seeds
 from onnx_attnq.verification.rewrite_proof import RewriteProof, prove_rewrite
-from onnx_attnq.verification.site_rows import SiteRows
+from onnx_attnq.verification.site_groups import SiteGroup, site_groups
+from onnx_attnq.verification.site_rows import Rows, SiteRows
 
 STANDARD = "standard"
 NATIVE = "native"
@@ -154,6 +154,7 @@ def verify(
     b: ir.Model,
     samples: Sequence[Sample],
     *,
+    expected: Sequence[Arrays] = (),
     limits: Limits = Limits(),
     run: RunSettings = RunSettings(),
     progress: Progress = no_progress,
@@ -168,9 +169,10 @@ def verify(
         a: What should be.
         b: What is; a rewritten model as loaded from its file.
         samples: Inputs; real ones say more than generated ones.
+        expected: What ``a`` gives on each of them, where it was run on them before.
         limits: What is asked of the outputs.
         run: Threads and custom ops.
-        progress: Called after each step.
+        progress: Called after each run.
 
     Raises:
         InvalidModel: The models have different inputs or outputs, or onnxruntime does not take one.
@@ -188,13 +190,18 @@ def verify(
         ways.append(NATIVE)
     (a, b), random = with_seeds(a, sharing_weights(b, a))
     proving = record is not None and record.structure_hash == structure_hash(original)
-    steps = Steps(len(samples) * (1 + len(ways) * (1 + len(sites)) + proving), progress)
-    session = Session(a, run, frugal=True)
-    expected = []
-    for sample in samples:
-        expected.append(session.run(sample))
-        steps.advance("original")
-    del session
+    groups = site_groups(b, sites, samples, run.memory)
+    known = len(expected) == len(samples) and not random
+    alone = not groups or groups[0].sites[0].scope != "main" or groups[0].queries is not None
+    runs_of_a_way = alone + sum(group.runs for group in groups)
+    steps = Steps(len(samples) * ((not known) + proving + len(ways) * runs_of_a_way), progress)
+    if not known:
+        session = Session(a, run, frugal=True)
+        expected = []
+        for sample in samples:
+            expected.append(session.run(sample))
+            steps.advance("original")
+        del session
     proof = None
     if proving:
         assert record is not None
@@ -202,74 +209,54 @@ def verify(
         steps.advance("identity in place of the scheme", len(samples))
     distributions = {value.name for value in a.graph.outputs if is_distribution(value)}
     runs: dict[str, VariantCheck] = {}
-    groups = _Groups(sites, run.memory)
     for way in ways:
         outputs = {
             str(v.name): OutputComparison(v.name in distributions, limits.rtol, limits.atol) for v in a.graph.outputs
         }
-        session = Session(b, run, native=way == NATIVE, frugal=True)
-        for sample, before in zip(samples, expected, strict=True):
-            for name, array in session.run(sample).items():
-                outputs[name].add(before[name], array, sample)
-            steps.advance(f"outputs, {way}")
-        del session
         checks = {site.id: CodeCheck() for site in sites}
-        for group in groups:
-            groups.measured(group, _check_group(b, group, samples, run, way == NATIVE, checks))
-            steps.advance(f"{group[0].id}, {way}", len(samples) * len(group))
+        # The outputs come with the first sites.
+        for group in (*((None,) if alone else ()), *groups):
+            with_outputs = group is None or (group is groups[0] and not alone)
+            names = tuple(outputs) if with_outputs else ()
+            variant = _variant(b, group, run, way == NATIVE, names)
+            for sample, before in zip(samples, expected, strict=True):
+                found, rows = variant(sample)
+                for name, array in found.items():
+                    outputs[name].add(before[name], array, sample)
+                del found
+                for site in () if group is None else group.sites:
+                    checks[site.id] = checks[site.id].merge(_check_site(site, rows.pop(site.id), sample))
+                steps.advance(f"{way} ops" if way == STANDARD else f"{way} kernels", 1 if group is None else group.runs)
+            del variant
         runs[way] = VariantCheck({name: output.result() for name, output in outputs.items()}, checks)
     return Verification(runs, limits, len(samples), proof, random)
 
 
-class _Groups:
-    """Sites that share a session: those of one graph whose values fit into the budget together.
-
-    How large they are is known after the first run, so that the first group has one site.
-    """
-
-    def __init__(self, sites: Sequence[RewrittenSite], memory: int) -> None:
-        self._sites = sites
-        self._memory = memory
-        self._per_site = 0
-
-    def measured(self, group: Sequence[RewrittenSite], nbytes: int) -> None:
-        """A run of this group gave so many bytes."""
-        self._per_site = max(self._per_site, nbytes // len(group), 1)
-
-    def __iter__(self) -> Iterator[Sequence[RewrittenSite]]:
-        start = 0
-        while start < len(self._sites):
-            size = max(1, self._memory // self._per_site) if self._per_site else 1
-            scope = self._sites[start].scope
-            group = list(itertools.takewhile(lambda s: s.scope == scope, self._sites[start : start + size]))  # noqa: B023
-            start += len(group)
-            yield group
+def _variant(
+    model: ir.Model, group: SiteGroup | None, run: RunSettings, native: bool, outputs: Sequence[str]
+) -> Callable[[Sample], tuple[Arrays, dict[str, Iterator[Rows]]]]:
+    """What runs a model for some of its outputs, and for the rows of the sites of a group."""
+    if group is not None:
+        return SiteRows(model, group.sites, run, native=native, outputs=outputs, queries=group.queries).run
+    session = Session(model, run, native=native, frugal=True)
+    return lambda sample: (session.run(sample, outputs), {})
 
 
-def _check_group(
-    model: ir.Model,
-    sites: Sequence[RewrittenSite],
-    samples: Sequence[Sample],
-    run: RunSettings,
-    native: bool,
-    checks: dict[str, CodeCheck],
-) -> int:
-    """Compare the codes of some sites with numerics.py; returns the bytes of the largest run."""
-    site_rows = SiteRows(model, sites, run, native=native)
-    for sample in samples:
-        found = site_rows.run(sample)[1]
-        for site in sites:
-            for rows in found.pop(site.id):
-                check = check_rows(
-                    rows.source,
-                    rows.result,
-                    site.scheme,
-                    is_scores=rows.is_scores,
-                    counted=_real_rows(rows.result.shape[:-1], sample),
-                    score_error=rows.score_error,
-                )
-                checks[site.id] = checks[site.id].merge(check).merge(CodeCheck(errors=rows.wrong))
-    return site_rows.nbytes
+def _check_site(site: RewrittenSite, found: Iterator[Rows], sample: Sample) -> CodeCheck:
+    """Compare the codes of a site with numerics.py."""
+    total = CodeCheck()
+    for rows in found:
+        counted = _real_rows(rows.shape, sample)
+        check = check_rows(
+            rows.source,
+            rows.result,
+            site.scheme,
+            is_scores=rows.is_scores,
+            counted=None if counted is None else counted[rows.place],
+            score_error=rows.score_error,
+        )
+        total = total.merge(check).merge(CodeCheck(errors=rows.wrong))
+    return total
 
 
 def _real_rows(rows: tuple[int, ...], sample: Sample) -> npt.NDArray[np.bool_] | None:

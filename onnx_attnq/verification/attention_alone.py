@@ -1,0 +1,177 @@
+"""One attention op of a model, taken out of it: its probabilities are its context, with an identity matrix for V."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_attnq.errors import InvalidModel
+from onnx_attnq.graph import Dataflow
+from onnx_attnq.model import opset
+from onnx_attnq.rewriting import DOMAIN, DOMAIN_VERSION, RewrittenSite
+from onnx_attnq.run import RunSettings, Session
+from onnx_attnq.scheme import Normalize, Pruned, QuantScheme, Reference, Spacing, for_heads, numerics, schemes_of
+from onnx_attnq.verification.codes import LEVEL_TOLERANCE, UNDERFLOW_NATS
+from onnx_attnq.verification.row_blocks import Place, blocks, part
+
+_INPUTS = ("query", "key", "value", "mask")
+_EPS = float(np.finfo(np.float32).eps)
+
+Array = npt.NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionRows:
+    """Some rows of an attention.
+
+    Attributes:
+        place: Which rows.
+        shape: Shape of the probabilities, without the keys.
+        scores: What the probabilities are made of, float64.
+        probabilities: What the op makes of them, float32.
+        error: How far the op's own scores may be from these.
+        wrong: Elements of the context that are not the product of the probabilities and V.
+    """
+
+    place: Place
+    shape: tuple[int, ...]
+    scores: Array
+    probabilities: Array
+    error: Array
+    wrong: int
+
+
+class AttentionAlone:
+    """One attention op of a model, taken out of it."""
+
+    def __init__(self, model: ir.Model, site: RewrittenSite, run: RunSettings, native: bool) -> None:
+        output = Dataflow(model).values_in(site.scope).get(site.output)
+        node = None if output is None else output.producer()
+        if node is None or node.op_identifier() not in model.functions:
+            raise InvalidModel(f"site {site.id!r}: the op that the model's record names is not there")
+        self._scheme = site.scheme
+        self._scale = float(node.attributes["scale"].as_tensor().numpy()[0])
+        self._q_perm, self._k_perm, self._v_perm, self._out_perm = (
+            tuple(node.attributes[name].as_ints()) for name in ("q_perm", "k_perm", "v_perm", "out_perm")
+        )
+        self._zeroes_masked_rows = bool(np.isfinite(node.attributes["row_max_floor"].as_tensor().numpy()[0]))
+        self._int16_products = native and bool(node.attributes["qk"].as_int())
+        self._session = Session(self._model(node, model), run, native=native, frugal=True)
+
+    def rows(self, inputs: Sequence[Array], context: Array) -> Iterator[AttentionRows]:
+        """What the op makes of its inputs, a few rows at a time.
+
+        Args:
+            inputs: query, key, value and mask as they enter the op.
+            context: What left it in the model.
+        """
+        q, k, v = (
+            array.transpose(perm)
+            for array, perm in zip(inputs, (self._q_perm, self._k_perm, self._v_perm), strict=False)
+        )
+        mask, c = inputs[3], context.transpose(_inverse(self._out_perm))
+        shape = np.broadcast_shapes(
+            (*np.broadcast_shapes(q.shape[:-2], k.shape[:-2]), q.shape[-2], k.shape[-1]), mask.shape
+        )
+        eye = np.eye(k.shape[-1], dtype=np.float32).reshape((1,) * (q.ndim - 2) + (k.shape[-1],) * 2)
+        for place in blocks(shape, self._scheme):
+            of_q, of_k, of_mask = part(q, place), part(k, place, queries=False), part(mask, place)
+            back = of_q.transpose(_inverse(self._q_perm)), of_k.transpose(_inverse(self._k_perm))
+            arrays = (np.ascontiguousarray(array) for array in (*back, eye, of_mask))
+            (probabilities,) = self._session.run(dict(zip(_INPUTS, arrays, strict=True))).values()
+            scores, error = self._scores(_wide(of_q), _wide(of_k), of_mask)
+            wrong = self._wrong_contexts(part(v, place, queries=False), part(c, place), scores, probabilities, error)
+            yield AttentionRows(place, shape[:-1], scores, self._with_masked_rows(scores, probabilities), error, wrong)
+
+    def _scores(self, q: Array, k: Array, mask: Array) -> tuple[Array, Array]:
+        """Scores in float64, and how far the op's own may be off."""
+        scores = q @ k * self._scale + mask
+        # Rounding of each of D products and sums, and of the sum with the mask; of a score and of the row's maximum.
+        error = _EPS * ((q.shape[-1] / 2 + 2) * (np.abs(q) @ np.abs(k)) * abs(self._scale) + np.abs(scores))
+        if self._int16_products:
+            # A row of 16-bit integers is off by half of its largest magnitude / 32767 in each of its elements.
+            q_step, k_step = np.abs(q).max(-1, keepdims=True) / 65534, np.abs(k).max(-2, keepdims=True) / 65534
+            error = error + abs(self._scale) * (
+                q_step * np.abs(k).sum(-2, keepdims=True) + np.abs(q).sum(-1, keepdims=True) * k_step
+            )
+        error = np.where(np.isfinite(error), error, 0.0)
+        # What masked keys are off by, whose scores are large, moves neither the row's maximum nor its sum.
+        counts = scores + error >= (scores - error).max(-1, keepdims=True) - UNDERFLOW_NATS
+        of_row = np.where(counts, error, 0.0).max(-1, keepdims=True, initial=0.0)
+        return scores, error + of_row
+
+    def _wrong_contexts(self, value: Array, context: Array, scores: Array, probabilities: Array, error: Array) -> int:
+        """Number of elements of the context that are not the product of the probabilities and V."""
+        p, v = np.nan_to_num(probabilities.astype(np.float64)), _wide(value)
+        magnitude = np.abs(v)
+        # A sum over L_k keys is rounded L_k times, half an ULP each at most.
+        rounding = LEVEL_TOLERANCE + _EPS * p.shape[-1] / 2
+        flips = self._flips(scores, p, error)
+        moved = rounding + flips.sum(-1, keepdims=True)  # by normalization, a flip moves the rest of the row
+        allowed = moved * (np.abs(p) @ magnitude) + flips @ magnitude + np.finfo(np.float32).tiny
+        if any(one.bits is None or one.normalize is not Normalize.UNIT for one in schemes_of(self._scheme)):
+            allowed += (np.abs(p) * error) @ magnitude  # values follow the scores, not only their codes
+        if (
+            schemes_of(self._scheme)[0].pruned is Pruned.MEAN
+        ):  # what a key gives to the pruned is spread over the sample
+            stride = numerics.sample_stride(p.shape[-1])
+            allowed += flips.sum(-1, keepdims=True) * magnitude[..., ::stride, :].max(-2, keepdims=True)
+        return int((np.abs(context - p @ v) > allowed).sum())
+
+    def _flips(self, scores: Array, probabilities: Array, error: Array) -> Array:
+        """How much each probability may change because the model multiplied in another order than the op alone did.
+
+        Next to an edge the code may be another one, which moves the value by one level.
+        """
+        scores, error = np.broadcast_arrays(scores, error)
+        return for_heads(self._scheme, _flips, scores, probabilities, error)
+
+    def _with_masked_rows(self, scores: Array, probabilities: Array) -> Array:
+        """The probabilities, with NaN for fully masked rows that the op zeroes as the original's guard did."""
+        if not self._zeroes_masked_rows:
+            return probabilities
+        masked = np.isneginf(scores).all(axis=-1, keepdims=True)
+        zeroed = masked & (probabilities == 0.0).all(axis=-1, keepdims=True)
+        return np.where(zeroed, np.nan, probabilities)
+
+    def _model(self, node: ir.Node, model: ir.Model) -> ir.Model:
+        inputs = [ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT)) for name in _INPUTS]
+        identity = tuple(range(len(self._q_perm)))
+        attributes = {**node.attributes, "v_perm": ir.AttrInt64s("v_perm", identity)}
+        attributes["out_perm"] = ir.AttrInt64s("out_perm", identity)
+        alone = ir.Node(DOMAIN, node.op_type, inputs, tuple(attributes.values()))
+        alone.outputs[0].name = "context"
+        alone.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        imports = {"": opset(model), DOMAIN: DOMAIN_VERSION}
+        graph = ir.Graph(inputs, alone.outputs, nodes=[alone], opset_imports=imports, name="attention")
+        return ir.Model(graph, ir_version=model.ir_version, functions=[model.functions[node.op_identifier()].clone()])
+
+
+def _wide(array: Array) -> Array:
+    """In float64, and in the order that products are fast for."""
+    return array.astype(np.float64, order="C")
+
+
+def _inverse(perm: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(axis) for axis in np.argsort(perm))
+
+
+def _flips(scores: Array, probabilities: Array, error: Array, scheme: QuantScheme) -> Array:
+    x = numerics.relative_scores(scores) if scheme.reference is Reference.ROW_MAX else numerics.softmax(scores)
+    near = numerics.near_edge(x, scheme, error)
+    if scheme.pruned is Pruned.MEAN:
+        width = np.minimum(numerics.EDGE_ULPS * _EPS + error, UNDERFLOW_NATS)  # of masked keys it is beyond all
+        low, high = (numerics.continued_levels(x * np.exp(sign * width), scheme) for sign in (-1.0, 1.0))
+        near |= (low != high) & (scheme.bits is not None)
+    step = 0.0 if scheme.bits is None else scheme.step
+    level = x * np.exp(step) if scheme.spacing is not Spacing.LINEAR else x + step
+    scale = probabilities.max(-1, keepdims=True) / np.maximum(x.max(-1, keepdims=True), np.finfo(np.float32).tiny)
+    return np.asarray(scale * np.where(near, level, 0.0))
+
+
+__all__ = ["AttentionAlone", "AttentionRows"]
