@@ -242,7 +242,8 @@ class ShapeCheck:
                 arrays = evaluator.run(None, feeds)
         except Exception:  # what it does not take, onnxruntime may
             return None
-        return [_of_array(np.asarray(array)) for array in arrays]
+        # A sequence is a list.
+        return [_UNKNOWN if isinstance(array, list) else _of_array(np.asarray(array)) for array in arrays]
 
     def _proto(self, node: ir.Node) -> onnx.NodeProto | None:
         """The node with inputs i0, i1, … and outputs o0, o1, …; None for other domains, of which onnx knows nothing."""
