@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,7 +18,7 @@ from onnx_attnq.errors import InvalidPlan, InvalidScheme
 from onnx_attnq.find import expose, find_sites
 from onnx_attnq.inputs import generate_samples
 from onnx_attnq.rewriting import Plan, SitePlan, bodies, read_record, rewrite
-from onnx_attnq.scheme import HeadSchemes, Normalize, Pruned, QuantScheme, for_heads, numerics, preset
+from onnx_attnq.scheme import HeadSchemes, Normalize, Pruned, QuantScheme, for_heads, left_alone, numerics, preset
 from onnx_attnq.verification import verify
 from onnx_attnq.verification.codes import check_rows
 
@@ -127,3 +128,43 @@ def test_a_plan_names_the_schemes_of_heads_in_their_order() -> None:
         data["sites"][0]["scheme"] = wrong
         with pytest.raises(InvalidPlan, match=f"site 'a'.*{message}"):
             Plan.from_json(data)
+
+
+LEFT = HeadSchemes((preset("row-log-mean", bits=1, threshold=0.5), left_alone(preset("row-log-mean"))))
+
+
+@pytest.mark.parametrize("family", ["row-log", "row-log-mean", "ji2021", "fq-log2", "prune-only"])
+def test_a_head_that_is_left_alone_hardly_changes(family: str) -> None:
+    x = np.random.default_rng(0).normal(0.0, 3.0, (4, 64))
+    left = left_alone(preset(family))
+    p = numerics.softmax(x)
+    found = numerics.quantize_probabilities(p, left)
+    assert np.abs(found - p).max() <= (0.05 if family == "row-log-mean" else 0.02)
+
+
+def test_a_head_can_be_left_alone_beside_others(tmp_path: Path) -> None:
+    original, model = rewritten(LEFT)
+    assert verify(original, model, generate_samples(original, 3, 0)).passed
+    plan = Plan("c0ffee", (SitePlan("a", LEFT, left=((1, "it moves the outputs"),)),))
+    data = plan.to_json()
+    assert data["sites"] == [{"id": "a", "scheme": ["row-log-mean", None], "left": {"1": "it moves the outputs"}}]
+    assert list(data["schemes"]) == ["row-log-mean"]
+    assert Plan.from_json(json.loads(json.dumps(data))) == plan
+
+
+@pytest.mark.parametrize(
+    ("site", "message"),
+    [
+        ({"scheme": ["row-log-mean", None]}, "a reason for each head whose scheme is null"),
+        ({"scheme": ["row-log-mean", None], "left": {"1": ""}}, "a reason for each head"),
+        ({"scheme": ["row-log-mean", None], "left": {"0": "x", "1": "y"}}, "and for no other"),
+        ({"scheme": ["row-log-mean", None], "left": ["x"]}, "a reason for each head"),
+        ({"scheme": "row-log-mean", "left": {"0": "x"}}, "and for no other"),
+        ({"scheme": [None, None], "left": {"0": "x", "1": "y"}}, "every head is left alone"),
+    ],
+)
+def test_a_head_that_is_left_alone_has_a_reason(site: dict[str, object], message: str) -> None:
+    data = Plan("c0ffee", (SitePlan("a", LEFT.heads[0]),)).to_json()
+    data["sites"] = [{"id": "a", **site}]
+    with pytest.raises(InvalidPlan, match=f"site 'a'.*{message}"):
+        Plan.from_json(data)

@@ -15,7 +15,7 @@ from onnx_attnq.atomic import replacing
 from onnx_attnq.errors import AttnqError, InvalidPlan, InvalidScheme
 from onnx_attnq.find import left_out
 from onnx_attnq.reading import check_fields, parse_json, read_regular
-from onnx_attnq.scheme import HeadSchemes, QuantScheme, SiteScheme, schemes_of
+from onnx_attnq.scheme import HeadSchemes, QuantScheme, SiteScheme, left_alone, schemes_of
 
 FORMAT: Final = 2
 """Version of the JSON form. Version 1 called the structure hash "model"."""
@@ -29,15 +29,22 @@ class SitePlan:
         site: Id of the site.
         scheme: The scheme, one for each head, or None to leave the site as it is.
         reason: Why it is left; empty where there is a scheme.
+        left: Why heads of a site that is rewritten are left alone, by their numbers. One op serves all heads, so such
+            a head has a scheme, too, that changes it hardly: `scheme.left_alone`.
     """
 
     site: str
     scheme: SiteScheme | None
     reason: str = ""
+    left: tuple[tuple[int, str], ...] = ()
 
     def __post_init__(self) -> None:
         if (self.scheme is None) == (self.reason == ""):
             raise InvalidPlan(f"site {self.site!r} needs a scheme, or null and a reason, and not both")
+        heads = schemes_of(self.scheme) if isinstance(self.scheme, HeadSchemes) else ()
+        for head, reason in self.left:
+            if not 0 <= head < len(heads) or heads[head] != left_alone(heads[head]) or not reason:
+                raise InvalidPlan(f"site {self.site!r}: head {head} is left, and has no reason or another scheme")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,16 +105,26 @@ class Plan:
                 raise InvalidPlan(f"the plan has no entry for the site {site!r}")
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values; each scheme stands once, under a name; a site refers to one, or to one for each of its heads."""
+        """JSON values; each scheme stands once, under a name; a site refers to one, or to one for each of its heads.
+
+        A head that is left alone has null in place of a name, and its reason in the site's ``left``.
+        """
         names: dict[QuantScheme, str] = {}
         for entry in self.sites:
-            for scheme in () if entry.scheme is None else schemes_of(entry.scheme):
+            for scheme in _named(entry):
                 if scheme not in names:
                     numbered = (f"{scheme.name}-{number}" for number in itertools.count(2))
                     names[scheme] = next(n for n in itertools.chain([scheme.name], numbered) if n not in names.values())
 
-        def spelled(scheme: SiteScheme) -> str | list[str]:
-            return [names[one] for one in scheme.heads] if isinstance(scheme, HeadSchemes) else names[scheme]
+        def spelled(entry: SitePlan) -> str | list[str | None]:
+            assert entry.scheme is not None
+            if not isinstance(entry.scheme, HeadSchemes):
+                return names[entry.scheme]
+            left = dict(entry.left)
+            return [None if head in left else names[one] for head, one in enumerate(entry.scheme.heads)]
+
+        def reasons(entry: SitePlan) -> dict[str, Any]:
+            return {"left": {str(head): reason for head, reason in entry.left}} if entry.left else {}
 
         return {
             "format": FORMAT,
@@ -116,7 +133,7 @@ class Plan:
             "sites": [
                 {"id": e.site, "scheme": None, "reason": e.reason}
                 if e.scheme is None
-                else {"id": e.site, "scheme": spelled(e.scheme)}
+                else {"id": e.site, "scheme": spelled(e), **reasons(e)}
                 for e in self.sites
             ],
         }
@@ -143,21 +160,23 @@ class Plan:
         entries = []
         for index, item in enumerate(data["sites"]):
             what = f"site {index} of the plan"
-            _expect(item, what, {"id": str}, optional=("scheme", "reason"))
+            _expect(item, what, {"id": str}, optional=("scheme", "reason", "left"))
             named, reason = item.get("scheme"), item.get("reason", "")
             if not isinstance(reason, str):
                 raise InvalidPlan(f"'reason' of {what} must be of type str")
             for name in named if isinstance(named, list) else [] if named is None else [named]:
+                if name is None:  # a head that is left alone
+                    continue
                 if not isinstance(name, str) or name not in schemes:
                     raise InvalidPlan(
                         f"site {item['id']!r} refers to the scheme {name!r}, which the plan does not define"
                     )
             try:
-                by_head = HeadSchemes(tuple(schemes[name] for name in named)) if isinstance(named, list) else None
+                by_head = _by_head(named, schemes) if isinstance(named, list) else None
             except InvalidScheme as error:
                 raise InvalidPlan(f"site {item['id']!r}: {error}") from None
             given = by_head if named is None or by_head is not None else schemes[named]
-            entries.append(SitePlan(item["id"], given, reason))
+            entries.append(SitePlan(item["id"], given, reason, _left(item, named)))
         return cls(data["structure_hash"], tuple(entries))
 
 
@@ -207,6 +226,34 @@ def save_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
     """Write a plan as JSON, two spaces of indentation."""
     with replacing(Path(path)) as file:
         file.write((json.dumps(plan.to_json(), indent=2) + "\n").encode())
+
+
+def _named(entry: SitePlan) -> list[QuantScheme]:
+    """The schemes of a site that the file names: not those of heads that are left alone."""
+    heads, left = () if entry.scheme is None else schemes_of(entry.scheme), dict(entry.left)
+    return [scheme for head, scheme in enumerate(heads) if head not in left]
+
+
+def _by_head(names: Sequence[str | None], schemes: Mapping[str, QuantScheme]) -> HeadSchemes:
+    family = next((schemes[name] for name in names if name is not None), None)
+    if family is None and names:
+        raise InvalidScheme("every head is left alone; write null and a reason for the site")
+    return HeadSchemes(tuple(left_alone(family) if name is None and family else schemes[name or ""] for name in names))
+
+
+def _left(item: Mapping[str, Any], named: object) -> tuple[tuple[int, str], ...]:
+    """The reasons of heads that are left alone; each head with null has one, and no other."""
+    left = item.get("left", {})
+    heads = {str(i): i for i, n in enumerate(named) if n is None} if isinstance(named, list) else {}
+    if (
+        not isinstance(left, Mapping)
+        or set(left) != set(heads)
+        or not all(isinstance(r, str) and r for r in left.values())
+    ):
+        raise InvalidPlan(
+            f"site {item['id']!r}: 'left' must have a reason for each head whose scheme is null, and for no other"
+        )
+    return tuple((heads[key], left[key]) for key in sorted(heads, key=int))
 
 
 def _expect(data: object, what: str, fields: Mapping[str, type], optional: Sequence[str] = ()) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_attnq.errors import InvalidScheme
-from onnx_attnq.scheme.quant_scheme import QuantScheme
+from onnx_attnq.scheme.quant_scheme import Pruned, QuantScheme
 
 Array = npt.NDArray[Any]
 
@@ -62,6 +62,33 @@ class HeadSchemes:
             raise InvalidScheme(f"schemes of heads must be a JSON object with a list 'heads', not {data!r}")
         return cls(tuple(QuantScheme.from_json(scheme) for scheme in data["heads"]))
 
+
+def left_alone(family: QuantScheme) -> QuantScheme:
+    """The scheme of a head that is to stay as it is in a site whose other heads are rewritten, by one op for all.
+
+    It has 8 bits: a value above the threshold moves by 2 % at most, by 5 % where pruned values share what they summed
+    to, whose steps have to be wider. Without bits next to nothing changes.
+
+    Args:
+        family: Of the other heads.
+
+    >>> from onnx_attnq.scheme import preset
+    >>> left = left_alone(preset("row-log-mean"))
+    >>> left.bits, round(left.step, 3), round(left_alone(preset("row-log")).step, 3)
+    (8, 0.1, 0.036)
+    """
+    shares = family.pruned is Pruned.MEAN
+    return dataclasses.replace(
+        family,
+        bits=None if family.bits is None else LEFT_BITS,
+        threshold=LEFT_THRESHOLD_SHARED if shares else LEFT_THRESHOLD,
+    )
+
+
+LEFT_BITS: Final = 8
+LEFT_THRESHOLD: Final = 1e-4
+LEFT_THRESHOLD_SHARED: Final = 1e-11
+"""The highest at which 8 bits have the steps that ``pruned`` mean needs."""
 
 SiteScheme = QuantScheme | HeadSchemes
 """What a site gets: one scheme, or one for each of its heads."""
@@ -147,6 +174,7 @@ __all__ = [
     "HeadSchemes",
     "SiteScheme",
     "for_heads",
+    "left_alone",
     "schemes_of",
     "site_scheme_from_json",
     "split_heads",
