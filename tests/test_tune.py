@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small_transformers import bert_like
 
 from onnx_attnq.cli import main
-from onnx_attnq.errors import CannotWrite, InvalidData, NothingToRewrite
-from onnx_attnq.inputs import Sample, generate_samples
+from onnx_attnq.errors import CannotWrite, InvalidData, NothingToRewrite, VerificationFailed
+from onnx_attnq.evaluate import Interval
+from onnx_attnq.find import expose, find_sites
+from onnx_attnq.inputs import Sample, generate_samples, load_samples
 from onnx_attnq.job import compress
-from onnx_attnq.model import save
-from onnx_attnq.rewriting import RewriteSettings, load_plan
-from onnx_attnq.scheme import numerics, preset, schemes_of
-from onnx_attnq.tune import Effort, Goal, Tuner, dask_cluster
-from onnx_attnq.tune.choice import Objective, choose, frontier
+from onnx_attnq.model import load, save
+from onnx_attnq.rewriting import RewriteSettings, load_plan, read_record
+from onnx_attnq.scheme import left_alone, numerics, preset, schemes_of
+from onnx_attnq.tune import Effort, Goal, Tuner, compress_tuned, dask_cluster
+from onnx_attnq.tune.apply import plan_of
+from onnx_attnq.tune.choice import Objective, alternatives, choose, frontier
 from onnx_attnq.tune.journal import Journal, Purpose
-from onnx_attnq.tune.loss import Agreement, Part, halves
+from onnx_attnq.tune.loss import AGREEMENT, Agreement, Measured, Part, halves
 from onnx_attnq.tune.sensitivity import Trial, Unit, measure_unit, units
 
 SCHEMES = (preset(bits=3), preset(bits=2, threshold=0.1), preset(bits=1, threshold=0.5))
@@ -77,16 +86,31 @@ def test_pruned_is_the_share_of_the_codes_that_are_zero(model: Path, samples: li
 
 
 def test_candidates_that_another_beats_are_tried_on_one_sample_only(model: Path, samples: list[Sample]) -> None:
-    # Two schemes of the same bits and threshold are the same in every figure; a milder one of more bits may survive.
-    trials = measure_unit(str(model), Unit("Softmax_p0", 0, 1), samples, SCHEMES)
-    assert {t.scheme for t in trials} <= set(SCHEMES)
-    for a in trials:
+    trials = measure_unit(str(model), Unit("Softmax_p0", 0, 1), samples, (*SCHEMES, preset("ji2021")))
+    alone = {
+        t.scheme: t
+        for t in measure_unit(str(model), Unit("Softmax_p0", 0, 1), samples[:1], (*SCHEMES, preset("ji2021")))
+    }
+    assert {t.scheme for t in trials} == set(alone)
+    for trial in trials:
+        own = alone[trial.scheme]
         worse = [
             b
-            for b in trials
-            if (b.scheme.bits or 0) <= (a.scheme.bits or 0) and b.pruned > a.pruned and b.divergence < a.divergence
+            for b in alone.values()
+            if (b.scheme.bits or 0) <= (own.scheme.bits or 0)
+            and b.pruned > own.pruned
+            and b.divergence < own.divergence
         ]
-        assert not worse or len(samples) > 1
+        assert trial.screened or not worse
+        assert not trial.screened or (trial.pruned, trial.divergence) == (own.pruned, own.divergence)
+
+
+def test_no_head_is_left_without_a_candidate_of_the_first_family(model: Path, samples: list[Sample]) -> None:
+    mixed = (SCHEMES[2], preset("row-log-mean"), preset("row-log-mean", bits=1, threshold=0.5))
+    for unit in units(str(model), samples[0]):
+        trials = measure_unit(str(model), unit, samples, mixed)
+        for head in range(unit.first, unit.stop):
+            assert any(t.head == head and t.scheme == SCHEMES[2] and not t.screened for t in trials)
 
 
 TRIALS = st.builds(
@@ -111,6 +135,95 @@ def test_a_higher_price_never_gives_more_divergence(trials: list[Trial], objecti
         min(t.divergence for t in trials if (t.site, t.head) == key) for key in {(t.site, t.head) for t in trials}
     )
     assert found[-1] == pytest.approx(mildest, rel=1e-6, abs=1e-6) or len(plans) == 1
+
+
+def test_a_site_takes_the_family_in_which_its_heads_together_fare_best() -> None:
+    zero, shared = preset(bits=2, threshold=0.1), preset("row-log-mean")
+    trials = [
+        Trial("a", 0, zero, 0.9, 0.0),
+        Trial("a", 1, zero, 0.9, 1.0),
+        Trial("a", 0, shared, 0.8, 0.0),
+        Trial("a", 1, shared, 0.8, 0.0),
+        Trial("b", 0, zero, 0.9, 0.0),
+    ]
+    assert choose(trials, 0.0).schemes == {"a": (zero, zero), "b": (zero,)}
+    assert choose(trials, 1.0).schemes == {"a": (shared, shared), "b": (zero,)}
+    screened = [*trials[:2], dataclasses.replace(trials[2], screened=True), *trials[3:]]
+    assert choose(screened, 1.0).schemes == {"a": (zero, zero), "b": (zero,)}, "head 0 has no shared candidate"
+
+
+def test_a_head_that_bears_no_candidate_is_left_alone_and_the_plan_says_why(model: Path) -> None:
+    harsh = preset("row-log-mean", bits=1, threshold=0.5)
+    left = left_alone(harsh)
+    trials = [
+        Trial("Softmax_p0", 0, harsh, 0.9, 0.0),
+        Trial("Softmax_p0", 0, left, 0.0, 0.0),
+        Trial("Softmax_p0", 1, harsh, 0.9, 5.0),
+        Trial("Softmax_p0", 1, left, 0.0, 0.0),
+        *(Trial("Softmax_p1", head, s, 0.0, d) for head in range(2) for s, d in ((harsh, 5.0), (left, 0.0))),
+    ]
+    choice = choose(trials, 10.0)
+    assert choice.bits == (1 + 3 * 8) / 4
+    first, second = plan_of(find_sites(expose(load(model))), choice).sites
+    assert first.left == ((1, "it moves the outputs by 5.0e+00 even with row-log-mean:bits=1,threshold=0.5"),)
+    assert second.scheme is None
+    assert second.reason.startswith("head 0: it moves the outputs by 5.0e+00 even with")
+
+
+def test_alternatives_say_what_each_freedom_has_won() -> None:
+    one, two, zero = (preset("row-log-mean", bits=1, threshold=0.5), preset("row-log-mean"), preset(bits=2))
+    trials = [
+        Trial("a", 0, one, 0.9, 0.1),
+        Trial("a", 0, two, 0.8, 0.0),
+        Trial("a", 0, zero, 0.5, 0.2, screened=True),
+        Trial("a", 1, one, 0.9, 9.0),
+        Trial("a", 1, two, 0.8, 0.1),
+        Trial("a", 1, zero, 0.5, 0.0, screened=True),
+    ]
+    choice = choose(trials, 0.5)
+    assert choice.schemes == {"a": (one, two)}
+    found = {other.name: other.choice for other in alternatives(trials, choice, Objective.SPARSE_AND_NARROW)}
+    assert set(found) == {
+        "one scheme for all heads",
+        "without 1 bit",
+        "without 2 bits",
+        "row-log-mean only",
+        "row-log only",
+    }
+    assert found["without 2 bits"] is None
+    assert found["row-log-mean only"] is not None
+    assert found["row-log-mean only"].schemes == choice.schemes
+    for name in ("one scheme for all heads", "without 1 bit"):
+        assert found[name] is not None
+        assert found[name].schemes == {"a": (two, two)}
+    assert found["row-log only"] is not None
+    assert found["row-log only"].pruned == 0.5
+
+
+def test_a_figure_that_cannot_tell_does_not_decide_and_the_narrowest_always_does() -> None:
+    sharp, blurred, lossy = Interval(0.004, -0.001, 0.009), Interval(0.02, -0.04, 0.08), Interval(0.02, 0.01, 0.09)
+    assert Measured({"a": sharp, "b": blurred}, 9).within(0.005)
+    assert not Measured({"a": sharp, "b": blurred}, 9).within(0.003)
+    assert not Measured({"b": blurred}, 9).within(0.005)
+    assert not Measured({"a": sharp, "b": lossy}, 9).within(0.005)
+    unknown = Interval(0.02, float("nan"), float("nan"))
+    assert not Measured({"a": sharp, "c": unknown}, 9).within(0.005)
+    assert not Measured({"a": Interval(float("nan"), 0.0, 0.0)}, 9).within(0.5)
+
+
+def test_outputs_that_are_not_finite_agree_with_nothing(model: Path, samples: list[Sample], tmp_path: Path) -> None:
+    broken = load(model)
+    for value in list(broken.graph.initializers.values()):
+        if value.name == "wlm":
+            value.const_value = ir.tensor(np.full(value.const_value.shape.numpy(), np.nan, np.float32), name="wlm")  # type: ignore[union-attr]
+    save(broken, tmp_path / "broken.onnx")
+    loss = Agreement(model, samples, figures=AGREEMENT)
+    assert min(f.estimate for f in loss.measure(tmp_path / "broken.onnx", Part.ALL).figures.values()) >= 1.0
+
+
+def test_a_figure_that_the_loss_does_not_have_is_named(model: Path, samples: list[Sample]) -> None:
+    with pytest.raises(InvalidData, match="--figure bleu: the loss has the figures cosine, kl, top-1"):
+        Agreement(model, samples, figures=("bleu",))
 
 
 def test_the_price_decides_for_each_head_on_its_own() -> None:
@@ -193,7 +306,7 @@ def test_a_model_agrees_with_itself(model: Path, samples: list[Sample]) -> None:
     loss = Agreement(model, samples)
     for part in Part:
         found = loss.measure(model, part)
-        assert found.count == 2
+        assert found.count == (4 if part is Part.ALL else 2)
         assert set(found.figures) == {"cosine", "kl"}
         assert abs(found.worst) < 1e-9
 
@@ -222,8 +335,8 @@ def test_a_plan_that_was_tuned_is_within_the_bound_and_applies(
     found = tuner(model, samples, Goal(0.5)).run(tmp_path / "plan.json")
     assert found.accepted
     assert found.complete
-    assert found.calibration.worst <= 0.5
-    assert found.confirmation.worst <= 0.5
+    assert found.found.calibration.worst <= 0.5
+    assert found.found.confirmation.worst <= 0.5
     plan = load_plan(tmp_path / "plan.json")
     assert [entry.site for entry in plan.sites] == ["Softmax_p0", "Softmax_p1"]
     result = compress(model, tmp_path / "out.onnx", rewriting=RewriteSettings(plan=plan))
@@ -244,6 +357,7 @@ def test_a_bound_that_nothing_holds_is_not_called_accepted(model: Path, samples:
         [t for u in units(str(model), samples[0]) for t in measure_unit(str(model), u, samples[:1], CANDIDATES)]
     )[-1]
     assert found.choice.schemes == mildest.schemes
+    assert {other.name for other in found.won} >= {"one scheme for all heads"}
 
 
 def test_a_target_of_pruning_takes_the_mildest_plan_that_reaches_it(
@@ -334,6 +448,110 @@ def test_the_command_writes_a_plan_that_the_main_command_takes(
     with pytest.raises(SystemExit) as stopped:
         main([str(model), "--plan", str(tmp_path / "model.plan.json")])
     assert not stopped.value.code
+
+
+@pytest.fixture
+def data(samples: list[Sample], tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for index, sample in enumerate(samples):
+        np.savez(folder / f"{index}.npz", **sample)
+    return folder
+
+
+def test_the_main_command_tunes_writes_and_verifies_in_one_go(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(model), "--data", str(data), "--max-loss", "60%", "--jobs", "1"]
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert not stopped.value.code
+    out = capsys.readouterr().out
+    assert "within the bound on both" in out
+    assert "Verified" in out
+    plan = load_plan(tmp_path / "model.plan.json")
+    record = read_record(load(tmp_path / "model.attnq.onnx"))
+    assert record is not None
+    assert record.plan == plan.hash
+    with pytest.raises(SystemExit) as stopped:  # the journal is there
+        main(arguments)
+    assert "--resume" in capsys.readouterr().err
+    (tmp_path / "model.attnq.onnx").unlink()
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments[:3], "--min-pruned", "99.9%", "--max-loss", "0%", "--resume"])
+    assert stopped.value.code == 1
+    assert "No model was written" in capsys.readouterr().out
+    assert not (tmp_path / "model.attnq.onnx").exists()
+
+
+def test_python_tunes_writes_and_verifies_in_one_call(model: Path, samples: list[Sample], tmp_path: Path) -> None:
+    found = compress_tuned(model, samples, tmp_path / "out.onnx", goal=Goal(max_loss=0.6), effort=Effort(jobs=1))
+    assert found.compression.verification is not None
+    assert found.compression.verification.passed
+    assert found.compression.plan == load_plan(tmp_path / "out.plan.json")
+    with pytest.raises(VerificationFailed, match=r"the nearest one is .*out\.plan\.json"):
+        compress_tuned(
+            model, samples, tmp_path / "out.onnx", goal=Goal(max_loss=0.0, min_pruned=0.99), effort=Effort(jobs=1)
+        )
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--max-loss", "1%"], "--data"),
+        (["--max-loss", "1%", "--bits", "2"], "--bits"),
+        (["--min-pruned", "50%", "--no-verify"], "--no-verify"),
+        (["--min-pruned", "50%", "--weights", "int8"], "--weights"),
+        (["--task", "retrieval"], "--task"),
+        (["--resume"], "--resume"),
+    ],
+)
+def test_the_main_command_refuses_what_tuning_would_ignore(
+    model: Path, extra: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(model), *extra])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in model.parent.iterdir()] == ["model.onnx"]
+
+
+def wait_for_units(journal: Path, count: int) -> None:
+    for _ in range(1200):
+        if journal.exists() and len(journal.read_text().splitlines()) > count:
+            return
+        time.sleep(0.05)
+    raise AssertionError("no unit was measured in a minute")
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])  # the second is Ctrl-C
+def test_a_command_that_is_killed_in_the_middle_resumes_to_the_same_plan(
+    data: Path, tmp_path: Path, signal_number: int
+) -> None:
+    # Enough layers for the run to be in the middle of the heads when it is killed.
+    model, layers = tmp_path / "deep.onnx", 4
+    save(bert_like(17, layers), model)
+    cut, whole = tmp_path / "cut.json", tmp_path / "whole.json"
+    arguments = [
+        *(sys.executable, "-m", "onnx_attnq", "tune", str(model), "--data", str(data), "--max-loss", "60%"),
+        *("--samples", "1", "--jobs", "1", "-o", str(cut)),
+    ]
+    running = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    wait_for_units(tmp_path / "cut.json.journal", 1)
+    running.send_signal(signal_number)
+    _, error = running.communicate(timeout=60)
+    assert running.returncode == (130 if signal_number == signal.SIGINT else -signal_number)
+    assert signal_number == signal.SIGKILL or error.strip() == "onnx-attnq: interrupted"
+    measured = len((tmp_path / "cut.json.journal").read_text().splitlines()) - 1
+    assert 1 <= measured < layers, "it was not in the middle"
+    assert all(entry.scheme is None for entry in load_plan(cut).sites), "the best so far"
+    if signal_number == signal.SIGINT:
+        return  # it leaves the same files
+    loaded = load_samples(data, load(model))
+    for plan, resume in ((cut, True), (whole, False)):
+        run = Tuner(model, loaded[:1], Agreement(model, loaded), Goal(0.6), Effort(jobs=1))
+        run.run(plan, resume=resume)
+    assert cut.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize(

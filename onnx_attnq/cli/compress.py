@@ -27,15 +27,17 @@ from onnx_attnq.cli.options import (
     weights_option,
 )
 from onnx_attnq.cli.output import compared, console, in_megabytes, plain_table, progress_bar, show_refused, write_json
+from onnx_attnq.cli.tuning import TUNING_SAMPLES, Lossy, loss_and_samples, loss_options, run_tuning, show_tuning
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from rich.console import Console
 
-    from onnx_attnq.inputs import InputShapes
+    from onnx_attnq.inputs import InputShapes, Sample
     from onnx_attnq.job import Compression, FolderCompression, WeightCompression
     from onnx_attnq.run import RunSettings
     from onnx_attnq.scheme import SiteScheme
+    from onnx_attnq.tune import Tuning
     from onnx_attnq.verification import VariantCheck, Verification
 
 
@@ -74,6 +76,8 @@ if TYPE_CHECKING:
     metavar="[OUTPUT:]FIGURE>=VALUE",
     help=f"Fail when an output deviates more. {LIMIT_HELP}",
 )
+@loss_options
+@click.option("--resume", is_flag=True, help="Continue an earlier run with the same --max-loss or --min-pruned.")
 @run_options
 @click.option("--inline", is_flag=True, help="Write plain ops, for runtimes without model-local functions (OpenVINO).")
 @click.option("--quantize-outputs", is_flag=True, help="Quantize probabilities that are outputs of the model, too.")
@@ -117,6 +121,8 @@ def compress(
     seed: int,
     input_shapes: InputShapes,
     max_deviation: tuple[str, ...],
+    lossy: Lossy,
+    resume: bool,
     run: RunSettings,
     inline: bool,
     quantize_outputs: bool,
@@ -129,6 +135,9 @@ def compress(
     json_path: str | None,
 ) -> int:
     """Rewrite the attention of MODEL and verify the result.
+
+    With --max-loss or --min-pruned each head gets a scheme of its own, which --data decides: one half chooses, the
+    other confirms. What `tune` does, in one go; the plan is left beside the output.
 
     MODEL is an ONNX file, or a folder with several, such as the parts of an encoder-decoder: then all of them are
     rewritten into a new folder, FOLDER.attnq, together with a copy of all that lies beside them. --data is then a
@@ -166,6 +175,29 @@ def compress(
             "--external-data keep": kept,
         }
         _refuse_beside(f"{model} is a folder", True, of_one_model)
+    tuned = None
+    if lossy.max_loss is not None or lossy.min_pruned is not None:
+        fixed = chosen | {"--plan": plan_path, "--weights": weights, "--keep-fused": keep_fused or None}
+        _refuse_beside("--max-loss and --min-pruned choose the schemes of all heads", True, fixed)
+        _refuse_beside("tuning runs the model", True, {"--dry-run": dry_run or None, "--no-verify": no_verify or None})
+        if data is None or model.is_dir():
+            raise click.UsageError("--max-loss and --min-pruned need an ONNX file and --data to measure the loss on")
+        plan_path = write_plan or (output or model).with_suffix(".plan.json")
+        tuned, shown = _tune(model, data, plan_path, lossy, run, resume=resume, quiet=json_path == "-")
+        given = tuple(shown)
+        if not tuned.accepted:
+            if json_path is not None:
+                write_json({"tuning": tuned.to_json()}, json_path)
+            return 1
+    else:
+        alone = {
+            "--task": lossy.task,
+            "--figure": lossy.figures,
+            "--tokenizer": lossy.tokenizer,
+            "--resume": resume or None,
+        }
+        _refuse_beside("without --max-loss and --min-pruned nothing is tuned", True, alone)
+        given = None
     settings = RewriteSettings(
         scheme=None if plan_path is not None else scheme_of(scheme, bits, threshold),
         include=include,
@@ -194,7 +226,8 @@ def compress(
                 )
         return _show_folder(parts, json_path)
     original = load(model)
-    given = None if data is None else load_samples(data, original)
+    if data is not None and given is None:
+        given = load_samples(data, original)
     verification = None if no_verify else VerifySettings(given, samples, seed, input_shapes, limits, keep_failed)
     both = None
     if dry_run:
@@ -216,16 +249,34 @@ def compress(
                 external_data=external_data,
                 progress=progress,
             )
-    if write_plan is not None:
+    if write_plan is not None and tuned is None:
         save_plan(result.plan, write_plan)
     if json_path is not None:
         more = {} if both is None else {"weights": both.to_json()}
+        more |= {} if tuned is None else {"tuning": tuned.to_json()}
         write_json(compression_json(result, original) | more, json_path)
     if json_path != "-":
         _show(result, original, console(), real_data=data is not None)
         if both is not None:
             _show_weights(both, console())
     return _exit_code(result)
+
+
+def _tune(
+    model: Path, data: Path, plan: Path, lossy: Lossy, run: RunSettings, *, resume: bool, quiet: bool
+) -> tuple[Tuning, Sequence[Sample]]:
+    """Tune, write the plan, and say what came of it; and the samples that the heads were measured on."""
+    from onnx_attnq.tune import Effort, Goal
+
+    loss, samples = loss_and_samples(model, data, lossy, run, TUNING_SAMPLES)
+    goal = Goal(lossy.max_loss, lossy.min_pruned)
+    found = run_tuning(model, plan, loss, samples, goal, Effort(jobs=lossy.jobs, custom_ops=run.custom_ops), resume=resume)
+    if not quiet:
+        show_tuning(found)
+        console().print(f"Wrote the plan {plan}")
+        if not found.accepted:
+            console().print("No model was written: no plan is within the bound.", style="red")
+    return found, samples
 
 
 def _show_folder(result: FolderCompression, json_path: str | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -63,6 +64,7 @@ class HeadSchemes:
         return cls(tuple(QuantScheme.from_json(scheme) for scheme in data["heads"]))
 
 
+@functools.cache
 def left_alone(family: QuantScheme) -> QuantScheme:
     """The scheme of a head that is to stay as it is in a site whose other heads are rewritten, by one op for all.
 

@@ -1,16 +1,22 @@
 """Choosing a scheme for each head: as much pruned, in as few bits, as a loss allows."""
 
-from onnx_attnq.tune.choice import Choice, Objective, choose, frontier
+from onnx_attnq.tune.choice import Alternative, Choice, Objective, choose, frontier
 from onnx_attnq.tune.cluster import dask_cluster
-from onnx_attnq.tune.loss import Agreement, FunctionLoss, Loss, Measured, Part, TaskLoss, load_function
+from onnx_attnq.tune.in_one_go import SAMPLES, TunedCompression, compress_tuned
+from onnx_attnq.tune.loss import AGREEMENT, Agreement, FunctionLoss, Loss, Measured, Part, TaskLoss, load_function
+from onnx_attnq.tune.search import Found, Goal, Step
 from onnx_attnq.tune.sensitivity import Trial, Unit, measure_unit, units
-from onnx_attnq.tune.tuning import CANDIDATES, Effort, Goal, Step, Tuner, Tuning
+from onnx_attnq.tune.tuning import CANDIDATES, Effort, Tuner, Tuning
 
 __all__ = [
+    "AGREEMENT",
     "CANDIDATES",
+    "SAMPLES",
     "Agreement",
+    "Alternative",
     "Choice",
     "Effort",
+    "Found",
     "FunctionLoss",
     "Goal",
     "Loss",
@@ -20,10 +26,12 @@ __all__ = [
     "Step",
     "TaskLoss",
     "Trial",
+    "TunedCompression",
     "Tuner",
     "Tuning",
     "Unit",
     "choose",
+    "compress_tuned",
     "dask_cluster",
     "frontier",
     "load_function",

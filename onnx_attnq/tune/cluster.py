@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from onnx_attnq.errors import InvalidData
 from onnx_attnq.extras import require
 
 
 @contextlib.contextmanager
-def dask_cluster(address: str | None) -> Iterator[None]:
+def dask_cluster(address: str | None, shared: Sequence[Any] = ()) -> Iterator[None]:
     """While this is open, joblib works on a cluster.
 
     Workers read the model by the path that the command was given, so it has to be on a file system that all share.
@@ -18,6 +19,7 @@ def dask_cluster(address: str | None) -> Iterator[None]:
 
     Args:
         address: HOST:PORT of the scheduler.
+        shared: Objects that every task takes: each worker gets them once.
 
     Raises:
         MissingExtra: dask.distributed is not installed.
@@ -33,7 +35,7 @@ def dask_cluster(address: str | None) -> Iterator[None]:
         client = Client(address, timeout=10)
     except (OSError, TimeoutError, ValueError) as error:
         raise InvalidData(f"--address {address}: no dask scheduler answers there ({error})") from None
-    with client, joblib.parallel_config(backend="dask", wait_for_workers_timeout=30):
+    with client, joblib.parallel_config(backend="dask", wait_for_workers_timeout=30, scatter=list(shared) or None):
         yield
 
 

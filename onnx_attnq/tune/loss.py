@@ -33,6 +33,8 @@ class Part(enum.StrEnum):
 
     CALIBRATION = "calibration"
     CONFIRMATION = "confirmation"
+    ALL = "all"
+    """Both; for what chooses nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Measured:
 
     Attributes:
         figures: By name, each figure's loss as a share (0.005 is 0.5 %) with its 95 % bootstrap interval. A plan is
-            accepted when every one is within the bound: accuracy can hide what a likelihood shows.
+            accepted when every one that can tell is within the bound: accuracy can hide what a likelihood shows.
         count: Number of examples.
     """
 
@@ -53,9 +55,28 @@ class Measured:
         """The largest loss of all figures."""
         return max(figure.estimate for figure in self.figures.values())
 
+    @property
+    def noise(self) -> tuple[str, ...]:
+        """The figures that cannot tell a loss from none: their interval has 0 within, and another's is narrower.
+
+        The figure with the narrowest interval always tells; so does one without an interval.
+
+        >>> sharp, blurred = Interval(0.004, 0.002, 0.006), Interval(0.008, -0.004, 0.02)
+        >>> Measured({"perplexity": sharp, "accuracy": blurred}, 100).noise
+        ('accuracy',)
+        """
+        widths = {name: figure.high - figure.low for name, figure in self.figures.items()}
+        narrowest = min((width for width in widths.values() if width == width), default=0.0)
+        return tuple(n for n, f in self.figures.items() if f.low <= 0.0 <= f.high and widths[n] > narrowest)
+
+    def within(self, bound: float) -> bool:
+        """Whether no figure loses more, those aside in which the loss cannot be told from noise."""
+        return all(figure.estimate <= bound for name, figure in self.figures.items() if name not in self.noise)
+
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
-        return {"count": self.count, "figures": {name: figure.to_json() for name, figure in self.figures.items()}}
+        figures = {name: figure.to_json() for name, figure in self.figures.items()}
+        return {"count": self.count, "figures": figures, "noise": list(self.noise)}
 
 
 class Loss(Protocol):
@@ -78,35 +99,52 @@ def halves(items: Sequence[Any]) -> dict[Part, Sequence[Any]]:
     if len(items) < 4:
         raise InvalidData(f"{len(items)} examples are too few to choose on one half and confirm on the other; give 4")
     middle = (len(items) + 1) // 2
-    return {Part.CALIBRATION: items[:middle], Part.CONFIRMATION: items[middle:]}
+    return {Part.CALIBRATION: items[:middle], Part.CONFIRMATION: items[middle:], Part.ALL: items}
+
+
+AGREEMENT: Final = ("cosine", "kl", "top-1")
+"""The figures of `Agreement`; all but the first are of logits and probabilities only."""
 
 
 class Agreement:
-    """Agreement with the original: the loss of cosine and, for logits or probabilities, of top-1; KL beside them.
+    """Disagreement with the original: 1 - cosine of the worst output; KL in nats; the share of rows with another top-1.
 
     Args:
         original: The original model.
         samples: Inputs, split into halves.
         run: How to run models.
+        figures: Which of `AGREEMENT` count. Top-1 does if it is asked for only: near ties turn long before KL is large.
+
+    Raises:
+        InvalidData: Fewer than four samples, or no figure of these names.
     """
 
     name = "agreement with the original"
 
-    def __init__(self, original: Path, samples: Sequence[Sample], run: RunSettings = RunSettings()) -> None:
+    def __init__(
+        self,
+        original: Path,
+        samples: Sequence[Sample],
+        run: RunSettings = RunSettings(),
+        figures: Sequence[str] = AGREEMENT[:2],
+    ) -> None:
         model = load(original)
         self._distributions = frozenset(str(value.name) for value in model.graph.outputs if is_distribution(value))
+        known = AGREEMENT if self._distributions else AGREEMENT[:1]
+        self._figures = [name for name in _chosen(figures, AGREEMENT) if name in known] or list(known[:1])
         self._samples = halves(samples)
         self._run = run
         session = Session(original, run)
-        self._expected = {part: [session.run(s) for s in own] for part, own in self._samples.items()}
+        whole = [session.run(s) for s in samples]
+        self._expected = halves(whole)
 
     def measure(self, model: Path, part: Part) -> Measured:
-        """1 - cosine of the worst output, and KL in nats of the worst output that is a distribution."""
+        """Each figure of the output that is worst in it."""
         session = Session(model, self._run)
         rows = []
         for sample, expected in zip(self._samples[part], self._expected[part], strict=True):
             found = session.run(sample)
-            cosine, kl = 0.0, 0.0
+            cosine, kl, top1 = 0.0, 0.0, 0.0
             for name, before in expected.items():
                 if before.dtype.kind != "f" or before.shape != found[name].shape:
                     continue
@@ -114,13 +152,17 @@ class Agreement:
                 if tokens is not None:
                     before, after = before[tokens], after[tokens]
                 moved = deviation_of(before, after, distribution=name in self._distributions)
+                if moved.one_sided:  # NaN or infinity, which the figures leave aside
+                    cosine, kl, top1 = 1.0, 1.0, 1.0
                 cosine, kl = max(cosine, 1.0 - moved.cosine), max(kl, moved.kl or 0.0)
-            rows.append((cosine, kl))
+                top1 = max(top1, 0.0 if moved.top1_agreement is None else 1.0 - moved.top1_agreement)
+            rows.append((cosine, kl, top1))
         table = np.array(rows)
-        names = ("cosine", "kl") if self._distributions else ("cosine",)
         figures = {
-            name: interval(functools.partial(_mean_of, table[:, column]), len(table), resamples=RESAMPLES)
-            for column, name in enumerate(names)
+            name: interval(
+                functools.partial(_mean_of, table[:, AGREEMENT.index(name)]), len(table), resamples=RESAMPLES
+            )
+            for name in self._figures
         }
         return Measured(figures, len(table))
 
@@ -133,20 +175,34 @@ class TaskLoss:
         task: With its examples, which are split into halves.
         tokenizer: As `evaluate.load_tokenizer` gives it.
         run: How to run models.
+        figures: Names of the metrics that count; all if empty.
+
+    Raises:
+        InvalidData: Fewer than four examples, or no metric of these names.
     """
 
-    def __init__(self, original: Path, task: Task, tokenizer: Any, run: RunSettings = RunSettings()) -> None:
+    def __init__(
+        self,
+        original: Path,
+        task: Task,
+        tokenizer: Any,
+        run: RunSettings = RunSettings(),
+        figures: Sequence[str] = (),
+    ) -> None:
         self.name = task.name
+        names = _chosen(figures, [metric.name for metric in task.metrics])
+        self._metrics = [metric for metric in task.metrics if metric.name in names]
         self._tasks = {part: _with_examples(task, own) for part, own in halves(_examples(task)).items()}
-        self._tokenizer, self._run = tokenizer, run
-        model = self._model(original)
-        self._before = {part: own.records(model) for part, own in self._tasks.items()}
+        self._original, self._tokenizer, self._run = original, tokenizer, run
+        self._before: dict[Part, Any] = {}
 
     def measure(self, model: Path, part: Part) -> Measured:
         """The loss of each metric."""
-        task, before = self._tasks[part], self._before[part]
-        after = task.records(self._model(model))
-        found = [compare_records(before, after, metric, resamples=RESAMPLES) for metric in task.metrics]
+        task = self._tasks[part]
+        if part not in self._before:
+            self._before[part] = task.records(self._model(self._original))
+        before, after = self._before[part], task.records(self._model(model))
+        found = [compare_records(before, after, metric, resamples=RESAMPLES) for metric in self._metrics]
         return Measured({c.metric: c.relative_loss for c in found}, len(before))
 
     def samples(self, model: Path, count: int) -> list[Sample]:
@@ -185,14 +241,16 @@ class FunctionLoss:
     """
 
     def __init__(self, original: Path, function: Callable[[str, str], float], name: str = "metric") -> None:
-        self.name, self._function = name, function
-        self._before = {part: float(function(str(original), str(part))) for part in Part}
-        if 0.0 in self._before.values():
-            raise InvalidModel(f"{name} is 0 for the original; a relative loss needs another metric")
+        self.name, self._function, self._original = name, function, original
+        self._before: dict[Part, float] = {}
 
     def measure(self, model: Path, part: Part) -> Measured:
         """The loss, without an interval: what the function does with its examples is not known."""
+        if part not in self._before:
+            self._before[part] = float(self._function(str(self._original), str(part)))
         before = self._before[part]
+        if before == 0.0:
+            raise InvalidModel(f"{self.name} is 0 for the original; a relative loss needs another metric")
         loss = (before - float(self._function(str(model), str(part)))) / abs(before)
         return Measured({self.name: Interval(loss, float("nan"), float("nan"))}, 1)
 
@@ -215,6 +273,13 @@ def load_function(reference: str) -> Callable[[str, str], float]:
     return found  # type: ignore[no-any-return]
 
 
+def _chosen(figures: Sequence[str], known: Sequence[str]) -> Sequence[str]:
+    for name in figures:
+        if name not in known:
+            raise InvalidData(f"--figure {name}: the loss has the figures {', '.join(known)}")
+    return figures or known
+
+
 def _mean_of(column: Any, rows: Any) -> float:
     return float(column[rows].mean())
 
@@ -231,4 +296,4 @@ def _with_examples(task: Task, examples: Sequence[Any]) -> Task:
     return changed
 
 
-__all__ = ["Agreement", "FunctionLoss", "Loss", "Measured", "Part", "TaskLoss", "halves", "load_function"]
+__all__ = ["AGREEMENT", "Agreement", "FunctionLoss", "Loss", "Measured", "Part", "TaskLoss", "halves", "load_function"]

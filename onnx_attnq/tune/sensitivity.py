@@ -33,6 +33,9 @@ HEADS_OF_A_UNIT: Final = 4
 SCREENED_WITH: Final = 1
 """Samples on which every candidate is tried; those that cannot become part of a plan are left out of the others."""
 
+_BROKEN: Final = 1e6
+"""The divergence of outputs that are not finite any more."""
+
 ONE_THREAD: Final = RunSettings(threads=1)
 
 Array = npt.NDArray[Any]
@@ -64,6 +67,7 @@ class Trial:
         pruned: Share of its values above zero that were pruned, 0 to 1.
         divergence: How far the outputs moved, summed over the outputs: KL in nats for logits and probabilities, for
             others the squared error relative to the output's energy. Mean over the samples; 0 and more.
+        screened: Whether it was measured on the first sample only, where others beat it.
     """
 
     site: str
@@ -71,6 +75,7 @@ class Trial:
     scheme: QuantScheme
     pruned: float
     divergence: float
+    screened: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -118,7 +123,8 @@ def measure_unit(
         run: How to run the model. One thread gives the same sums whatever machine runs the unit.
 
     Returns:
-        A trial for each head and each candidate that is not beaten by another in both pruning and divergence.
+        A trial for each head and each candidate. Those that another beats in bits, pruning and divergence at once on
+        the first samples are not run on the others.
     """
     opened = _opened(path)
     site, part = opened.sites[unit.site], _part(path, unit.site)
@@ -144,10 +150,9 @@ def measure_unit(
             scheme,
             sum(e.pruned for e in effects) / max(1, sum(e.positive for e in effects)),
             sum(e.divergence for e in effects) / len(effects),
+            screened=scheme not in kept[head],
         )
-        for head, schemes in kept.items()
-        for scheme in schemes
-        for effects in (total[head, scheme],)
+        for (head, scheme), effects in total.items()
     )
 
 
@@ -212,6 +217,8 @@ def _divergence(
         if tokens is not None:
             before, after = before[tokens], after[tokens]
         found = deviation_of(before, after, distribution=name in distributions)
+        if found.one_sided:  # NaN or infinity, which the figures leave aside
+            return _BROKEN
         kl = found.kl
         total += found.relative_error**2 if kl is None else max(kl, 0.0)
     return total
@@ -220,7 +227,12 @@ def _divergence(
 def _undominated(
     schemes: Sequence[QuantScheme], head: int, total: Mapping[tuple[int, QuantScheme], Sequence[_Effect]]
 ) -> list[QuantScheme]:
-    """The schemes that no other beats in bits, pruning and divergence at once, by what is known so far."""
+    """The schemes that no other beats in bits, pruning and divergence at once, by what is known so far.
+
+    Heads of one site have to share a family, so those of the first family, which is meant to be taken, lose to their
+    own kind only: no head is left without.
+    """
+    first = family(schemes[0])
 
     def figures(scheme: QuantScheme) -> tuple[int, int, float]:
         effects = total[head, scheme]
@@ -228,18 +240,24 @@ def _undominated(
 
     def beaten(scheme: QuantScheme) -> bool:
         own = figures(scheme)
-        others = (figures(other) for other in schemes if other != scheme)
+        rivals = [s for s in schemes if family(s) in (first, family(scheme)) and s != scheme]
+        others = (figures(other) for other in rivals)
         return any(all(a <= b for a, b in zip(other, own, strict=True)) and other != own for other in others)
 
     return [scheme for scheme in schemes if not beaten(scheme)]
 
 
+def family(scheme: QuantScheme) -> tuple[object, ...]:
+    """What all heads of one site have in common: everything but bits and threshold."""
+    return scheme.reference, scheme.normalize, scheme.spacing, scheme.rounding, scheme.pruned
+
+
 def spread(trials: Sequence[Trial]) -> Iterator[tuple[tuple[str, int], list[Trial]]]:
-    """The trials of each head, in the order of sites and heads."""
+    """The trials of each head, in the order in which they come."""
     by_head: dict[tuple[str, int], list[Trial]] = {}
     for trial in trials:
         by_head.setdefault((trial.site, trial.head), []).append(trial)
     yield from by_head.items()
 
 
-__all__ = ["HEADS_OF_A_UNIT", "Trial", "Unit", "measure_unit", "spread", "units"]
+__all__ = ["HEADS_OF_A_UNIT", "Trial", "Unit", "family", "measure_unit", "spread", "units"]

@@ -1,0 +1,86 @@
+"""Tune, write and verify in one call, in the words of the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from onnx_attnq.errors import VerificationFailed
+from onnx_attnq.inputs import Sample
+from onnx_attnq.job import Compression, compress
+from onnx_attnq.progress import Progress, no_progress
+from onnx_attnq.rewriting import RewriteSettings, load_plan
+from onnx_attnq.run import RunSettings
+from onnx_attnq.tune.loss import Agreement, Loss
+from onnx_attnq.tune.search import Goal
+from onnx_attnq.tune.tuning import Effort, Tuner, Tuning
+from onnx_attnq.verification import VerifySettings
+
+SAMPLES: Final = 6
+"""Number of inputs on which every head is measured with every candidate."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TunedCompression:
+    """What came of tuning and compressing a model.
+
+    Attributes:
+        tuning: The plan, and its losses on both halves of the data.
+        plan: Its file.
+        compression: The model that was written, and its verification.
+    """
+
+    tuning: Tuning
+    plan: Path
+    compression: Compression
+
+
+def compress_tuned(
+    source: str | os.PathLike[str],
+    samples: Sequence[Sample],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    goal: Goal = Goal(),
+    loss: Loss | None = None,
+    effort: Effort = Effort(),
+    run: RunSettings = RunSettings(),
+    progress: Progress = no_progress,
+) -> TunedCompression:
+    """Choose a scheme for each head, so that as much is pruned as a loss allows; write the model, and verify it.
+
+    The plan is written beside the output, as NAME.plan.json. What an earlier call with the same model, samples and
+    candidates has measured is used again, so a call that was interrupted can be repeated.
+
+    Args:
+        source: The model; never changed.
+        samples: Inputs. Half of them choose the plan and the other half confirm it; the first of them are those that
+            heads are measured on, and that the model is verified on.
+        output: Where to write; beside the source as NAME.attnq.onnx if None.
+        goal: What may be lost, what has to be pruned, and what to be small in.
+        loss: What is lost; `Agreement` with the original on the samples if None.
+        effort: How long to work, and on how many processors.
+        run: How to run the models.
+        progress: Called after each step.
+
+    Raises:
+        VerificationFailed: No plan that was measured is within the goal; the nearest one is in the plan's file.
+        AttnqError: As by `compress`, and of the data.
+    """
+    source = Path(source)
+    target = source.with_name(f"{source.stem}.attnq.onnx") if output is None else Path(output)
+    plan = target.with_suffix(".plan.json")
+    used = tuple(samples[: min(SAMPLES, (len(samples) + 1) // 2)])
+    wanted = loss or Agreement(source, samples, run)
+    found = Tuner(source, used, wanted, goal, effort).run(plan, resume=True, progress=progress)
+    if not found.accepted:
+        raise VerificationFailed(f"{source}: no plan is within the goal; the nearest one is {plan}")
+    rewriting = RewriteSettings(plan=load_plan(plan))
+    verification = VerifySettings(used)
+    done = compress(source, target, rewriting=rewriting, verification=verification, run=run, progress=progress)
+    return TunedCompression(found, plan, done)
+
+
+__all__ = ["SAMPLES", "TunedCompression", "compress_tuned"]
