@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -524,6 +525,12 @@ def wait_for_units(journal: Path, count: int) -> None:
     raise AssertionError("no unit was measured in a minute")
 
 
+def take_interrupts() -> None:
+    """Undo what a shell does to the jobs that it starts in the background: they, and their children, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no signals for one process")
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])  # the second is Ctrl-C
 def test_a_command_that_is_killed_in_the_middle_resumes_to_the_same_plan(
     data: Path, tmp_path: Path, signal_number: int
@@ -536,7 +543,7 @@ def test_a_command_that_is_killed_in_the_middle_resumes_to_the_same_plan(
         *(sys.executable, "-m", "onnx_attnq", "tune", str(model), "--data", str(data), "--max-loss", "60%"),
         *("--samples", "1", "--jobs", "1", "-o", str(cut)),
     ]
-    running = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, preexec_fn=take_interrupts)
     wait_for_units(tmp_path / "cut.json.journal", 1)
     running.send_signal(signal_number)
     _, error = running.communicate(timeout=60)

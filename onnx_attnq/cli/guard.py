@@ -86,7 +86,7 @@ def _files(ctx: click.Context, option: str, path: Path, model: Path | None) -> t
         return (path,), False
     if command == "analyze":
         return tuple(path / name for name in _ANALYSIS), False
-    if command == "export" or (command == "compress" and model is not None and model.is_dir()):
+    if command in ("export", "sweep") or (command == "compress" and model is not None and model.is_dir()):
         return (path,), True
     if command == "tune" and path.name:
         return (path, path.with_name(f"{path.name}.journal")), False

@@ -70,48 +70,72 @@ class Lossy:
     jobs: int
 
 
+_Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+_GOAL: Final[tuple[_Decorator, ...]] = (
+    click.option(
+        "--max-loss",
+        type=Share(),
+        help="Largest loss of any figure, such as 0.5%: choose a scheme for each head so that as much is pruned in as "
+        "few bits as it allows.",
+    ),
+    click.option("--min-pruned", type=Share(), help="Least share of the attention values to prune, such as 80%."),
+)
+_LOSS: Final[tuple[_Decorator, ...]] = (
+    click.option(
+        "--task",
+        type=click.Choice(TASKS),
+        help="Loss of the metrics of a task, as of `evaluate`; --data is a file in its format.  [default: agreement "
+        "with the original]",
+    ),
+    click.option(
+        "--figure",
+        "figures",
+        multiple=True,
+        metavar="NAME",
+        help="Figure of the loss that counts: a metric of --task, or cosine, kl, top-1; may be repeated.  [default: "
+        "all metrics; cosine and kl]",
+    ),
+    click.option(
+        "--tokenizer", type=path_type, help="Folder with the tokenizer, for --task.  [default: MODEL's folder]"
+    ),
+    click.option(
+        "--jobs",
+        type=click.IntRange(-1),
+        default=-1,
+        show_default=True,
+        metavar="COUNT",
+        help="Processes that measure; -1 is one a core.",
+    ),
+)
+
+
 def loss_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--max-loss, --min-pruned, --task, --figure, --tokenizer and --jobs, which reach the command as ``lossy``."""
 
     @functools.wraps(command)
-    def with_loss(*, figure: tuple[str, ...], **others: Any) -> Any:
-        own = {name: others.pop(name) for name in ("max_loss", "min_pruned", "task", "tokenizer", "jobs")}
-        return command(lossy=Lossy(figures=figure, **own), **others)
+    def with_loss(**options: Any) -> Any:
+        own = {field.name: options.pop(field.name) for field in dataclasses.fields(Lossy)}
+        return command(lossy=Lossy(**own), **options)
 
-    options = (
-        click.option(
-            "--max-loss",
-            type=Share(),
-            help="Largest loss of any figure, such as 0.5%: choose a scheme for each head so that as much is pruned in "
-            "as few bits as it allows.",
-        ),
-        click.option("--min-pruned", type=Share(), help="Least share of the attention values to prune, such as 80%."),
-        click.option(
-            "--task",
-            type=click.Choice(TASKS),
-            help="Loss of the metrics of a task, as of `evaluate`; --data is a file in its format.  [default: "
-            "agreement with the original]",
-        ),
-        click.option(
-            "--figure",
-            multiple=True,
-            metavar="NAME",
-            help="Figure of the loss that counts: a metric of --task, or cosine, kl, top-1; may be repeated.  "
-            "[default: all metrics; cosine and kl]",
-        ),
-        click.option(
-            "--tokenizer", type=path_type, help="Folder with the tokenizer, for --task.  [default: MODEL's folder]"
-        ),
-        click.option(
-            "--jobs",
-            type=click.IntRange(-1),
-            default=-1,
-            show_default=True,
-            metavar="COUNT",
-            help="Processes that measure heads; -1 is one a core.",
-        ),
-    )
-    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), with_loss)
+    return _decorated(with_loss, (*_GOAL, *_LOSS))
+
+
+def sweep_loss_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same without a goal."""
+
+    @functools.wraps(command)
+    def with_loss(**options: Any) -> Any:
+        own = {name: options.pop(name) for name in ("task", "figures", "tokenizer", "jobs")}
+        return command(lossy=Lossy(None, None, **own), **options)
+
+    return _decorated(with_loss, _LOSS)
+
+
+def _decorated(command: Callable[..., Any], options: Sequence[_Decorator]) -> Callable[..., Any]:
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def loss_and_samples(

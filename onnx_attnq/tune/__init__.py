@@ -6,6 +6,8 @@ from onnx_attnq.tune.in_one_go import SAMPLES, TunedCompression, compress_tuned
 from onnx_attnq.tune.loss import AGREEMENT, Agreement, FunctionLoss, Loss, Measured, Part, TaskLoss, load_function
 from onnx_attnq.tune.search import Found, Goal, Step
 from onnx_attnq.tune.sensitivity import Trial, Unit, measure_unit, units
+from onnx_attnq.tune.sweep import Point, Sweep, grid, pareto
+from onnx_attnq.tune.sweep_report import Swept, sweep_page, sweep_pictures
 from onnx_attnq.tune.tuning import CANDIDATES, Effort, Tuner, Tuning
 
 __all__ = [
@@ -23,7 +25,10 @@ __all__ = [
     "Measured",
     "Objective",
     "Part",
+    "Point",
     "Step",
+    "Sweep",
+    "Swept",
     "TaskLoss",
     "Trial",
     "TunedCompression",
@@ -34,7 +39,11 @@ __all__ = [
     "compress_tuned",
     "dask_cluster",
     "frontier",
+    "grid",
     "load_function",
     "measure_unit",
+    "pareto",
+    "sweep_page",
+    "sweep_pictures",
     "units",
 ]

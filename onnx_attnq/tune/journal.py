@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from onnx_attnq.errors import CannotWrite, InvalidData, InvalidScheme
+from onnx_attnq.errors import AttnqError, CannotWrite, InvalidData
 from onnx_attnq.inputs import Sample
 from onnx_attnq.reading import parse_json, read_regular
 from onnx_attnq.scheme import QuantScheme
@@ -52,29 +52,28 @@ class Purpose:
         return cls(model, data.hexdigest(), hashlib.sha256(schemes.encode()).hexdigest())
 
 
-class Journal:
-    """The units of a run that are done.
+class Lines:
+    """A file of JSON, one object a line, the first of which says what the others are of.
 
     Args:
-        path: The file; made when the first unit is added, unless it is resumed.
-        purpose: What is measured.
-        resume: Read the units that the file has, which must be of the same purpose.
+        path: The file; made at once, unless it is resumed.
+        header: What the lines are of.
+        resume: Read the lines that the file has, which must have the same header.
 
     Raises:
-        InvalidData: The file to resume is of another model, other samples or other candidates, or is no journal.
+        InvalidData: The file to resume has another header, or is no such file.
         CannotWrite: There is a file already that is not to be resumed, or it cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], purpose: Purpose, *, resume: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any], *, resume: bool = False) -> None:
         self.path = Path(path)
-        self.done: dict[Unit, tuple[Trial, ...]] = {}
-        header = {"format": FORMAT, **dataclasses.asdict(purpose)}
+        self.lines: list[Any] = []
         if resume and self.path.exists():
-            self._read(header)
+            self._read({"format": FORMAT, **header})
             return
         try:
             with self.path.open("x", encoding="utf-8") as file:
-                file.write(json.dumps(header) + "\n")
+                file.write(json.dumps({"format": FORMAT, **header}) + "\n")
         except FileExistsError:
             raise CannotWrite(
                 f"{self.path} holds an earlier run; continue it with --resume, or remove it to start again"
@@ -82,17 +81,16 @@ class Journal:
         except OSError as error:
             raise CannotWrite(f"{self.path}: {error.strerror or error}") from None
 
-    def add(self, unit: Unit, trials: Sequence[Trial]) -> None:
-        """Write a unit down; after this call it is on disk."""
-        line = json.dumps({"unit": dataclasses.asdict(unit), "trials": [trial.to_json() for trial in trials]})
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Write a line; after this call it is on disk."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+                file.write(json.dumps(entry) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise CannotWrite(f"{self.path}: {error.strerror or error}") from None
-        self.done[unit] = tuple(trials)
+        self.lines.append(entry)
 
     def _read(self, header: Mapping[str, Any]) -> None:
         try:
@@ -106,13 +104,40 @@ class Journal:
                 raise InvalidData(
                     f"{self.path} is of another model, other samples or other candidates; remove it to start again"
                 )
-            for line in lines[1:]:
-                entry = parse_json(line)
-                self.done[Unit(**entry["unit"])] = tuple(Trial.from_json(trial) for trial in entry["trials"])
-        except (ValueError, TypeError, KeyError, InvalidScheme) as error:
+            self.lines = [parse_json(line) for line in lines[1:]]
+        except ValueError as error:
             raise InvalidData(f"{self.path}: not a journal of a tuning run ({error})") from None
         if whole != text:  # a line that was being written when the run was killed
             self.path.write_text(whole, encoding="utf-8")
 
 
-__all__ = ["Journal", "Purpose"]
+class Journal:
+    """The units of a run that are done.
+
+    Args:
+        path: The file, as of `Lines`.
+        purpose: What is measured.
+        resume: Read the units that the file has, which must be of the same purpose.
+
+    Raises:
+        InvalidData: As by `Lines`, or a line is no unit.
+        CannotWrite: As by `Lines`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], purpose: Purpose, *, resume: bool = False) -> None:
+        self._lines = Lines(path, dataclasses.asdict(purpose), resume=resume)
+        try:
+            self.done = {
+                Unit(**entry["unit"]): tuple(Trial.from_json(trial) for trial in entry["trials"])
+                for entry in self._lines.lines
+            }
+        except (AttnqError, ValueError, TypeError, KeyError) as error:
+            raise InvalidData(f"{path}: not a journal of a tuning run ({error})") from None
+
+    def add(self, unit: Unit, trials: Sequence[Trial]) -> None:
+        """Write a unit down; after this call it is on disk."""
+        self._lines.add({"unit": dataclasses.asdict(unit), "trials": [trial.to_json() for trial in trials]})
+        self.done[unit] = tuple(trials)
+
+
+__all__ = ["Journal", "Lines", "Purpose"]

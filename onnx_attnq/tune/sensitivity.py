@@ -156,6 +156,30 @@ def measure_unit(
     )
 
 
+def shares_pruned(path: str, samples: Sequence[Sample], scheme: QuantScheme) -> float:
+    """The share of the original's probabilities above zero that a scheme prunes, of all heads in the main graph.
+
+    Args:
+        path: The original model.
+        samples: Inputs; the probabilities of one site are in memory at a time.
+        scheme: For all heads.
+    """
+    opened = _opened(path)
+    names = {site.id: str(site.probabilities.name) for site in opened.sites.values()}
+    if not names:
+        raise NothingToRewrite(f"{path}: no attention in the main graph, whose pruned values could be counted")
+    session = Session(probe(opened.model, list(names.values())), ONE_THREAD)
+    pruned = positive = 0
+    for sample in samples:
+        for site in opened.sites.values():
+            (p,) = session.run(sample, [names[site.id]]).values()
+            rows = np.moveaxis(p, site.axis, -1)
+            above = rows > 0.0
+            pruned += int((above & (numerics.codes(numerics.relative(rows, scheme), scheme) == 0)).sum())
+            positive += int(above.sum())
+    return pruned / max(1, positive)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Effect:
     """Of one scheme on one head on one sample: values pruned, values above zero, and how far the outputs moved."""
@@ -260,4 +284,4 @@ def spread(trials: Sequence[Trial]) -> Iterator[tuple[tuple[str, int], list[Tria
     yield from by_head.items()
 
 
-__all__ = ["HEADS_OF_A_UNIT", "Trial", "Unit", "family", "measure_unit", "spread", "units"]
+__all__ = ["HEADS_OF_A_UNIT", "Trial", "Unit", "family", "measure_unit", "shares_pruned", "spread", "units"]
