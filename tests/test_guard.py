@@ -61,7 +61,7 @@ def test_every_path_of_every_command_is_read_or_written() -> None:
         if isinstance(parameter.type, click.Path) and parameter.name in WRITTEN
     }
     assert written == {(name, "--json") for name in COMMANDS} | {
-        *((name, "--output") for name in ("compress", "analyze", "tune", "export", "revert", "canonical")),
+        *((name, "--output") for name in ("compress", "analyze", "tune", "sweep", "export", "revert", "canonical")),
         ("compress", "--write-plan"),
     }
     read = {

@@ -19,7 +19,7 @@ COMMANDS: Final = {
     "bench": "Time ORIGINAL and the models REWRITTEN from it, in turn",
     "evaluate": "Measure MODEL and its compressed form on a task",
     "tune": "Choose a scheme for each head of MODEL, and write the plan",
-    "sweep": "Try schemes, bits and thresholds on MODEL, and draw what they cost",
+    "sweep": "Try schemes on MODEL: what they lose, prune and gain in time",
     "export": "Export MODEL from transformers to ONNX, checked against PyTorch",
     "verify": "Compare what models A and B compute",
     "bisect": "Rank the sites of B by what they add to its deviation from A",

@@ -90,7 +90,7 @@ def sweep(
     json_path: str | None,
     **options: Any,
 ) -> None:
-    """Try schemes on MODEL: what they lose, what they prune, and how fast they are.
+    """Try schemes on MODEL: what they lose, prune and gain in time.
 
     All heads get the same scheme, as in the paper; `tune` chooses one for each head. Writes points.csv, points.json,
     report.html and the pictures as SVG. What was measured is in points.journal; --resume goes on from there.
@@ -116,7 +116,7 @@ def sweep(
     except OSError as error:
         raise CannotWrite(f"cannot make the folder {folder}: {error.strerror}") from None
     with cluster(options["backend"], options["address"], [samples, loss]), progress_bar("Sweeping") as progress:
-        job = Sweep(model, samples, loss, wanted, options["repeats"], lossy.jobs)
+        job = Sweep(model, samples, loss, wanted, options["repeats"], lossy.jobs, run.custom_ops)
         points = job.run(folder / "points.journal", resume=options["resume"], progress=progress)
     swept = Swept(model.name, data.name, loss.name, points)
     _write(swept, folder, report=not options["no_report"])

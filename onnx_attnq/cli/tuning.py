@@ -77,15 +77,20 @@ _GOAL: Final[tuple[_Decorator, ...]] = (
         "--max-loss",
         type=Share(),
         help="Largest loss of any figure, such as 0.5%: choose a scheme for each head so that as much is pruned in as "
-        "few bits as it allows.",
+        "few bits as it allows.  [default: see above]",
     ),
-    click.option("--min-pruned", type=Share(), help="Least share of the attention values to prune, such as 80%."),
+    click.option(
+        "--min-pruned",
+        type=Share(),
+        help="Least share of the attention values to prune, such as 80%.  [default: see above]",
+    ),
 )
 _LOSS: Final[tuple[_Decorator, ...]] = (
     click.option(
         "--task",
         type=click.Choice(TASKS),
-        help="Loss of the metrics of a task, as of `evaluate`; --data is a file in its format.  [default: agreement "
+        metavar="TASK",
+        help="Loss of the metrics of a task: one of those of `evaluate`; --data is a file in its format.  [default: agreement "
         "with the original]",
     ),
     click.option(

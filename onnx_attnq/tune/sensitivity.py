@@ -156,19 +156,20 @@ def measure_unit(
     )
 
 
-def shares_pruned(path: str, samples: Sequence[Sample], scheme: QuantScheme) -> float:
+def shares_pruned(path: str, samples: Sequence[Sample], scheme: QuantScheme, run: RunSettings = ONE_THREAD) -> float:
     """The share of the original's probabilities above zero that a scheme prunes, of all heads in the main graph.
 
     Args:
         path: The original model.
         samples: Inputs; the probabilities of one site are in memory at a time.
         scheme: For all heads.
+        run: How to run the model.
     """
     opened = _opened(path)
     names = {site.id: str(site.probabilities.name) for site in opened.sites.values()}
     if not names:
         raise NothingToRewrite(f"{path}: no attention in the main graph, whose pruned values could be counted")
-    session = Session(probe(opened.model, list(names.values())), ONE_THREAD)
+    session = Session(probe(opened.model, list(names.values())), run)
     pruned = positive = 0
     for sample in samples:
         for site in opened.sites.values():

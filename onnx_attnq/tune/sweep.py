@@ -128,6 +128,7 @@ class Sweep:
         schemes: What all heads get, one after the other.
         repeats: Runs of each model for the times; 0 to measure none.
         jobs: Processes, or what the backend makes of the number; -1 for all processors.
+        custom_ops: Libraries with custom ops that the model needs.
     """
 
     source: Path
@@ -136,6 +137,7 @@ class Sweep:
     schemes: Sequence[QuantScheme]
     repeats: int = 5
     jobs: int = -1
+    custom_ops: tuple[Path, ...] = ()
 
     def run(self, journal: Path, *, resume: bool = False, progress: Progress = no_progress) -> tuple[Point, ...]:
         """A point for each scheme, in their order.
@@ -164,8 +166,10 @@ class Sweep:
         done = len(self.schemes) - len(missing)
         progress("", done, len(self.schemes))
         work = joblib.Parallel(n_jobs=self.jobs, return_as="generator_unordered")
-        source, jobs = str(self.source.resolve()), (self.samples, self.loss)
-        for point in work(joblib.delayed(_point)(source, scheme, *jobs, self.repeats) for scheme in missing):
+        source = str(self.source.resolve())
+        alone = RunSettings(threads=1, custom_ops=tuple(path.resolve() for path in self.custom_ops))
+        common = (self.samples, self.loss, self.repeats, alone)
+        for point in work(joblib.delayed(_point)(source, scheme, *common) for scheme in missing):
             points[point.scheme] = point
             lines.add(point.to_json())
             done += 1
@@ -189,21 +193,22 @@ def pareto(points: Sequence[Point], gain: Callable[[Point], float]) -> tuple[Poi
     return tuple(reversed(front))
 
 
-def _point(source: str, scheme: QuantScheme, samples: Sequence[Sample], loss: Loss, repeats: int) -> Point:
+def _point(
+    source: str, scheme: QuantScheme, samples: Sequence[Sample], loss: Loss, repeats: int, run: RunSettings
+) -> Point:
     with tempfile.TemporaryDirectory(prefix="onnx-attnq-") as folder:
         rewritten = Path(folder) / "model.onnx"
         compress(source, rewritten, scheme=scheme, verification=None)
         measured = loss.measure(rewritten, Part.ALL)
-        speed = _speed(Path(source), rewritten, samples[0], repeats)
-    return Point(scheme, shares_pruned(source, samples, scheme), measured, speed)
+        speed = _speed(Path(source), rewritten, samples[0], repeats, run)
+    return Point(scheme, shares_pruned(source, samples, scheme, run), measured, speed)
 
 
-def _speed(original: Path, rewritten: Path, sample: Sample, repeats: int) -> float:
+def _speed(original: Path, rewritten: Path, sample: Sample, repeats: int, run: RunSettings) -> float:
     """CPU time of the original over that of the rewritten model, medians of runs in turn, after one of each."""
     if repeats == 0:
         return math.nan
-    one = RunSettings(threads=1)
-    sessions = (Session(original, one), Session(rewritten, one, native=native_library() is not None))
+    sessions = (Session(original, run), Session(rewritten, run, native=native_library() is not None))
     spent: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats + 1):
         for session, times in zip(sessions, spent, strict=True):
