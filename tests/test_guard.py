@@ -218,3 +218,14 @@ def test_the_journal_of_a_tuning_run_is_an_output_too(option: list[str], folder:
     words = [word.replace("IN", str(folder)) for word in option]
     assert run("tune", folder / "model.onnx", "--data", data, "--resume", *words) == 2
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("option", [[], ["-o", "IN/model.onnx"], ["--write-plan", "IN/model.plan.json"]])
+def test_plan_and_journal_of_tuning_in_one_go_are_outputs_too(option: list[str], folder: Path) -> None:
+    data = folder / "model.plan.json.journal"
+    data.mkdir()
+    np.savez(data / "0.npz", x=np.zeros((1, 4, 8), np.float32))
+    before = contents(folder)
+    words = [word.replace("IN", str(folder)) for word in option]
+    assert run("compress", folder / "model.onnx", "--data", data, "--max-loss", "1%", "--resume", *words) == 2
+    assert contents(folder) == before

@@ -130,6 +130,12 @@ COMMANDS = {
     "evaluate with a bad tokenizer": (f"evaluate TEXT {' '.join(TASK)} --data TEXTS", ()),
     "tune": ("tune BAD --data SAMPLES --jobs 1 --samples 1", ("-o OUT/plan.json",)),
     "tune bad data": ("tune GOOD --data BAD --jobs 1 --samples 1", ("-o OUT/plan.json",)),
+    "compress within a loss": (
+        "compress BAD --data SAMPLES --max-loss 5% --jobs 1",
+        ("-o OUT/m.onnx", "--write-plan OUT/plan.json"),
+    ),
+    "sweep": ("sweep BAD --data SAMPLES --jobs 1 --scheme boolean --no-report --repeats 0", ("-o OUT/sweep",)),
+    "sweep bad data": ("sweep GOOD --data BAD --jobs 1 --scheme boolean --no-report", ("-o OUT/sweep",)),
     "export": ("export BAD --offline", ("-o OUT/exported",)),
     "verify": ("verify GOOD BAD --samples 1", ()),
     "verify bad data": ("verify GOOD GOOD --data BAD", ()),
@@ -157,7 +163,16 @@ PLACES = {
     "GOOD": "in/good.onnx", "BAD": "in/bad.onnx", "TEXT": "in/attention.onnx", "WORDS": "in/words", "TEXTS": "in/texts.csv",
     "SAMPLES": "in/samples",
 }  # fmt: skip
-DEFAULTS = ("in/good.attnq.", "in/bad.attnq.", "in/good.analysis", "in/bad.analysis", "in/good.plan", "in/bad.plan")
+DEFAULTS = (
+    "in/good.attnq.",
+    "in/bad.attnq.",
+    "in/good.analysis",
+    "in/bad.analysis",
+    "in/good.plan",
+    "in/bad.plan",
+    "in/good.sweep",
+    "in/bad.sweep",
+)
 """Where commands write that are not told where."""
 
 

@@ -20,6 +20,8 @@ from onnx_attnq.errors import CannotWrite, InvalidData
 WRITTEN: Final = frozenset({"output", "json_path", "write_plan"})
 """Parameters whose paths are written to; every other path is an input."""
 
+_SWEEP: Final = ("points.csv", "points.json", "points.journal", "report.html")
+
 _ANALYSIS: Final = ("study.npz", "numbers.json", "heads.csv", "report.html")
 
 _OUTPUT: Final = ("--output", "the output")
@@ -75,7 +77,7 @@ def _default(ctx: click.Context, model: Path | None) -> Path | None:
     if ctx.command.name == "compress":
         named = model if model.name.strip(".") else model.resolve()  # "." and ".." have no name of their own
         return named.with_name(f"{named.name}.attnq" if model.is_dir() else f"{named.stem}.attnq.onnx")
-    named_after = {"analyze": "analysis", "tune": "plan.json"}.get(ctx.command.name or "")
+    named_after = {"analyze": "analysis", "tune": "plan.json", "sweep": "sweep"}.get(ctx.command.name or "")
     return model.with_name(f"{model.stem}.{named_after}") if named_after and model.name else None
 
 
@@ -86,7 +88,9 @@ def _files(ctx: click.Context, option: str, path: Path, model: Path | None) -> t
         return (path,), False
     if command == "analyze":
         return tuple(path / name for name in _ANALYSIS), False
-    if command in ("export", "sweep") or (command == "compress" and model is not None and model.is_dir()):
+    if command == "sweep":
+        return tuple(path / name for name in _SWEEP), False
+    if command == "export" or (command == "compress" and model is not None and model.is_dir()):
         return (path,), True
     if command == "tune" and path.name:
         return (path, path.with_name(f"{path.name}.journal")), False
@@ -94,8 +98,18 @@ def _files(ctx: click.Context, option: str, path: Path, model: Path | None) -> t
         models = [path]
         if ctx.params.get("keep_failed"):
             models.append(path.with_name(f"{path.stem}.failed{path.suffix}"))
+        models += _tuning_files(ctx, path if option == "--output" else model or path)
         return (*models, *(file.with_name(f"{file.name}.data") for file in models)), False
     return (path,), False
+
+
+def _tuning_files(ctx: click.Context, model: Path) -> list[Path]:
+    """The plan and the journal of `onnx-attnq MODEL --max-loss`; the plan that was named is looked at as an option."""
+    if ctx.params.get("max_loss") is None and ctx.params.get("min_pruned") is None:
+        return []
+    named = ctx.params.get("write_plan")
+    plan = model.with_suffix(".plan.json") if named is None else Path(named)
+    return [*([plan] if named is None else []), plan.with_name(f"{plan.name}.journal")]
 
 
 def _refuse_clash(option: str, file: Path, written: dict[str, str]) -> None:

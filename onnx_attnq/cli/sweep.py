@@ -13,7 +13,7 @@ from onnx_attnq.cli.command import command
 from onnx_attnq.cli.options import json_option, max_length_option, path_type, run_options
 from onnx_attnq.cli.output import console, plain_table, progress_bar, write_json
 from onnx_attnq.cli.tuning import BACKENDS, Lossy, cluster, loss_and_samples, sweep_loss_options
-from onnx_attnq.errors import CannotWrite, InvalidData, MissingExtra
+from onnx_attnq.errors import InvalidData, MissingExtra
 
 if TYPE_CHECKING:
     from onnx_attnq.run import RunSettings
@@ -111,10 +111,6 @@ def sweep(
     counts = {"max_length": options["max_length"], "limit": options["limit"]}
     loss, samples = loss_and_samples(model, data, lossy, run, options["samples"], **counts)
     folder = model.with_name(f"{model.stem}.sweep") if output is None else output
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotWrite(f"cannot make the folder {folder}: {error.strerror}") from None
     with cluster(options["backend"], options["address"], [samples, loss]), progress_bar("Sweeping") as progress:
         job = Sweep(model, samples, loss, wanted, options["repeats"], lossy.jobs, run.custom_ops)
         points = job.run(folder / "points.journal", resume=options["resume"], progress=progress)

@@ -90,8 +90,8 @@ _LOSS: Final[tuple[_Decorator, ...]] = (
         "--task",
         type=click.Choice(TASKS),
         metavar="TASK",
-        help="Loss of the metrics of a task: one of those of `evaluate`; --data is a file in its format.  [default: agreement "
-        "with the original]",
+        help="Loss of the metrics of a task: one of those of `evaluate`; --data is a file in its format.  [default: "
+        "agreement with the original]",
     ),
     click.option(
         "--figure",

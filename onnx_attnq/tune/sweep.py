@@ -19,11 +19,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from onnx_attnq.errors import InvalidData, InvalidScheme
+from onnx_attnq.errors import CannotWrite, InvalidData, InvalidScheme
 from onnx_attnq.evaluate import Interval
 from onnx_attnq.extras import require
 from onnx_attnq.inputs import Sample
-from onnx_attnq.job import compress
+from onnx_attnq.job import compress, plan_only
 from onnx_attnq.model import sha256
 from onnx_attnq.progress import Progress, no_progress
 from onnx_attnq.run import RunSettings, Session, native_library
@@ -143,19 +143,24 @@ class Sweep:
         """A point for each scheme, in their order.
 
         Args:
-            journal: Where points are written down.
+            journal: Where points are written down; its folder is made.
             resume: Take the points that it has.
             progress: Called after each point.
 
         Raises:
             InvalidData: There is no sample or scheme, or the journal is of something else.
-            CannotWrite: There is a journal already that is not to be resumed.
+            CannotWrite: There is a journal already that is not to be resumed, or its folder cannot be made.
         """
         require("tune")
         import joblib
 
         if not self.samples or not self.schemes:
             raise InvalidData("there are no samples, or no schemes, to sweep")
+        plan_only(self.source)  # which refuses a model that has no attention, or that is rewritten already
+        try:
+            journal.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CannotWrite(f"cannot make the folder {journal.parent}: {error.strerror}") from None
         purpose = dataclasses.asdict(Purpose.of(sha256(self.source), self.samples, ()))
         lines = Lines(journal, {**purpose, "loss": self.loss.name, "repeats": self.repeats}, resume=resume)
         try:
