@@ -27,17 +27,16 @@ from onnx_attnq.cli.options import (
     weights_option,
 )
 from onnx_attnq.cli.output import compared, console, in_megabytes, plain_table, progress_bar, show_refused, write_json
-from onnx_attnq.cli.tuning import TUNING_SAMPLES, Lossy, loss_and_samples, loss_options, run_tuning, show_tuning
+from onnx_attnq.cli.tuning import Lossy, loss_options, tune_first
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from rich.console import Console
 
-    from onnx_attnq.inputs import InputShapes, Sample
+    from onnx_attnq.inputs import InputShapes
     from onnx_attnq.job import Compression, FolderCompression, WeightCompression
     from onnx_attnq.run import RunSettings
     from onnx_attnq.scheme import SiteScheme
-    from onnx_attnq.tune import Tuning
     from onnx_attnq.verification import VariantCheck, Verification
 
 
@@ -183,7 +182,7 @@ def compress(
         if data is None or model.is_dir():
             raise click.UsageError("--max-loss and --min-pruned need an ONNX file and --data to measure the loss on")
         plan_path = write_plan or (output or model).with_suffix(".plan.json")
-        tuned, shown = _tune(model, data, plan_path, lossy, run, resume=resume, quiet=json_path == "-")
+        tuned, shown = tune_first(model, data, plan_path, lossy, run, resume=resume, quiet=json_path == "-")
         given = tuple(shown)
         if not tuned.accepted:
             if json_path is not None:
@@ -260,25 +259,6 @@ def compress(
         if both is not None:
             _show_weights(both, console())
     return _exit_code(result)
-
-
-def _tune(
-    model: Path, data: Path, plan: Path, lossy: Lossy, run: RunSettings, *, resume: bool, quiet: bool
-) -> tuple[Tuning, Sequence[Sample]]:
-    """Tune, write the plan, and say what came of it; and the samples that the heads were measured on."""
-    from onnx_attnq.tune import Effort, Goal
-
-    loss, samples = loss_and_samples(model, data, lossy, run, TUNING_SAMPLES)
-    goal = Goal(lossy.max_loss, lossy.min_pruned)
-    found = run_tuning(
-        model, plan, loss, samples, goal, Effort(jobs=lossy.jobs, custom_ops=run.custom_ops), resume=resume
-    )
-    if not quiet:
-        show_tuning(found)
-        console().print(f"Wrote the plan {plan}")
-        if not found.accepted:
-            console().print("No model was written: no plan is within the bound.", style="red")
-    return found, samples
 
 
 def _show_folder(result: FolderCompression, json_path: str | None) -> int:

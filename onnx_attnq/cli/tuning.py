@@ -195,6 +195,25 @@ def run_tuning(
         return Tuner(model, samples, loss, goal, effort).run(plan, resume=resume, progress=bar)
 
 
+def tune_first(
+    model: Path, data: Path, plan: Path, lossy: Lossy, run: RunSettings, *, resume: bool, quiet: bool
+) -> tuple[Tuning, Sequence[Sample]]:
+    """Tune, write the plan, and say what came of it; and the samples that the heads were measured on."""
+    from onnx_attnq.tune import Effort, Goal
+
+    loss, samples = loss_and_samples(model, data, lossy, run, TUNING_SAMPLES)
+    goal = Goal(lossy.max_loss, lossy.min_pruned)
+    found = run_tuning(
+        model, plan, loss, samples, goal, Effort(jobs=lossy.jobs, custom_ops=run.custom_ops), resume=resume
+    )
+    if not quiet:
+        show_tuning(found)
+        console().print(f"Wrote the plan {plan}")
+        if not found.accepted:
+            console().print("No model was written: no plan is within the bound.", style="red")
+    return found, samples
+
+
 def show_tuning(found: Tuning) -> None:
     """The plan, its losses, and what each freedom has won."""
     out = console()
