@@ -16,7 +16,7 @@ from small_models import attention
 from onnx_attnq.errors import AttnqError
 from onnx_attnq.find import expose, find_sites
 from onnx_attnq.model import load, save, structure_hash
-from onnx_attnq.rewriting import revert, rewrite, uniform_plan
+from onnx_attnq.rewriting import RewriteSettings, revert, rewrite, uniform_plan
 from onnx_attnq.scheme import preset
 
 SMALL = 130_000
@@ -54,7 +54,9 @@ def through_the_job(proto: onnx.ModelProto, folder: Path, rng: random.Random) ->
         ids = [site.id for site in sites.sites]
         scheme = preset(rng.choice(("row-log", "ji2021", "boolean")))
         plan = uniform_plan(sites.exposed.structure_hash, ids, scheme)
-        record = rewrite(work, sites, plan, inline=rng.random() < 0.3, quantize_outputs=rng.random() < 0.3)
+        record = rewrite(
+            work, sites, plan, RewriteSettings(inline=rng.random() < 0.3, quantize_outputs=rng.random() < 0.3)
+        )
     except AttnqError as error:
         return one_line_of(error, "rewrite")
     if not record.sites:

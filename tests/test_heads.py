@@ -17,7 +17,7 @@ from small_transformers import bert_like
 from onnx_attnq.errors import InvalidPlan, InvalidScheme
 from onnx_attnq.find import expose, find_sites
 from onnx_attnq.inputs import generate_samples
-from onnx_attnq.rewriting import Plan, SitePlan, bodies, read_record, rewrite
+from onnx_attnq.rewriting import Plan, RewriteSettings, SitePlan, bodies, read_record, rewrite
 from onnx_attnq.scheme import HeadSchemes, Normalize, Pruned, QuantScheme, for_heads, left_alone, numerics, preset
 from onnx_attnq.verification import verify
 from onnx_attnq.verification.codes import check_rows
@@ -84,7 +84,7 @@ def rewritten(
     first, *others = [site.id for site in sites.sites]
     entries = (SitePlan(first, schemes), *(SitePlan(other, preset()) for other in others))
     plan = Plan.from_json(json.loads(json.dumps(Plan(sites.exposed.structure_hash, entries).to_json())))
-    rewrite(model, sites, plan, inline=inline)
+    rewrite(model, sites, plan, RewriteSettings(inline=inline))
     return original, model
 
 

@@ -33,7 +33,7 @@ def rewritten(original: ir.Model, scheme: QuantScheme | None = None, **options: 
     model = original.clone()
     sites = find_sites(expose(model))
     plan = uniform_plan(structure_hash(original), [site.id for site in sites.sites], scheme or preset())
-    return model, rewrite(model, sites, plan, **options)
+    return model, rewrite(model, sites, plan, RewriteSettings(**options))
 
 
 def serialized(model: ir.Model) -> bytes:

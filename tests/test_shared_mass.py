@@ -18,7 +18,7 @@ from small_graphs import parse
 
 from onnx_attnq.find import expose, find_sites
 from onnx_attnq.inputs import generate_samples
-from onnx_attnq.rewriting import bodies, rewrite, uniform_plan
+from onnx_attnq.rewriting import RewriteSettings, bodies, rewrite, uniform_plan
 from onnx_attnq.scheme import Normalize, Pruned, QuantScheme, Reference, Rounding, Spacing, numerics, preset
 from onnx_attnq.verification import verify
 from onnx_attnq.verification.codes import LEVEL_TOLERANCE, SHARE_TOLERANCE, check_rows
@@ -169,6 +169,6 @@ def test_rewritten_models_verify(form: str, inline: bool) -> None:
     model = original.clone()
     sites = find_sites(expose(model))
     plan = uniform_plan(sites.exposed.structure_hash, [site.id for site in sites.sites], SHARED)
-    rewrite(model, sites, plan, inline=inline)
+    rewrite(model, sites, plan, RewriteSettings(inline=inline))
     found = verify(original, model, generate_samples(original, 2, 0))
     assert found.passed, found.failures

@@ -17,7 +17,7 @@ from onnx_attnq.errors import InvalidData, InvalidScheme
 from onnx_attnq.find import expose, find_sites
 from onnx_attnq.inputs import generate_samples
 from onnx_attnq.model import structure_hash
-from onnx_attnq.rewriting import rewrite, uniform_plan
+from onnx_attnq.rewriting import RewriteSettings, rewrite, uniform_plan
 from onnx_attnq.scheme import PRESETS, QuantScheme, numerics, preset
 from onnx_attnq.verification import Limit, Limits, VariantCheck, Verification, verify
 from onnx_attnq.verification.codes import CodeCheck, check_rows
@@ -30,7 +30,7 @@ def rewritten(text: str, scheme: QuantScheme, *, inline: bool = False) -> tuple[
     model = original.clone()
     sites = find_sites(expose(model))
     plan = uniform_plan(structure_hash(original), [site.id for site in sites.sites], scheme)
-    rewrite(model, sites, plan, inline=inline)
+    rewrite(model, sites, plan, RewriteSettings(inline=inline))
     return original, model
 
 

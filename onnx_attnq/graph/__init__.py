@@ -12,6 +12,7 @@ from onnx_attnq.graph.fused_ops import (
     input_holds,
     signature_of,
 )
+from onnx_attnq.graph.nodes import Naming, NodeBuilder
 from onnx_attnq.graph.ops import known_op, standard_opset
 from onnx_attnq.graph.suffix import Suffix, suffix
 from onnx_attnq.graph.types import (
@@ -38,6 +39,8 @@ __all__ = [
     "FusedSignature",
     "Holds",
     "Mismatch",
+    "Naming",
+    "NodeBuilder",
     "Shapes",
     "Snapshot",
     "Suffix",

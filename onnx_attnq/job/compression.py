@@ -153,14 +153,7 @@ def rewritten(source: Path, rewriting: RewriteSettings, named: Path | None = Non
         chosen = find_sites(expose(work, keep=lambda site: bool(rewriting.keep_fused) or site in left))
         present = {site.id for site in chosen.sites}
         part = Plan(plan.structure_hash, tuple(e for e in plan.sites if e.site in present or e.site not in left))
-    record = rewrite(
-        work,
-        chosen,
-        part,
-        inline=rewriting.inline,
-        quantize_outputs=rewriting.quantize_outputs,
-        int16_products=rewriting.int16_products,
-    )
+    record = rewrite(work, chosen, part, rewriting)
     nodes = (before, count_nodes(work))
     return original, Rewritten(work, sites, plan, record, nodes, slower(sites, plan, rewriting))
 

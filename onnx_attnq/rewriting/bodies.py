@@ -117,21 +117,21 @@ def softmax_function(scheme: QuantScheme, opset: int, *, by_head: bool = False) 
         # The runtime's own fused ops do in one pass what Sub, Exp, ReduceSum and Div do in four.
         rows = _Rows(
             row_max=row_max,
-            x=lambda: body.op("Softmax", scores, axis=-1),
-            log=lambda: body.op("LogSoftmax", scores, axis=-1),
-            probabilities=lambda: body.op("Softmax", scores, axis=-1),
+            x=lambda: body.Softmax(scores, axis=-1),
+            log=lambda: body.LogSoftmax(scores, axis=-1),
+            probabilities=lambda: body.Softmax(scores, axis=-1),
             total=lambda: body.number(1.0),
             peak=lambda: body.number(1.0),
         )
     else:
-        distance = body.op("Sub", scores, body.column(row_max()))
+        distance = body.Sub(scores, body.column(row_max()))
         rows = _Rows(
             row_max=row_max,
-            x=lambda: body.op("Exp", distance),
+            x=lambda: body.Exp(distance),
             log=lambda: distance,
-            probabilities=lambda: body.op("Softmax", scores, axis=-1),
+            probabilities=lambda: body.Softmax(scores, axis=-1),
             total=lambda: body.number(1.0),
-            peak=lambda: body.op("Reciprocal", body.row("ReduceSum", body.op("Exp", distance))),
+            peak=lambda: body.Reciprocal(body.row("ReduceSum", body.Exp(distance))),
         )
     result = _probabilities(body, rows, scheme)
     return body.function(DOMAIN, softmax_op(scheme), result, scheme_attributes(scheme))
@@ -145,12 +145,12 @@ def probabilities_function(scheme: QuantScheme, opset: int, *, by_head: bool = F
     x, peak = probabilities, body.number(1.0)
     if scheme.reference is Reference.ROW_MAX:
         # A row of zeros, such as a guard leaves of a masked row, stays zero.
-        peak = body.op("Max", row_max(), body.number(_TINY))
-        x = body.op("Div", probabilities, body.column(peak))
+        peak = body.Max(row_max(), body.number(_TINY))
+        x = body.Div(probabilities, body.column(peak))
     rows = _Rows(
         row_max=row_max,
         x=lambda: x,
-        log=lambda: body.op("Log", x),
+        log=lambda: body.Log(x),
         probabilities=lambda: probabilities,
         total=lambda: body.row("ReduceSum", probabilities),
         peak=lambda: peak,
@@ -163,36 +163,36 @@ def attention_function(scheme: QuantScheme, opset: int, *, by_head: bool = False
     """The body of `attention_op`: query, key, value and mask to the context."""
     body = Body(opset, by_head=by_head)
     query, key, value, mask = (body.input(name) for name in ("query", "key", "value", "mask"))
-    scaled = body.op("Mul", body.transpose(query, "q_perm"), body.constant_of("scale"))
-    scores = body.op("Add", body.op("MatMul", scaled, body.transpose(key, "k_perm")), mask)
-    row_max = body.op("Max", body.row_max(scores), body.constant_of("row_max_floor"))
-    distance = functools.cache(lambda: body.op("Sub", scores, body.column(row_max)))
-    exp = functools.cache(lambda: body.op("Exp", distance()))
-    total = functools.cache(lambda: body.op("Max", body.row("ReduceSum", exp()), body.number(_TINY)))
-    probabilities = functools.cache(lambda: body.op("Div", exp(), body.column(total())))
+    scaled = body.Mul(body.transpose(query, "q_perm"), body.constant_of("scale"))
+    scores = body.Add(body.MatMul(scaled, body.transpose(key, "k_perm")), mask)
+    row_max = body.Max(body.row_max(scores), body.constant_of("row_max_floor"))
+    distance = functools.cache(lambda: body.Sub(scores, body.column(row_max)))
+    exp = functools.cache(lambda: body.Exp(distance()))
+    total = functools.cache(lambda: body.Max(body.row("ReduceSum", exp()), body.number(_TINY)))
+    probabilities = functools.cache(lambda: body.Div(exp(), body.column(total())))
 
     absolute = scheme.reference is Reference.ABSOLUTE
     rows = _Rows(
         row_max=lambda: row_max,
         x=probabilities if absolute else exp,
-        log=lambda: body.op("Sub", distance(), body.column(body.op("Log", total()))) if absolute else distance(),
+        log=lambda: body.Sub(distance(), body.column(body.Log(total()))) if absolute else distance(),
         probabilities=probabilities,
         total=lambda: body.number(1.0),
-        peak=lambda: body.number(1.0) if absolute else body.op("Reciprocal", total()),
+        peak=lambda: body.number(1.0) if absolute else body.Reciprocal(total()),
     )
     values = body.transpose(value, "v_perm")
     if scheme.pruned is Pruned.ZERO:
         quantized = _quantized(body, rows, scheme, None)
-        context = body.op("MatMul", quantized.weights, values)
+        context = body.MatMul(quantized.weights, values)
     else:
         stride = body.stride(scores)
-        sample = body.op("HardSigmoid", body.every(rows.log(), -1, stride), **_UNMASKED)
+        sample = body.HardSigmoid(body.every(rows.log(), -1, stride), **_UNMASKED)
         quantized = _quantized(body, rows, scheme, body.row("ReduceSum", sample))
         assert quantized.share is not None
-        of_sample = body.op("MatMul", sample, body.every(values, -2, stride))
-        shared = body.op("Mul", of_sample, body.column(quantized.share))
-        context = body.op("Add", body.op("MatMul", quantized.weights, values), shared)
-    result = body.transpose(body.op("Mul", context, body.column(quantized.factor)), "out_perm")
+        of_sample = body.MatMul(sample, body.every(values, -2, stride))
+        shared = body.Mul(of_sample, body.column(quantized.share))
+        context = body.Add(body.MatMul(quantized.weights, values), shared)
+    result = body.transpose(body.Mul(context, body.column(quantized.factor)), "out_perm")
     layout = attention_attributes(1.0, (), (), (), (), zeroes_masked_rows=False)
     return body.function(DOMAIN, attention_op(scheme), result, [*scheme_attributes(scheme), *layout])
 
@@ -258,13 +258,13 @@ def _probabilities(body: Body, rows: _Rows, scheme: QuantScheme) -> ir.Value:
     """The quantized probabilities of every key."""
     if scheme.pruned is Pruned.ZERO:
         quantized = _quantized(body, rows, scheme, None)
-        return body.op("Mul", quantized.weights, body.column(quantized.factor))
-    unmasked = body.op("HardSigmoid", rows.log(), **_UNMASKED)
-    sample = body.op("Mul", unmasked, body.at_multiples(unmasked, body.stride(unmasked)))
+        return body.Mul(quantized.weights, body.column(quantized.factor))
+    unmasked = body.HardSigmoid(rows.log(), **_UNMASKED)
+    sample = body.Mul(unmasked, body.at_multiples(unmasked, body.stride(unmasked)))
     quantized = _quantized(body, rows, scheme, body.row("ReduceSum", sample))
     assert quantized.share is not None
-    shared = body.op("Mul", sample, body.column(body.op("Mul", quantized.share, quantized.factor)))
-    return body.op("Add", body.op("Mul", quantized.weights, body.column(quantized.factor)), shared)
+    shared = body.Mul(sample, body.column(body.Mul(quantized.share, quantized.factor)))
+    return body.Add(body.Mul(quantized.weights, body.column(quantized.factor)), shared)
 
 
 def _quantized(body: Body, rows: _Rows, scheme: QuantScheme, sample_size: ir.Value | None) -> _Quantized:
@@ -276,31 +276,31 @@ def _quantized(body: Body, rows: _Rows, scheme: QuantScheme, sample_size: ir.Val
     else:
         exponent, base_exponent = _log_exponents(body, rows, scheme)
         if scheme.threshold >= _LOWEST_THRESHOLD:
-            base = body.op("Exp", base_exponent)
+            base = body.Exp(base_exponent)
         else:
-            exponent = body.op("Add", exponent, base_exponent)
-        levels = body.op("Exp", exponent)
+            exponent = body.Add(exponent, base_exponent)
+        levels = body.Exp(exponent)
     if base is not None:
-        weights = body.op("ThresholdedRelu", levels, alpha=_PRUNED)
+        weights = body.ThresholdedRelu(levels, alpha=_PRUNED)
     else:
-        kept = body.op("Not", body.op("Less", levels, body.constant_of("threshold")))
-        weights = body.op("Mul", levels, body.op("Cast", kept, to=ir.DataType.FLOAT.value))
+        kept = body.Not(body.Less(levels, body.constant_of("threshold")))
+        weights = body.Mul(levels, body.Cast(kept, to=ir.DataType.FLOAT.value))
     # NaN ends in codes; and where the row's maximum is needed anyway, summing the levels is one pass more.
     from_codes = scheme.spacing is Spacing.LOG and scheme.rounding is Rounding.NEAREST
     has_row_max = from_codes or scheme.reference is Reference.ROW_MAX
     nan_aware = rows.row_max() if has_row_max else body.row("ReduceSum", levels)
-    poison = body.op("Mul", nan_aware, body.number(0.0))
+    poison = body.Mul(nan_aware, body.number(0.0))
 
     total = functools.cache(lambda: body.row("ReduceSum", weights))
     share = None
     if sample_size is not None:
         # Where nothing was pruned, both sums are of the same numbers, and the same. An empty sample takes nothing.
-        tail = body.op("Sub", body.row("ReduceSum", levels), total())
-        given = body.op("Mul", tail, body.op("Min", sample_size, body.number(1.0)))
-        share = body.op("Div", given, body.op("Max", sample_size, body.number(1.0)))
+        tail = body.Sub(body.row("ReduceSum", levels), total())
+        given = body.Mul(tail, body.Min(sample_size, body.number(1.0)))
+        share = body.Div(given, body.Max(sample_size, body.number(1.0)))
         kept_total = total()
-        total = functools.cache(lambda: body.op("Add", kept_total, given))
-    return _Quantized(weights, share, body.op("Add", _factor(body, rows, scheme, weights, total, base), poison))
+        total = functools.cache(lambda: body.Add(kept_total, given))
+    return _Quantized(weights, share, body.Add(_factor(body, rows, scheme, weights, total, base), poison))
 
 
 def _factor(
@@ -312,12 +312,12 @@ def _factor(
     base: ir.Value | None,
 ) -> ir.Value:
     if scheme.normalize is Normalize.NONE:
-        return rows.peak() if base is None else body.op("Mul", rows.peak(), body.per_row(base))
+        return rows.peak() if base is None else body.Mul(rows.peak(), body.per_row(base))
     if scheme.normalize is Normalize.UNIT:
         target = rows.total()
     else:
-        target = body.row("ReduceSum", body.op("Mul", rows.probabilities(), body.op("Sign", weights)))
-    return body.op("Div", target, body.op("Max", total(), body.number(_TINY)))
+        target = body.row("ReduceSum", body.Mul(rows.probabilities(), body.Sign(weights)))
+    return body.Div(target, body.Max(total(), body.number(_TINY)))
 
 
 def _log_exponents(body: Body, rows: _Rows, scheme: QuantScheme) -> tuple[ir.Value, ir.Value]:
@@ -327,25 +327,25 @@ def _log_exponents(body: Body, rows: _Rows, scheme: QuantScheme) -> tuple[ir.Val
         # code = round(ln(x) / step) + n. QuantizeLinear saturates, so Exp need not go where it underflows and is slow.
         top, zero = levels, None
         if scheme.pruned is Pruned.MEAN:
-            top = body.op("Max", levels, body.op("Ceil", body.op("Div", body.number(TAIL_NATS), step)))
-            zero = body.op("Sub", top, levels)
+            top = body.Max(levels, body.Ceil(body.Div(body.number(TAIL_NATS), step)))
+            zero = body.Sub(top, levels)
         if body.by_head:
             # QuantizeLinear takes a scale for each index of one axis, not a table that broadcasts.
-            codes = body.op("QuantizeLinear", body.affine(rows.log(), step, top), body.number(1.0), body.byte(None))
+            codes = body.QuantizeLinear(body.affine(rows.log(), step, top), body.number(1.0), body.byte(None))
             exponent = body.products(codes, step, zero)
         else:
-            scale = body.op("Squeeze", step)
-            codes = body.op("QuantizeLinear", rows.log(), scale, body.byte(top))
+            scale = body.Squeeze(step)
+            codes = body.QuantizeLinear(rows.log(), scale, body.byte(top))
             exponent = body.dequantize(codes, scale, zero)
     else:
-        code = body.op("Floor", body.affine(rows.log(), step, body.op("Add", offset, body.number(1.0))))
-        exponent = body.op("Mul", body.op("Min", code, levels), step)  # x = 1 stays in the top bin
-    return exponent, body.op("Neg", body.op("Mul", body.op("Add", offset, body.number(0.5)), step))
+        code = body.Floor(body.affine(rows.log(), step, body.Add(offset, body.number(1.0))))
+        exponent = body.Mul(body.Min(code, levels), step)  # x = 1 stays in the top bin
+    return exponent, body.Neg(body.Mul(body.Add(offset, body.number(0.5)), step))
 
 
 def _linear_levels(body: Body, x: ir.Value) -> ir.Value:
     """The level of each x, as if none were pruned: threshold + (code - 1/2) * step."""
     step, offset = body.constant_of("step"), body.constant_of("offset")
-    top = body.op("Sub", body.constant_of("levels"), body.number(1.0))
-    code = body.op("Min", body.op("Floor", body.affine(x, step, offset)), top)
-    return body.op("Mul", body.op("Add", code, body.op("Sub", body.number(0.5), offset)), step)
+    top = body.Sub(body.constant_of("levels"), body.number(1.0))
+    code = body.Min(body.Floor(body.affine(x, step, offset)), top)
+    return body.Mul(body.Add(code, body.Sub(body.number(0.5), offset)), step)

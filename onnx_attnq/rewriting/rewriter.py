@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
@@ -21,12 +20,13 @@ from onnx_attnq.find import (
     Form,
     Sites,
 )
-from onnx_attnq.graph import dtype_of, rank_of
+from onnx_attnq.graph import Naming, NodeBuilder, dtype_of, rank_of
 from onnx_attnq.model import files
 from onnx_attnq.rewriting import bodies
 from onnx_attnq.rewriting.group_query import fold, is_taken
 from onnx_attnq.rewriting.plan import Plan
 from onnx_attnq.rewriting.record import Record, RewrittenSite, refuse_rewritten, write_record
+from onnx_attnq.rewriting.settings import RewriteSettings
 from onnx_attnq.scheme import HeadSchemes, QuantScheme, SiteScheme, schemes_of, table_shape
 from onnx_attnq.version import __version__
 
@@ -45,10 +45,7 @@ def rewrite(
     model: ir.Model,
     sites: Sites,
     plan: Plan,
-    *,
-    inline: bool = False,
-    quantize_outputs: bool = False,
-    int16_products: bool = False,
+    settings: RewriteSettings = RewriteSettings(),
 ) -> Record:
     """Rewrite, in place, each site that the plan gives a scheme.
 
@@ -59,10 +56,7 @@ def rewrite(
         model: The model that ``sites`` were found in.
         sites: What `find_sites` found; the undo leads to what the model was before `expose`.
         plan: A plan that covers them.
-        inline: Plain ops of the model's opset instead of ops with a function, for runtimes that know no functions.
-        quantize_outputs: Where probabilities are an output of the model, quantize that output too.
-        int16_products: Let the native library multiply query and key in 16-bit integers, which is faster and
-            flips more codes; the standard ops keep multiplying in float32.
+        settings: In what form; what to rewrite is the plan's.
 
     Returns:
         What was done, as it is written into the model's metadata.
@@ -87,10 +81,10 @@ def rewrite(
         if scheme is None:
             continue
         # Plain ops are there to be read by any runtime, so they stay close to the original graph.
-        form = Form.SOFTMAX if inline and site.form is Form.ATTENTION else site.form
+        form = Form.SOFTMAX if settings.inline and site.form is Form.ATTENTION else site.form
         softmax = site.probabilities.producer()
-        fused = None if softmax is None or inline else exposed.fused.get(softmax)
-        op = _rewrite_site(site, form, scheme, model, names, quantize_outputs, int16_products)
+        fused = None if softmax is None or settings.inline else exposed.fused.get(softmax)
+        op = _rewrite_site(site, form, scheme, model, names, settings)
         if fused is not None and is_taken(fused):
             op = fold(model, fused, op, scheme, folded) or op
         inserted.append((site, form, scheme, op))
@@ -99,7 +93,7 @@ def rewrite(
     for entry in done:
         _LOG.debug("rewrote %s: %s, %s", entry.id, entry.form, entry.scheme.name)
     _LOG.info("rewrote %d of %d sites", len(done), len(sites.sites))
-    record = Record(__version__, exposed.structure_hash, plan.hash, inline, tuple(done))
+    record = Record(__version__, exposed.structure_hash, plan.hash, settings.inline, tuple(done))
     if not done:
         return record
     for (form, _), given in families.items():
@@ -110,7 +104,7 @@ def rewrite(
         model.functions[body.identifier()] = body
     model.graph.opset_imports[bodies.DOMAIN] = bodies.DOMAIN_VERSION
     model.ir_version = max(model.ir_version or 0, _LOWEST_IR_VERSION)
-    if inline:
+    if settings.inline:
         InlinePass(lambda f: f.domain == bodies.DOMAIN)(model)
         model.graph.opset_imports.pop(bodies.DOMAIN, None)
     exposed.snapshot.remove_orphans(model)
@@ -129,14 +123,13 @@ def _rewrite_site(
     scheme: SiteScheme,
     model: ir.Model,
     names: _Names,
-    quantize_outputs: bool,
-    int16_products: bool,
+    settings: RewriteSettings,
 ) -> ir.Node:
     """Returns the new op."""
     if form is Form.ATTENTION:
         assert site.attention is not None
-        return _insert_attention(site, site.attention, scheme, model, names, int16_products)
-    return _insert_op(site, form, scheme, model, names, quantize_outputs)
+        return _insert_attention(site, site.attention, scheme, model, names, settings)
+    return _insert_op(site, form, scheme, model, names, settings)
 
 
 def _rewritten_site(site: AttentionSite, form: Form, scheme: SiteScheme, op: ir.Node) -> RewrittenSite:
@@ -145,7 +138,7 @@ def _rewritten_site(site: AttentionSite, form: Form, scheme: SiteScheme, op: ir.
 
 
 def _insert_op(
-    site: AttentionSite, form: Form, scheme: SiteScheme, model: ir.Model, names: _Names, quantize_outputs: bool
+    site: AttentionSite, form: Form, scheme: SiteScheme, model: ir.Model, names: _Names, settings: RewriteSettings
 ) -> ir.Node:
     """Quantize scores or probabilities, with the casts and transposes that it takes; returns the op."""
     original = site.probabilities
@@ -161,28 +154,30 @@ def _insert_op(
         raise InvalidModel(f"site {site.id!r}: the type of its scores is unknown; run onnx shape inference first")
     swap = _swap_last(site)
 
-    chain = _Chain(source, original.name or site.id, names)
+    b = NodeBuilder(files.opset(model), names.under(original.name or site.id))
+    value = source
     if quantization:
-        chain.add("DequantizeLinear", *quantization)
+        value = b.DequantizeLinear(value, *quantization)
     elif dtype != ir.DataType.FLOAT:
-        chain.add("Cast", to=int(ir.DataType.FLOAT))
+        value = b.Cast(value, to=int(ir.DataType.FLOAT))
     if swap:
-        chain.add("Transpose", perm=swap)
+        value = b.Transpose(value, perm=swap)
     make = bodies.softmax_op if form is Form.SOFTMAX else bodies.probabilities_op
     tables = bodies.scheme_attributes(scheme, _table_shape(site, scheme))
-    op = chain.add(make(schemes_of(scheme)[0]), domain=bodies.DOMAIN, attributes=tables)
+    value = b.op(make(schemes_of(scheme)[0]), value, domain=bodies.DOMAIN, **{table.name: table for table in tables})
+    op = b.nodes[-1]
     if swap:
-        chain.add("Transpose", perm=swap)
+        value = b.Transpose(value, perm=swap)
     if quantization:
-        chain.add("QuantizeLinear", *quantization)
+        value = b.QuantizeLinear(value, *quantization)
     elif dtype != ir.DataType.FLOAT:
-        chain.add("Cast", to=int(dtype))
+        value = b.Cast(value, to=int(dtype))
 
-    node.graph.insert_after(node, chain.nodes)
+    node.graph.insert_after(node, b.nodes)
     # The original value, which may be an output that declares no type, stays as it is, so that a revert gives it back.
     declared = ir.TensorType((dtype_of(quantization[1]) if quantization else dtype) or ir.DataType.UINT8)
-    _type_values(chain.nodes, original.shape, original.type or declared, swap)
-    _hand_over(original, chain.value, set(chain.nodes), model, quantize_outputs)
+    _type_values(b.nodes, original.shape, original.type or declared, swap)
+    _hand_over(original, value, set(b.nodes), model, settings.quantize_outputs)
     return op
 
 
@@ -207,21 +202,18 @@ def _insert_attention(
     scheme: SiteScheme,
     model: ir.Model,
     names: _Names,
-    int16_products: bool,
+    settings: RewriteSettings,
 ) -> ir.Node:
     """Replace products, scale, masks, softmax and guard by one op; returns it."""
     product = site.value_products[0].node
     assert isinstance(product.graph, ir.Graph)
-    prefix = attention.context.name or site.id
-    nodes: list[ir.Node] = []
-    mask = _combined_mask(attention, prefix, names, nodes) or _no_mask(model, names)
+    prefix, opset = attention.context.name or site.id, files.opset(model)
+    masks = NodeBuilder(opset, names.under(f"{prefix}_mask"))
+    mask = _combined_mask(masks, attention) or _no_mask(model, names)
+    b = NodeBuilder(opset, names.under(prefix))
     query, key, value = attention.query, attention.key, attention.value
-    weighed = value.value
-    if attention.dtype != ir.DataType.FLOAT:
-        wider = _Chain(weighed, prefix, names)
-        nodes.append(wider.add("Cast", to=int(ir.DataType.FLOAT)))
-        wider.value.type, wider.value.shape = ir.TensorType(ir.DataType.FLOAT), weighed.shape
-        weighed = wider.value
+    weighed = b.cast(value.value, ir.DataType.FLOAT, attention.dtype)
+    weighed.shape = value.value.shape
     attributes = bodies.attention_attributes(
         attention.scale,
         query.perm,
@@ -229,53 +221,39 @@ def _insert_attention(
         value.perm,
         attention.out_perm,
         zeroes_masked_rows=attention.zeroes_masked_rows,
-        int16_products=int16_products,
+        int16_products=settings.int16_products,
     )
-    chain = _Chain(query.value, prefix, names)
-    op = chain.add(
+    attributes = [*bodies.scheme_attributes(scheme, _table_shape(site, scheme)), *attributes]
+    context = b.op(
         bodies.attention_op(schemes_of(scheme)[0]),
-        key.value,
-        weighed,
-        mask,
+        *(query.value, key.value, weighed, mask),
         domain=bodies.DOMAIN,
-        attributes=[*bodies.scheme_attributes(scheme, _table_shape(site, scheme)), *attributes],
+        **{attribute.name: attribute for attribute in attributes},
     )
+    op = b.nodes[-1]
+    context.type, context.shape = ir.TensorType(ir.DataType.FLOAT), attention.context.shape
     if attention.dtype != ir.DataType.FLOAT:
-        chain.add("Cast", to=int(attention.dtype))
-    for node in chain.nodes:
-        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), attention.context.shape
-    chain.value.type = ir.TensorType(attention.dtype)
-    product.graph.insert_before(product, [*nodes, *chain.nodes])
-    _hand_over(attention.context, chain.value, set(chain.nodes), model, quantize_outputs=True)
+        context = b.cast(context, attention.dtype)
+        context.shape = attention.context.shape
+    product.graph.insert_before(product, [*masks.nodes, *b.nodes])
+    _hand_over(attention.context, context, set(b.nodes), model, quantize_outputs=True)
     return op
 
 
-def _combined_mask(attention: Attention, prefix: str, names: _Names, nodes: list[ir.Node]) -> ir.Value | None:
+def _combined_mask(b: NodeBuilder, attention: Attention) -> ir.Value | None:
     """One value that has the effect of all masks when it is added to the scores; None without masks."""
     combined: ir.Value | None = None
-
-    def apply(op_type: str, *inputs: ir.Value) -> ir.Value:
-        chain = _Chain(inputs[0], f"{prefix}_mask", names)
-        nodes.append(chain.add(op_type, *inputs[1:]))
-        return chain.value
-
-    def number(value: float) -> ir.Value:
-        node = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(np.array(value, np.float32)))])
-        node.name, node.outputs[0].name = names.fresh(f"{prefix}_constant"), names.fresh(f"{prefix}_number")
-        nodes.append(node)
-        return node.outputs[0]
-
     for mask in attention.masks:
         match mask:
             case Added(value):
-                combined = value if combined is None else apply("Add", combined, value)
+                combined = value if combined is None else b.Add(combined, value)
             case Filled(condition, when, fill):
                 # What is very low swallows the score that it is added to.
-                kept = number(0.0) if combined is None else combined
-                branches = (number(fill), kept) if when else (kept, number(fill))
-                combined = apply("Where", condition, *branches)
-            case Bounded(lowest):
-                combined = None if combined is None else apply("Max", combined, number(lowest))
+                kept = b.constant(0.0, ir.DataType.FLOAT) if combined is None else combined
+                filled = b.constant(fill, ir.DataType.FLOAT)
+                combined = b.Where(condition, filled, kept) if when else b.Where(condition, kept, filled)
+            case Bounded(lowest) if combined is not None:
+                combined = b.Max(combined, b.constant(lowest, ir.DataType.FLOAT))
     return combined
 
 
@@ -310,32 +288,14 @@ class _Names:
         self._taken.add(candidate)
         return candidate
 
+    def under(self, prefix: str) -> Naming:
+        """Names that begin with the prefix."""
 
-class _Chain:
-    """Nodes one after another, each fed by the one before it."""
+        def naming(op_type: str, _: int) -> tuple[str, str]:
+            stem = f"{prefix}_{op_type.split('_')[0]}"
+            return self.fresh(f"{stem}_node"), self.fresh(stem)
 
-    def __init__(self, value: ir.Value, prefix: str, names: _Names) -> None:
-        self.value = value
-        self.nodes: list[ir.Node] = []
-        self._prefix = prefix
-        self._names = names
-
-    def add(
-        self,
-        op_type: str,
-        *more: ir.Value | None,
-        domain: str = "",
-        attributes: Sequence[ir.Attr] = (),
-        **simple: Any,
-    ) -> ir.Node:
-        """Append a node whose first input is the chain's value so far."""
-        stem = f"{self._prefix}_{op_type.split('_')[0]}"
-        converted = [*attributes, *ir.convenience.convert_attributes(simple)]
-        node = ir.Node(domain, op_type, [self.value, *more], converted, name=self._names.fresh(f"{stem}_node"))
-        node.outputs[0].name = self._names.fresh(stem)
-        self.nodes.append(node)
-        self.value = node.outputs[0]
-        return node
+        return naming
 
 
 def _swap_last(site: AttentionSite) -> list[int] | None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_attnq.errors import AttnqError
 from onnx_attnq.find import expose, find_sites
 from onnx_attnq.inputs import Sample
-from onnx_attnq.rewriting import Plan, Record, SitePlan, rewrite
+from onnx_attnq.rewriting import Plan, Record, RewriteSettings, SitePlan, rewrite
 from onnx_attnq.run import Arrays, RunSettings, Session
 from onnx_attnq.scheme import preset
 from onnx_attnq.verification.outputs import OutputComparison, OutputDeviation
@@ -110,7 +110,9 @@ def _identity(original: ir.Model, record: Record, ids: Sequence[str]) -> ir.Mode
         ]
         if not any(entry.scheme for entry in entries):
             return None
-        rewrite(model, sites, Plan(sites.exposed.structure_hash, tuple(entries)), inline=record.inlined)
+        rewrite(
+            model, sites, Plan(sites.exposed.structure_hash, tuple(entries)), RewriteSettings(inline=record.inlined)
+        )
     except AttnqError:
         return None
     return model

@@ -13,12 +13,12 @@ from typing import Final, TypeAlias
 import onnx_ir as ir
 
 from onnx_attnq.find.fused import attention, group_query_attention, ms_attention, multi_head_attention
-from onnx_attnq.find.fused.builder import LOWEST_OPSET, NodeBuilder
+from onnx_attnq.find.fused.builder import LOWEST_OPSET, FusedBuilder
 from onnx_attnq.find.fused.outcome import Decline, Declined, Decomposed, FusedOp
 from onnx_attnq.find.fused.refused import REFUSED_OPS, UNKNOWN
 from onnx_attnq.graph import standard_opset
 
-_Build: TypeAlias = Callable[[NodeBuilder, ir.Node], tuple[ir.Node, Sequence[ir.Value | None]]]
+_Build: TypeAlias = Callable[[FusedBuilder, ir.Node], tuple[ir.Node, Sequence[ir.Value | None]]]
 
 _BUILDS: Final[Mapping[tuple[str, str], _Build]] = MappingProxyType(
     {
@@ -76,7 +76,7 @@ def decompose(model: ir.Model, node: ir.Node) -> Decomposed | Declined:
         return Declined(f"{node.op_type} is in no graph of the model, or the model imports no standard ops")
     if opset < LOWEST_OPSET:
         return Declined(f"{node.op_type} needs opset {LOWEST_OPSET} or higher, not {opset}; convert the model first")
-    b = NodeBuilder(opset, node.outputs[0].name or node.op_type)
+    b = FusedBuilder(opset, node.outputs[0].name or node.op_type)
     try:
         softmax, computed = build(b, node)
         old, new = _outputs(b, node, computed)
@@ -112,7 +112,7 @@ def _opset(model: ir.Model, node: ir.Node) -> int | None:
 
 
 def _outputs(
-    b: NodeBuilder, node: ir.Node, computed: Sequence[ir.Value | None]
+    b: FusedBuilder, node: ir.Node, computed: Sequence[ir.Value | None]
 ) -> tuple[list[ir.Value], list[ir.Value]]:
     """The node's outputs that have a name, and for each a value that nothing else is named by."""
     old, new = [], []
@@ -124,7 +124,7 @@ def _outputs(
             raise Decline(f"{node.op_type} does not define the output {output.name!r} for these inputs")
         own = value.producer() is not None and value.producer() in b.nodes and value not in new
         old.append(output)
-        new.append(value if own else b.op("Identity", value))
+        new.append(value if own else b.Identity(value))
     return old, new
 
 

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from onnx_attnq.find.fused import core
-from onnx_attnq.find.fused.builder import NodeBuilder
+from onnx_attnq.find.fused.builder import FusedBuilder
 from onnx_attnq.find.fused.node import FLOATS, FusedNode
 from onnx_attnq.find.fused.outcome import Decline
 from onnx_attnq.graph import dtype_of, same_size, size_of
 
 
-def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | None]]:
+def build(b: FusedBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | None]]:
     """Adds the nodes; returns the softmax and the values of the outputs Y, present_key, present_value, qk."""
     fused = FusedNode(node)
     dtype = fused.element_type("Q", "K", "V")
@@ -67,7 +67,7 @@ def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | N
     return stages.softmax, (context, *present, shown)
 
 
-def _shown(b: NodeBuilder, fused: FusedNode, stages: core.Stages, mode: int, dtype: ir.DataType) -> ir.Value:
+def _shown(b: FusedBuilder, fused: FusedNode, stages: core.Stages, mode: int, dtype: ir.DataType) -> ir.Value:
     """The fourth output: the stage that ``qk_matmul_output_mode`` asks for."""
     if mode == 3:
         return stages.probabilities
@@ -76,7 +76,7 @@ def _shown(b: NodeBuilder, fused: FusedNode, stages: core.Stages, mode: int, dty
         # By the operator's text what is masked is -inf; onnxruntime shows the lowest finite number of the model's type,
         # unless a mask of numbers says -inf. Who reads the scores sees what onnxruntime showed.
         lowest = float(dtype.min)
-        shown = b.op("Max", shown, b.constant(lowest, core.score_type(dtype)))
+        shown = b.Max(shown, b.constant(lowest, core.score_type(dtype)))
     return b.cast(shown, dtype, core.score_type(dtype))
 
 
@@ -85,7 +85,7 @@ def _is_boolean(fused: FusedNode) -> bool:
 
 
 def _mask(
-    b: NodeBuilder, fused: FusedNode, query: ir.Value, key: ir.Value, dtype: ir.DataType
+    b: FusedBuilder, fused: FusedNode, query: ir.Value, key: ir.Value, dtype: ir.DataType
 ) -> tuple[ir.Value | None, ir.Value | None]:
     """The additive mask of all three sources, and the rows that it leaves without a key."""
     queries, keys = b.extent(query, 2), b.extent(key, 2)
@@ -97,7 +97,7 @@ def _mask(
         may_be_empty = True
     if valid is not None:
         valid = b.reshape(valid, -1, 1, 1, 1)
-        terms.append(core.select(b, b.op("Less", b.arange(keys), valid), 0.0, -math.inf, dtype))
+        terms.append(core.select(b, b.Less(b.arange(keys), valid), 0.0, -math.inf, dtype))
         may_be_empty = True
     left, right = fused.integer("left_window_size", -1), fused.integer("right_window_size", -1)
     if fused.integer("is_causal"):
@@ -105,25 +105,25 @@ def _mask(
     if left >= 0 or right >= 0:
         offset = b.extent(past_key, 2) if past_key is not None else 0
         if valid is not None:
-            offset = b.op("Sub", valid, b.vector(queries))
+            offset = b.Sub(valid, b.vector(queries))
         distance = core.distance(b, queries, keys, offset)
         if right >= 0:
             terms.append(core.select(b, core.exceeds(b, distance, right), -math.inf, 0.0, dtype))
         if left >= 0:
-            earlier = b.op("Less", distance, b.constant(-left, ir.DataType.INT64))
+            earlier = b.Less(distance, b.constant(-left, ir.DataType.INT64))
             terms.append(core.select(b, earlier, -math.inf, 0.0, dtype))
             may_be_empty = True
     if not terms:
         return None, None
     mask = terms[0]
     for term in terms[1:]:
-        mask = b.op("Add", mask, term)
+        mask = b.Add(mask, term)
     if not may_be_empty:
         return mask, None
-    return mask, b.op("Equal", b.reduce_max(mask), b.constant(-math.inf, core.score_type(dtype)))
+    return mask, b.Equal(b.reduce("ReduceMax", mask, -1, keepdims=True), b.constant(-math.inf, core.score_type(dtype)))
 
 
-def _given_mask(b: NodeBuilder, fused: FusedNode, key: ir.Value, dtype: ir.DataType) -> ir.Value:
+def _given_mask(b: FusedBuilder, fused: FusedNode, key: ir.Value, dtype: ir.DataType) -> ir.Value:
     mask = fused.require("attn_mask")
     rank = fused.rank("attn_mask")
     kind = dtype_of(mask)
@@ -140,7 +140,7 @@ def _given_mask(b: NodeBuilder, fused: FusedNode, key: ir.Value, dtype: ir.DataT
     # From opset 24 on the mask may be shorter than the keys: what is missing is masked.
     missing = b.subtract(b.extent(key, 2), b.extent(mask, rank - 1))
     pads = b.vector(*[0] * (2 * rank - 1), missing)
-    return b.op("Pad", added, pads, b.constant(-math.inf, core.score_type(dtype)))
+    return b.Pad(added, pads, b.constant(-math.inf, core.score_type(dtype)))
 
 
 __all__ = ["build"]

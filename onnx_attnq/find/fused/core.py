@@ -20,7 +20,7 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from onnx_attnq.find.fused.builder import Extent, NodeBuilder
+from onnx_attnq.find.fused.builder import Extent, FusedBuilder
 from onnx_attnq.graph import dimension, size_of, width_of
 
 
@@ -74,7 +74,7 @@ def lowest(dtype: ir.DataType) -> float:
     return float(np.finfo(score_type(dtype).numpy()).min)
 
 
-def attend(b: NodeBuilder, query: ir.Value, key: ir.Value, value: ir.Value, how: Scoring) -> Stages:
+def attend(b: FusedBuilder, query: ir.Value, key: ir.Value, value: ir.Value, how: Scoring) -> Stages:
     """Adds the nodes of one attention."""
     scores = score_type(how.dtype)
     shape = [*(dimension(query, axis) for axis in (0, 1, 2)), dimension(key, 2)]
@@ -89,56 +89,56 @@ def attend(b: NodeBuilder, query: ir.Value, key: ir.Value, value: ir.Value, how:
     left = b.cast(query, scores, how.dtype)
     if grouped:
         left = b.reshape(left, 0, kv_heads or 0, -1, b.extent(query, 3))
-    raw = b.op("MatMul", left, transposed)
+    raw = b.MatMul(left, transposed)
     if grouped:
         raw.dtype = scores
         raw = b.reshape(raw, 0, heads or 0, b.extent(query, 2), -1)
     raw = typed(raw)
-    product = capped = typed(b.op("Mul", raw, _scale(b, query, how)))
+    product = capped = typed(b.Mul(raw, _scale(b, query, how)))
     if how.softcap:
         softcap = b.constant(how.softcap, scores)
-        capped = typed(b.op("Mul", b.op("Tanh", b.op("Div", product, softcap)), softcap))
-    masked = capped if how.mask is None else typed(b.op("Add", capped, how.mask))
+        capped = typed(b.Mul(b.Tanh(b.Div(product, softcap)), softcap))
+    masked = capped if how.mask is None else typed(b.Add(capped, how.mask))
 
     precision = how.precision or scores
     logits = typed(b.cast(masked, precision, scores), precision)
     if how.sink is not None:
         column = b.vector(b.extent(query, 0), b.extent(query, 1), b.extent(query, 2), 1)
-        logits = b.op("Concat", logits, b.op("Expand", b.cast(how.sink, precision, scores), column), axis=3)
+        logits = b.Concat(logits, b.Expand(b.cast(how.sink, precision, scores), column), axis=3)
         logits.dtype = precision
-    probabilities = b.op("Softmax", logits, axis=-1)
+    probabilities = b.Softmax(logits, axis=-1)
     softmax, probabilities.dtype = b.nodes[-1], precision
     if how.sink is not None:
         probabilities = b.slice(probabilities, 3, 0, -1)
     probabilities = typed(probabilities, precision)
     if how.empty_rows is not None:
         zero = b.constant(0.0, precision)
-        probabilities = typed(b.op("Where", how.empty_rows, zero, probabilities), precision)
+        probabilities = typed(b.Where(how.empty_rows, zero, probabilities), precision)
     probabilities = typed(b.cast(probabilities, how.dtype, precision), how.dtype)
     right = probabilities
     if grouped:
         right = b.reshape(probabilities, 0, kv_heads or 0, -1, b.extent(value, 2))
-    context = b.op("MatMul", right, value)
+    context = b.MatMul(right, value)
     if grouped:
         context = b.reshape(context, 0, heads or 0, b.extent(query, 2), -1)
     context.dtype, context.shape = how.dtype, ir.Shape([*shape[:3], dimension(value, 3)])
     return Stages(product, capped, masked, softmax, probabilities, context)
 
 
-def _scale(b: NodeBuilder, query: ir.Value, how: Scoring) -> ir.Value:
+def _scale(b: FusedBuilder, query: ir.Value, how: Scoring) -> ir.Value:
     scores = score_type(how.dtype)
     if how.scale is not None:
         return b.constant(how.scale, scores)
     head_size = b.extent(query, 3)
     if isinstance(head_size, int):
         return b.constant(head_size**-0.5, scores)
-    return b.op("Div", b.constant(1.0, scores), b.op("Sqrt", b.cast(head_size, scores)))
+    return b.Div(b.constant(1.0, scores), b.Sqrt(b.cast(head_size, scores)))
 
 
 # Heads.
 
 
-def split_heads(b: NodeBuilder, hidden: ir.Value, heads: int) -> ir.Value:
+def split_heads(b: FusedBuilder, hidden: ir.Value, heads: int) -> ir.Value:
     """(B, L, N·D) to (B, N, L, D)."""
     width = width_of(hidden)
     head_size = None if width is None else width // heads
@@ -148,22 +148,22 @@ def split_heads(b: NodeBuilder, hidden: ir.Value, heads: int) -> ir.Value:
     return b.describe(split, hidden, dimension(hidden, 0), heads, dimension(hidden, 1), head_size)
 
 
-def merge_heads(b: NodeBuilder, context: ir.Value) -> ir.Value:
+def merge_heads(b: FusedBuilder, context: ir.Value) -> ir.Value:
     """(B, N, L, D) to (B, L, N·D)."""
     heads, head_size = size_of(context, 1), size_of(context, 3)
     width = -1 if heads is None or head_size is None else heads * head_size
     return b.reshape(b.transpose(context, 0, 2, 1, 3), 0, 0, width)
 
 
-def repeat_heads(b: NodeBuilder, cache: ir.Value, heads: Extent, kv_heads: Extent) -> ir.Value:
+def repeat_heads(b: FusedBuilder, cache: ir.Value, heads: Extent, kv_heads: Extent) -> ir.Value:
     """(B, N_kv, L, D) to (B, N, L, D): head n of the result is head n // (N / N_kv)."""
     if heads == kv_heads:
         return cache
     if isinstance(heads, int) and isinstance(kv_heads, int):
         group: Extent = heads // kv_heads
     else:
-        group = b.op("Div", b.vector(heads), b.vector(kv_heads))
-    grouped = b.op("Expand", b.unsqueeze(cache, 2), b.vector(1, 1, group, 1, 1))
+        group = b.Div(b.vector(heads), b.vector(kv_heads))
+    grouped = b.Expand(b.unsqueeze(cache, 2), b.vector(1, 1, group, 1, 1))
     repeated = b.reshape(grouped, 0, heads, b.extent(cache, 2), b.extent(cache, 3))
     batch, _, length, head_size = (dimension(cache, axis) for axis in range(4))
     return b.describe(repeated, cache, batch, heads if isinstance(heads, int) else None, length, head_size)
@@ -172,17 +172,17 @@ def repeat_heads(b: NodeBuilder, cache: ir.Value, heads: Extent, kv_heads: Exten
 # Past and masks.
 
 
-def append(b: NodeBuilder, past: ir.Value | None, new: ir.Value) -> ir.Value:
+def append(b: FusedBuilder, past: ir.Value | None, new: ir.Value) -> ir.Value:
     """The past keys or values, (B, N, P, D), followed by the new ones, (B, N, L, D)."""
     if past is None:
         return new
     batch, heads, _, head_size = (dimension(new, axis) for axis in range(4))
     old_length, new_length = size_of(past, 2), size_of(new, 2)
     length = None if old_length is None or new_length is None else old_length + new_length
-    return b.describe(b.op("Concat", past, new, axis=2), new, batch, heads, length, head_size)
+    return b.describe(b.Concat(past, new, axis=2), new, batch, heads, length, head_size)
 
 
-def distance(b: NodeBuilder, queries: Extent, keys: Extent, offset: Extent | ir.Value) -> ir.Value:
+def distance(b: FusedBuilder, queries: Extent, keys: Extent, offset: Extent | ir.Value) -> ir.Value:
     """Position of the key less position of the query, int64: (L_q, L_k), or (B, 1, L_q, L_k).
 
     Args:
@@ -191,19 +191,19 @@ def distance(b: NodeBuilder, queries: Extent, keys: Extent, offset: Extent | ir.
         keys: L_k.
         offset: Position of the first query among the keys: one number, or (B, 1, 1, 1).
     """
-    rows = b.op("Add", b.unsqueeze(b.arange(queries), 1), b.vector(offset))
-    return b.op("Sub", b.arange(keys), rows)
+    rows = b.Add(b.unsqueeze(b.arange(queries), 1), b.vector(offset))
+    return b.Sub(b.arange(keys), rows)
 
 
-def select(b: NodeBuilder, condition: ir.Value, where_true: float, where_false: float, dtype: ir.DataType) -> ir.Value:
+def select(b: FusedBuilder, condition: ir.Value, where_true: float, where_false: float, dtype: ir.DataType) -> ir.Value:
     """An additive mask of two values, in `score_type`."""
     scores = score_type(dtype)
-    return b.op("Where", condition, b.constant(where_true, scores), b.constant(where_false, scores))
+    return b.Where(condition, b.constant(where_true, scores), b.constant(where_false, scores))
 
 
-def exceeds(b: NodeBuilder, value: ir.Value, bound: int, dtype: ir.DataType = ir.DataType.INT64) -> ir.Value:
+def exceeds(b: FusedBuilder, value: ir.Value, bound: int, dtype: ir.DataType = ir.DataType.INT64) -> ir.Value:
     """True where the value is above the bound."""
-    return b.op("Greater", value, b.constant(bound, dtype))
+    return b.Greater(value, b.constant(bound, dtype))
 
 
 __all__ = [

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from onnx_attnq.find.fused import core
-from onnx_attnq.find.fused.builder import Extent, NodeBuilder
+from onnx_attnq.find.fused.builder import Extent, FusedBuilder
 from onnx_attnq.find.fused.ms_mask import Lengths, additive_mask
 from onnx_attnq.find.fused.node import FusedNode
 from onnx_attnq.find.fused.outcome import Decline
 from onnx_attnq.graph import dimension, size_of
 
 
-def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | None]]:
+def build(b: FusedBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | None]]:
     """Adds the nodes; returns the softmax and the values of the outputs output, present."""
     fused = FusedNode(node)
     if fused.integer("do_rotary"):
@@ -42,7 +42,7 @@ def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | N
     return stages.softmax, (core.merge_heads(b, stages.context), present)
 
 
-def _project(b: NodeBuilder, fused: FusedNode) -> list[ir.Value]:
+def _project(b: FusedBuilder, fused: FusedNode) -> list[ir.Value]:
     """Query, key and value, each (B, N, L, D)."""
     hidden, weights, heads = fused.require("input"), fused.require("weights"), fused.positive("num_heads")
     width = size_of(weights, 1)
@@ -54,9 +54,9 @@ def _project(b: NodeBuilder, fused: FusedNode) -> list[ir.Value]:
     if any(size is not None and size % heads for size in sizes):
         raise Decline(f"the hidden sizes {list(sizes)} are no multiples of {heads} heads")
 
-    projected = b.op("MatMul", hidden, weights)
+    projected = b.MatMul(hidden, weights)
     if (bias := fused.get("bias")) is not None:
-        projected = b.op("Add", projected, bias)
+        projected = b.Add(projected, bias)
     fixed = [size for size in sizes if size is not None]
     parts = b.split(projected, 2, fixed if len(set(fixed)) > 1 else 3)
     for part, size in zip(parts, sizes, strict=True):
@@ -64,7 +64,7 @@ def _project(b: NodeBuilder, fused: FusedNode) -> list[ir.Value]:
     return [core.split_heads(b, part, heads) for part in parts]
 
 
-def _past(b: NodeBuilder, fused: FusedNode) -> tuple[Extent, ir.Value | None, ir.Value | None]:
+def _past(b: FusedBuilder, fused: FusedNode) -> tuple[Extent, ir.Value | None, ir.Value | None]:
     """P, and the past keys and values, (B, N, P, D), out of one tensor (2, B, N, P or more, D)."""
     past = fused.get("past")
     if past is None:
@@ -76,12 +76,12 @@ def _past(b: NodeBuilder, fused: FusedNode) -> tuple[Extent, ir.Value | None, ir
     return length, b.slice(keys, 2, 0, length), b.slice(values, 2, 0, length)
 
 
-def _present(b: NodeBuilder, fused: FusedNode, keys: ir.Value, values: ir.Value, length: Extent) -> ir.Value:
-    present = b.op("Concat", b.unsqueeze(keys, 0), b.unsqueeze(values, 0), axis=0)
+def _present(b: FusedBuilder, fused: FusedNode, keys: ir.Value, values: ir.Value, length: Extent) -> ir.Value:
+    present = b.Concat(b.unsqueeze(keys, 0), b.unsqueeze(values, 0), axis=0)
     past = fused.get("past")
     if past is None or not fused.integer("past_present_share_buffer"):
         return present
-    return b.op("Concat", present, b.slice(past, 3, length, b.extent(past, 3)), axis=3)
+    return b.Concat(present, b.slice(past, 3, length, b.extent(past, 3)), axis=3)
 
 
 __all__ = ["build"]

@@ -13,7 +13,7 @@ from typing import Final
 import onnx_ir as ir
 
 from onnx_attnq.find.fused import core
-from onnx_attnq.find.fused.builder import Extent, NodeBuilder
+from onnx_attnq.find.fused.builder import Extent, FusedBuilder
 from onnx_attnq.find.fused.node import FusedNode
 from onnx_attnq.find.fused.outcome import Decline
 from onnx_attnq.graph import dtype_of, size_of
@@ -32,7 +32,9 @@ class Lengths:
     square: bool
 
 
-def additive_mask(b: NodeBuilder, fused: FusedNode, name: str, lengths: Lengths, dtype: ir.DataType) -> ir.Value | None:
+def additive_mask(
+    b: FusedBuilder, fused: FusedNode, name: str, lengths: Lengths, dtype: ir.DataType
+) -> ir.Value | None:
     """Padding mask (the input of that name), causal mask and attention_bias, summed; None if there is none."""
     mask = None
     if fused.get(name) is not None:
@@ -41,14 +43,14 @@ def additive_mask(b: NodeBuilder, fused: FusedNode, name: str, lengths: Lengths,
     if fused.integer("unidirectional"):
         later = _later(b, lengths)
         zero = b.constant(0.0, core.score_type(dtype))
-        mask = b.op("Where", later, b.constant(core.lowest(dtype), core.score_type(dtype)), mask or zero)
+        mask = b.Where(later, b.constant(core.lowest(dtype), core.score_type(dtype)), mask or zero)
     if (bias := fused.get("attention_bias")) is not None:
         bias = b.cast(bias, core.score_type(dtype), dtype)
-        mask = bias if mask is None else b.op("Add", bias, mask)
+        mask = bias if mask is None else b.Add(bias, mask)
     return mask
 
 
-def _later(b: NodeBuilder, lengths: Lengths) -> ir.Value:
+def _later(b: FusedBuilder, lengths: Lengths) -> ir.Value:
     """True for keys after the query; never for the last query, which the kernel lets see everything.
 
     That makes a difference only where the number of new keys is not that of the queries.
@@ -57,10 +59,10 @@ def _later(b: NodeBuilder, lengths: Lengths) -> ir.Value:
     if lengths.square:
         return later
     last = b.vector(b.subtract(lengths.queries, 1))
-    return b.op("And", later, b.op("Less", b.unsqueeze(b.arange(lengths.queries), 1), last))
+    return b.And(later, b.Less(b.unsqueeze(b.arange(lengths.queries), 1), last))
 
 
-def _valid_keys(b: NodeBuilder, fused: FusedNode, name: str, rank: int, lengths: Lengths) -> ir.Value:
+def _valid_keys(b: FusedBuilder, fused: FusedNode, name: str, rank: int, lengths: Lengths) -> ir.Value:
     """True for keys that are no padding: bool, broadcastable to (B, N, L_q, L_k)."""
     mask = fused.require(name)
     if dtype_of(mask) not in (None, ir.DataType.INT32):
@@ -73,11 +75,11 @@ def _valid_keys(b: NodeBuilder, fused: FusedNode, name: str, rank: int, lengths:
     valid = core.exceeds(b, mask, 0, ir.DataType.INT32)
     if name == "mask_index" and rank == 2 and size_of(mask, 1) in (None, 1):
         # To Attention one column is a dummy, which masks nothing.
-        valid = b.op("Or", valid, b.op("Equal", b.vector(b.extent(mask, 1)), b.ints(1)))
+        valid = b.Or(valid, b.Equal(b.vector(b.extent(mask, 1)), b.ints(1)))
     return b.unsqueeze(valid, *range(1, 5 - rank)) if rank < 4 else valid
 
 
-def _between_ends(b: NodeBuilder, mask: ir.Value, lengths: Lengths) -> ir.Value:
+def _between_ends(b: FusedBuilder, mask: ir.Value, lengths: Lengths) -> ir.Value:
     """From (B) numbers of valid keys, (2·B) ends then starts, or (3·B + 2) lengths then offsets."""
     columns = b.arange(lengths.keys)
     ends_and_starts = b.cast(mask, ir.DataType.INT64)
@@ -86,15 +88,15 @@ def _between_ends(b: NodeBuilder, mask: ir.Value, lengths: Lengths) -> ir.Value:
     def per_entry(vector: ir.Value) -> ir.Value:
         return b.reshape(vector, -1, 1, 1, 1)
 
-    valid = b.op("Less", columns, per_entry(b.slice(ends_and_starts, 0, 0, batch)))
+    valid = b.Less(columns, per_entry(b.slice(ends_and_starts, 0, 0, batch)))
     if isinstance(batch, int) and size_of(mask, 0) == batch:
         return valid
     twice = b.add(batch, batch)
-    none = b.op("Expand", b.ints(0), b.vector(batch))
-    starts = b.slice(b.op("Concat", ends_and_starts, none, axis=0), 0, batch, twice)
-    has_starts = b.op("Equal", b.vector(b.extent(mask, 0)), b.vector(twice))
-    starts = b.op("Where", has_starts, starts, b.ints(0))
-    return b.op("And", valid, b.op("Not", b.op("Less", columns, per_entry(starts))))
+    none = b.Expand(b.ints(0), b.vector(batch))
+    starts = b.slice(b.Concat(ends_and_starts, none, axis=0), 0, batch, twice)
+    has_starts = b.Equal(b.vector(b.extent(mask, 0)), b.vector(twice))
+    starts = b.Where(has_starts, starts, b.ints(0))
+    return b.And(valid, b.Not(b.Less(columns, per_entry(starts))))
 
 
 __all__ = ["DEFAULT_FILTER", "Lengths", "additive_mask"]

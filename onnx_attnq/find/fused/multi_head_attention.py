@@ -12,14 +12,14 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from onnx_attnq.find.fused import core
-from onnx_attnq.find.fused.builder import NodeBuilder
+from onnx_attnq.find.fused.builder import FusedBuilder
 from onnx_attnq.find.fused.ms_mask import Lengths, additive_mask
 from onnx_attnq.find.fused.node import FusedNode
 from onnx_attnq.find.fused.outcome import Decline
 from onnx_attnq.graph import dimension, same_size, size_of, width_of
 
 
-def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | None]]:
+def build(b: FusedBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | None]]:
     """Adds the nodes; returns the softmax and the values of output, present_key, present_value, qk."""
     fused = FusedNode(node)
     fused.refuse("past_sequence_length", "a cache that is changed in place cannot be told from one that grows")
@@ -42,7 +42,7 @@ def build(b: NodeBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | N
     return stages.softmax, (core.merge_heads(b, stages.context), keys, values, shown)
 
 
-def _heads(b: NodeBuilder, fused: FusedNode, *, packed: bool) -> list[ir.Value]:
+def _heads(b: FusedBuilder, fused: FusedNode, *, packed: bool) -> list[ir.Value]:
     """Query, key and value, each (B, N, L, D), with their share of the bias."""
     heads = fused.positive("num_heads")
     query, key, value = fused.require("query"), fused.get("key"), fused.get("value")
@@ -70,7 +70,7 @@ def _heads(b: NodeBuilder, fused: FusedNode, *, packed: bool) -> list[ir.Value]:
     ]
 
 
-def _unpack(b: NodeBuilder, packed: ir.Value, count: int) -> list[ir.Value]:
+def _unpack(b: FusedBuilder, packed: ir.Value, count: int) -> list[ir.Value]:
     """(B, L, N, count, D) to count times (B, L, N·D)."""
     parts = [b.reshape(part, 0, 0, -1) for part in b.split(packed, 3, count)]
     heads, head_size = size_of(packed, 2), size_of(packed, 4)
@@ -80,7 +80,7 @@ def _unpack(b: NodeBuilder, packed: ir.Value, count: int) -> list[ir.Value]:
     return parts
 
 
-def _biases(b: NodeBuilder, bias: ir.Value | None, query: ir.Value) -> Sequence[ir.Value | None]:
+def _biases(b: FusedBuilder, bias: ir.Value | None, query: ir.Value) -> Sequence[ir.Value | None]:
     """Bias of query (N·D), key (N·D) and value (N·D_v)."""
     if bias is None:
         return None, None, None
@@ -89,10 +89,10 @@ def _biases(b: NodeBuilder, bias: ir.Value | None, query: ir.Value) -> Sequence[
     return [b.slice(bias, 0, start, stop) for start, stop in itertools.pairwise(starts)]
 
 
-def _biased(b: NodeBuilder, part: ir.Value, bias: ir.Value | None) -> ir.Value:
+def _biased(b: FusedBuilder, part: ir.Value, bias: ir.Value | None) -> ir.Value:
     if bias is None:
         return part
-    return b.describe(b.op("Add", part, bias), part, dimension(part, 0), dimension(part, 1), width_of(part))
+    return b.describe(b.Add(part, bias), part, dimension(part, 0), dimension(part, 1), width_of(part))
 
 
 __all__ = ["build"]

@@ -10,7 +10,7 @@ import dataclasses
 
 import onnx_ir as ir
 
-from onnx_attnq.find.fused.builder import Extent, NodeBuilder
+from onnx_attnq.find.fused.builder import Extent, FusedBuilder
 from onnx_attnq.graph import dimension
 
 
@@ -24,30 +24,30 @@ class Rotation:
     interleaved: bool
 
 
-def rotation(b: NodeBuilder, caches: tuple[ir.Value, ir.Value], positions: ir.Value, *, interleaved: bool) -> Rotation:
+def rotation(b: FusedBuilder, caches: tuple[ir.Value, ir.Value], positions: ir.Value, *, interleaved: bool) -> Rotation:
     """Looks up positions, int64 (B, L), in the caches of cosines and sines, (number of positions, C)."""
-    cos, sin = (b.unsqueeze(b.op("Gather", cache, positions, axis=0), 1) for cache in caches)
+    cos, sin = (b.unsqueeze(b.Gather(cache, positions, axis=0), 1) for cache in caches)
     return Rotation(cos, sin, b.extent(caches[0], 1), interleaved)
 
 
-def rotate(b: NodeBuilder, x: ir.Value, by: Rotation) -> ir.Value:
+def rotate(b: FusedBuilder, x: ir.Value, by: Rotation) -> ir.Value:
     """Rotates every head of (B, N, L, D)."""
     size = b.add(by.columns, by.columns)
     if by.interleaved:
         first, second = (b.slice(x, 3, start, size, step=2) for start in (0, 1))
     else:
         first, second = b.slice(x, 3, 0, by.columns), b.slice(x, 3, by.columns, size)
-    left = b.op("Sub", b.op("Mul", first, by.cos), b.op("Mul", second, by.sin))
-    right = b.op("Add", b.op("Mul", first, by.sin), b.op("Mul", second, by.cos))
+    left = b.Sub(b.Mul(first, by.cos), b.Mul(second, by.sin))
+    right = b.Add(b.Mul(first, by.sin), b.Mul(second, by.cos))
     if by.interleaved:
-        pairs = b.op("Concat", b.unsqueeze(left, 4), b.unsqueeze(right, 4), axis=4)
+        pairs = b.Concat(b.unsqueeze(left, 4), b.unsqueeze(right, 4), axis=4)
         parts = [b.reshape(pairs, 0, 0, 0, size)]
     else:
         parts = [left, right]
     head_size = b.extent(x, 3)
     if size != head_size:
         parts.append(b.slice(x, 3, size, head_size))
-    rotated = b.op("Concat", *parts, axis=3)
+    rotated = b.Concat(*parts, axis=3)
     return b.describe(rotated, x, *(dimension(x, axis) for axis in range(4)))
 
 
