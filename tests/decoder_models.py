@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -11,10 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 HEADS, KV_HEADS, HEAD_SIZE, VOCABULARY, POSITIONS = 4, 2, 16, 64, 96
 WIDTH: Final = HEADS * HEAD_SIZE
 LAYERS: Final = 2
-OPSETS: Final = {"attention": 23}
-KINDS: Final = ("gqa", "mha", "attention", "concat")
-"""GroupQueryAttention as onnxruntime-genai's builder writes it, MultiHeadAttention and ai.onnx's Attention with a past, and
-plain ops behind a Concat, as optimum exports them."""
+OPSETS: Final = {"attention": 23, "scatter": 24}
+KINDS: Final = ("gqa", "mha", "attention", "scatter", "concat")
+"""GroupQueryAttention as onnxruntime-genai's builder writes it, MultiHeadAttention and ai.onnx's Attention with a past, the
+latter behind TensorScatter with the lengths of its rows, and plain ops behind a Concat, as optimum exports them."""
 
 
 class _Graph:
@@ -40,12 +41,15 @@ class _Graph:
         return names[0]
 
 
-def decoder(kind: str = "gqa", *, cache_axis: int | str = KV_HEADS, **attributes: Any) -> onnx.ModelProto:
+def decoder(
+    kind: str = "gqa", *, cache_axis: int | str = KV_HEADS, windows: Sequence[int] = (-1, -1), **attributes: Any
+) -> onnx.ModelProto:
     """A decoder of two layers; the attributes are those of its fused op, beside those that it needs.
 
     Args:
         kind: One of `KINDS`.
         cache_axis: The axis of the heads of the cache, of a number or a name.
+        windows: Of GroupQueryAttention, for each layer.
         attributes: Of the fused op.
     """
     g = _Graph()
@@ -60,6 +64,10 @@ def decoder(kind: str = "gqa", *, cache_axis: int | str = KV_HEADS, **attributes
         g.weight("sin", np.sin(angles).astype(np.float32))
     elif kind in ("attention", "concat"):
         _hidden(g)
+    elif kind == "scatter":
+        g.op("ReduceSum", "attention_mask", one, outputs=["lengths"], keepdims=0)
+        new = g.op("Gather", g.op("Shape", "input_ids"), g.weight("axis", np.array(1, np.int64)))
+        g.op("Max", g.op("Sub", "lengths", new), g.weight("zero", np.array(0, np.int64)), outputs=["places"])
     x = g.op("Gather", g.matrix("embedding", VOCABULARY, WIDTH, 1.0), "input_ids", outputs=["embedded"])
     for i in range(LAYERS):
         h = g.op("LayerNormalization", x, g.weight(f"norm_{i}", np.ones(WIDTH, np.float32)))
@@ -68,7 +76,13 @@ def decoder(kind: str = "gqa", *, cache_axis: int | str = KV_HEADS, **attributes
         past = [f"past_key_values.{i}.{part}" for part in ("key", "value")]
         outputs = [f"attention_{i}", *(f"present.{i}.{part}" for part in ("key", "value"))]
         if kind == "gqa":
-            how = {"num_heads": HEADS, "kv_num_heads": kv_heads, "do_rotary": 1, **attributes}
+            how = {
+                "num_heads": HEADS,
+                "kv_num_heads": kv_heads,
+                "do_rotary": 1,
+                "local_window_size": windows[i],
+                **attributes,
+            }
             inputs = (*qkv, *past, "last", "total", "cos", "sin")
             g.op("GroupQueryAttention", *inputs, outputs=outputs, domain="com.microsoft", **how)
         elif kind == "mha":
@@ -77,6 +91,14 @@ def decoder(kind: str = "gqa", *, cache_axis: int | str = KV_HEADS, **attributes
         elif kind == "attention":
             how = {"q_num_heads": HEADS, "kv_num_heads": kv_heads, **attributes}
             g.op("Attention", *qkv, "hidden", *past, outputs=outputs, **how)
+        elif kind == "scatter":
+            heads = g.weight(f"heads_{i}", np.array([0, 0, -1, HEAD_SIZE], np.int64))
+            q, k, v = (g.op("Transpose", g.op("Reshape", part, heads), perm=[0, 2, 1, 3]) for part in qkv)
+            for old, new, present in zip(past, (k, v), outputs[1:], strict=True):
+                g.op("TensorScatter", old, new, "places", outputs=[present], axis=2)
+            y = g.op("Attention", q, *outputs[1:], "", "", "", "lengths", is_causal=1, **attributes)
+            merged = g.weight(f"merged_{i}", np.array([0, 0, WIDTH], np.int64))
+            g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), merged, outputs=[outputs[0]])
         else:
             _plain(g, qkv, past, outputs)
         x = g.op("Add", x, g.op("MatMul", outputs[0], g.matrix(f"o_{i}.weight", WIDTH, WIDTH)))
@@ -131,4 +153,4 @@ def _model(g: _Graph, kind: str, cache_axis: int | str) -> onnx.ModelProto:
         g.weights,
     )
     imports = [helper.make_opsetid("", OPSETS.get(kind, 21)), helper.make_opsetid("com.microsoft", 1)]
-    return onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=imports, ir_version=10))
+    return onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=imports, ir_version=11))

@@ -68,7 +68,7 @@ def test_a_fused_op_without_a_kernel_is_left_and_rewritten_when_asked(tmp_path: 
     kept, forced = tmp_path / "kept.onnx", tmp_path / "forced.onnx"
     done = run(SHOWS_SCORES, "-o", kept)
     assert done.exit_code == 0, done.output
-    assert "no kernel of the native library does all that this MultiHeadAttention does" in " ".join(done.output.split())
+    assert "the native library has no kernel for all that this MultiHeadAttention does" in " ".join(done.output.split())
     assert "MultiHeadAttention" in ops(kept)
     done = run(SHOWS_SCORES, "-o", forced, "--rewrite-fused")
     assert done.exit_code == 0, done.output
@@ -117,3 +117,36 @@ def test_says_that_the_standard_bodies_are_slower(gqa: Path) -> None:
 def test_nothing_is_said_of_a_model_without_fused_ops(tmp_path: Path) -> None:
     onnx.save(decoder("concat"), tmp_path / "m.onnx")
     assert compress(tmp_path / "m.onnx", verification=None).warnings == ()
+
+
+def test_windows_in_turns_and_a_softcap_as_in_gemma_2_get_the_native_op(tmp_path: Path) -> None:
+    onnx.save(decoder(windows=(4, -1), softcap=5.0, scale=0.2), tmp_path / "m.onnx")
+    found = compress(tmp_path / "m.onnx")
+    assert found.output is not None
+    assert found.verification is not None
+    assert found.verification.passed
+    names = ["QuantizedGroupQueryAttention", "QuantizedGroupQueryAttention_2"]
+    assert sorted(node.op_type for node in load(found.output).graph if node.domain == "onnx_attnq") == names
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("attention", "key heads"), ("scatter", "key heads"), ("mha", None)])
+def test_a_kernel_that_needs_the_key_heads_repeated_is_no_gain(kind: str, reason: str | None, tmp_path: Path) -> None:
+    onnx.save(decoder(kind), tmp_path / "m.onnx")
+    found = compress(tmp_path / "m.onnx", verification=None)
+    reasons = [entry.reason for entry in found.plan.sites]
+    assert all(reason in text for text in reasons) if reason else reasons == ["", ""]
+
+
+def test_a_cache_in_half_precision_stays_fused(tmp_path: Path) -> None:
+    """Its kernel would need all of the cache in float32 at every step."""
+    shape = (1, 4, "past", 16)
+    info = onnx.helper.make_tensor_value_info
+    half = onnx.TensorProto.FLOAT16
+    node = onnx.helper.make_node("Attention", ["q", "k", "v", "", "pk", "pv"], ["y", "nk", "nv"], "att")
+    inputs = [info(n, half, (1, 4, "l", 16)) for n in ("q", "k", "v")] + [info(n, half, shape) for n in ("pk", "pv")]
+    outputs = [info(n, half, (1, 4, None, 16)) for n in ("y", "nk", "nv")]
+    imports = [onnx.helper.make_opsetid("", 23)]
+    graph = onnx.helper.make_graph([node], "g", inputs, outputs)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=imports, ir_version=11), tmp_path / "m.onnx")
+    found = compress(tmp_path / "m.onnx", verification=None)
+    assert "in float32 at every step" in found.plan.sites[0].reason

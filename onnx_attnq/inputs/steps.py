@@ -21,8 +21,8 @@ from onnx_attnq.inputs.signature import Sample, is_expression
 ROOM: Final = 4
 """How many times as long as what is in it a buffer with room to spare is."""
 
-_BUFFERS: Final = {("com.microsoft", "GroupQueryAttention"): ((3, 1), (4, 2))}
-"""Places of past and present, of key and value, in ops that take one buffer for both."""
+_BUFFERS: Final = {("com.microsoft", "GroupQueryAttention"): ((3, 1), (4, 2)), ("", "TensorScatter"): ((0, 0),)}
+"""Places of past and present in ops that take one buffer for both."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

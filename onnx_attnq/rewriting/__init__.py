@@ -1,7 +1,7 @@
 """Planning what each site gets, putting quantized ops in place, writing that down, and undoing it."""
 
 from onnx_attnq.rewriting.bodies import DOMAIN, DOMAIN_VERSION
-from onnx_attnq.rewriting.fused_rule import fused_op_of, has_kernel, left_fused
+from onnx_attnq.rewriting.fused_rule import fused_op_of, left_fused, slower_because
 from onnx_attnq.rewriting.group_query import opened
 from onnx_attnq.rewriting.plan import Plan, SitePlan, load_plan, save_plan, uniform_plan
 from onnx_attnq.rewriting.record import Record, RewrittenSite, read_record, refuse_rewritten
@@ -18,7 +18,6 @@ __all__ = [
     "RewrittenSite",
     "SitePlan",
     "fused_op_of",
-    "has_kernel",
     "left_fused",
     "load_plan",
     "opened",
@@ -27,5 +26,6 @@ __all__ = [
     "revert",
     "rewrite",
     "save_plan",
+    "slower_because",
     "uniform_plan",
 ]
