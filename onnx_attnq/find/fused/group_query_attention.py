@@ -86,7 +86,10 @@ def _refuse(fused: FusedNode) -> None:
     if fused.get("query_seqlens") is not None:
         fused.refuse("position_ids", "together with query_seqlens it is not defined")
     if fused.integer("sliding_window_cache"):
-        raise Decline("sliding_window_cache moves keys inside the cache, which standard ops cannot; use a full cache")
+        raise Decline(
+            "sliding_window_cache keeps only the last keys and moves them to the front; use a full cache: set the "
+            "attribute to 0 and give past and present room for the whole text, the window stays that of local_window_size"
+        )
     window = fused.integer("local_window_size", -1)
     if window == 0 or (window > 0 and not fused.integer("causal", 1)):
         raise Decline(f"local_window_size {window} is not defined, or not without causal")
