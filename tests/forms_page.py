@@ -37,7 +37,8 @@ The second column is what the rewriter replaces:
 
 ## Fused ops
 
-These are turned into standard ops first, unless `--keep-fused` is given, and then treated as above. A node whose
+These are turned into standard ops first, and then treated as above, but for those that would
+[become slower](decoders.md), and all with `--keep-fused`. A node whose
 attributes or inputs are not understood is declined with its reason.
 
 {fused}

@@ -23,7 +23,7 @@ from onnx_attnq.rewriting import (
 )
 from onnx_attnq.scheme import preset
 
-SLOWER: Final = "1.1 to 3.3 times the time"
+SLOWER: Final = "up to 2.6 times the time of these ops"
 """Standard bodies of fused ops against these ops, as `python benchmarks/fused_ops.py` measures it."""
 
 
