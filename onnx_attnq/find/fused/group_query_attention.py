@@ -88,7 +88,7 @@ def _refuse(fused: FusedNode) -> None:
     if fused.integer("sliding_window_cache"):
         raise Decline(
             "sliding_window_cache keeps only the last keys and moves them to the front; use a full cache: set the "
-            "attribute to 0 and give past and present room for the whole text, the window stays that of local_window_size"
+            "attribute to 0 and give past and present room for the whole text; local_window_size stays"
         )
     window = fused.integer("local_window_size", -1)
     if window == 0 or (window > 0 and not fused.integer("causal", 1)):
