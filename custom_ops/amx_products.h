@@ -56,7 +56,7 @@ class AmxProducts : public VectorProducts {
   }
   static Index panel_floats(const Attention& a) { return shape_of(a).panel; }
 
-  static void pack_panel(const Attention& a, const float* key, Index panel, float* out) {
+  static void pack_panel(const Attention& a, Numbers key, Index panel, float* out) {
     const Shape shape = shape_of(a);
     if (shape.steps == 0) return VectorProducts::pack_panel(a, key, panel, out);
     pack_key_panel(a, key, panel, out);

@@ -99,10 +99,10 @@ bool parallel_with_scratch(Host& host, Index count, std::size_t floats, Function
 // matrices that share one are far apart.
 class Packed {
  public:
-  using Pack = void (*)(const Attention&, const float* matrix, Index piece, float* packed);
+  using Pack = void (*)(const Attention&, Numbers matrix, Index piece, float* packed);
 
   // `floats` is the size of a copy, 0 where there is nothing to pack; `blocks` says how many read each matrix.
-  Packed(Host& host, const Attention& attention, const float* source, const Strides& strides, std::size_t floats,
+  Packed(Host& host, const Attention& attention, Numbers source, const Strides& strides, std::size_t floats,
          Index pieces, Index blocks, Pack pack)
       : attention_(attention),
         source_(source),
@@ -160,7 +160,7 @@ class Packed {
   };
 
   const Attention& attention_;
-  const float* const source_;
+  const Numbers source_;
   const Strides& strides_;
   const Index pieces_;
   const Pack pack_;

@@ -4,11 +4,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "numbers.h"
 #include "scheme.h"
 
 namespace onnx_attnq {
-
-using Index = std::int64_t;
 
 inline constexpr int kBatchAxes = 3;  // tensors have rank 2 to 5
 
@@ -18,7 +17,7 @@ struct Tables {
   Index stride[kBatchAxes];
 };
 
-// A tensor seen as a batch of matrices, in units of floats; a broadcast axis has stride 0.
+// A tensor seen as a batch of matrices, in units of numbers; a broadcast axis has stride 0.
 struct Strides {
   Index batch[kBatchAxes];
   Index row;
@@ -46,8 +45,8 @@ struct Attention {
   Tables tables;
 
   const float* query;  // (queries, depth)
-  const float* key;    // (depth, keys)
-  const float* value;  // (keys, value_depth)
+  Numbers key;         // (depth, keys); of others than floats, the numbers of a key lie one after the other
+  Numbers value;       // (keys, value_depth); so do those of a value
   const float* mask;   // (queries, keys), or null
   float* context;      // (queries, value_depth)
   Strides query_strides, key_strides, value_strides, mask_strides, context_strides;
@@ -128,8 +127,8 @@ struct Kernels {
   std::size_t (*packed_keys)(const Attention&);
   std::size_t (*packed_values)(const Attention&);
   Index (*pieces)(const Attention&);
-  void (*pack_keys)(const Attention&, const float* key, Index piece, float* packed);
-  void (*pack_values)(const Attention&, const float* value, Index piece, float* packed);
+  void (*pack_keys)(const Attention&, Numbers key, Index piece, float* packed);
+  void (*pack_values)(const Attention&, Numbers value, Index piece, float* packed);
 
   // Rows first to last - 1 of the matrix `batch`; packed keys and values are that matrix's, or null.
   std::size_t (*attend_scratch)(const Attention&);

@@ -4,7 +4,6 @@
 #include <cstring>
 #include <limits>
 #include <stdexcept>
-#include <vector>
 
 #include "shapes.h"
 
@@ -31,6 +30,12 @@ class Scratch {
   void* const memory_;
   const bool enough_;
 };
+
+template <class Function>
+void parallel_for(Host& host, Index count, Function function) {
+  host.parallel_for(
+      count, [](void* user, std::size_t i) { (*static_cast<Function*>(user))(static_cast<Index>(i)); }, &function);
+}
 
 // Where one batch entry stands.
 struct Entry {
@@ -66,140 +71,230 @@ Index position_of(const GroupQuery& c, Index b, Index i) {
 }
 
 void check_positions(const GroupQuery& c) {
-  if (c.cos == nullptr) return;
+  if (!c.rotates) return;
   for (Index b = 0; b < c.batch; ++b) {
     for (Index i = 0; i < c.queries; ++i) position_of(c, b, i);
   }
 }
 
-// (x, y) becomes (x cos - y sin, x sin + y cos); pairs are neighbours, or lie `columns` apart.
-void rotate(const GroupQuery& c, Index position, const float* in, float* out) {
-  const float* const cos = c.cos + position * c.columns;
-  const float* const sin = c.sin + position * c.columns;
-  if (c.interleaved) {
-    for (Index i = 0; i < c.columns; ++i) {
-      const float x = in[2 * i], y = in[2 * i + 1];
-      out[2 * i] = x * cos[i] - y * sin[i];
-      out[2 * i + 1] = x * sin[i] + y * cos[i];
-    }
-  } else {
-    for (Index i = 0; i < c.columns; ++i) {
-      const float x = in[i], y = in[c.columns + i];
-      out[i] = x * cos[i] - y * sin[i];
-      out[c.columns + i] = x * sin[i] + y * cos[i];
-    }
-  }
-  std::copy(in + 2 * c.columns, in + c.depth, out + 2 * c.columns);
-}
+// A call with what it needs in between.
+class Call {
+ public:
+  Call(const GroupQuery& call, Host& host)
+      : c(call),
+        host_(host),
+        group_(call.heads / call.kv_heads),
+        prepares_(call.rotates || call.type != Storage::kFloat || call.key_steps.steps != nullptr),
+        prepared_(host, prepares_ ? call.batch * call.heads * call.queries * call.depth : 0),
+        angles_(host, call.rotates && call.type != Storage::kFloat ? 2 * call.batch * call.queries * call.columns : 0),
+        rows_(host, call.cache != Storage::kFloat ? 2 * call.batch * call.kv_heads * call.depth : 0),
+        bias_(host, call.type != Storage::kFloat ? call.bias_floats : 0),
+        sinks_(host, call.sinks.data != nullptr && call.type != Storage::kFloat ? call.heads : 0),
+        context_(host, call.type != Storage::kFloat ? call.batch * call.queries * call.heads * call.depth : 0) {}
 
-void rotate_queries(const GroupQuery& c, Index b, Index head, float* rotated) {
-  float* out = rotated + (b * c.heads + head) * c.queries * c.depth;
-  const float* in = c.query + b * c.queries * c.query_row + head * c.depth;
-  for (Index i = 0; i < c.queries; ++i) {
-    rotate(c, position_of(c, b, i), in + i * c.query_row, out + i * c.depth);
+  bool run(const Selection& kernels) {
+    for (const Scratch* scratch : {&prepared_, &angles_, &rows_, &bias_, &sinks_, &context_}) {
+      if (!scratch->enough()) return false;
+    }
+    widen_what_is_shared();
+    prepare();
+    for (Index b = 0; b < c.batch;) {
+      Index count = 1;
+      while (b + count < c.batch && c.last_key[b + count] == c.last_key[b]) ++count;
+      if (!attend_entries(b, count, kernels)) return false;
+      b += count;
+    }
+    finish_context();
+    return true;
   }
-}
 
-// What was cached, unless it is there already, then the new rows, then zeros.
-void write_cache(const GroupQuery& c, Index b, Index head, const float* past, float* present, const float* rows,
-                 bool rotates) {
-  const Entry e = entry_of(c, b);
-  const Index matrix = b * c.kv_heads + head;
-  float* const out = present + matrix * c.capacity * c.depth;
-  float* next = out + e.cached * c.depth;
-  if (present != past) {
-    if (past != nullptr) std::copy_n(past + matrix * c.past_rows * c.depth, e.cached * c.depth, out);
-    float* const end = next + c.new_rows * c.depth;
-    std::fill(end, std::max(end, out + c.capacity * c.depth), 0.0f);
+ private:
+  // All of small numbers that more than one task reads: angles of all positions, bias and sinks.
+  void widen_what_is_shared() {
+    if (angles_.data() != nullptr) {
+      parallel_for(host_, c.batch * c.queries, [&](Index i) {
+        const Index from = position_of(c, i / c.queries, i % c.queries) * c.columns;
+        widen(c.cos + from, c.columns, angles_.data() + 2 * i * c.columns);
+        widen(c.sin + from, c.columns, angles_.data() + (2 * i + 1) * c.columns);
+      });
+    }
+    if (bias_.data() != nullptr) {
+      parallel_for(host_, c.bias_floats / c.total, [&](Index i) {
+        widen(c.bias + i * c.total, c.total, bias_.data() + i * c.total);
+      });
+    }
+    if (sinks_.data() != nullptr) widen(c.sinks, c.heads, sinks_.data());
   }
-  const float* in = rows + b * c.new_rows * c.key_row + head * c.depth;
-  for (Index i = 0; i < c.new_rows; ++i, next += c.depth, in += c.key_row) {
-    if (rotates) {
-      rotate(c, position_of(c, b, i), in, next);
+
+  // Queries as the attention takes them, and the rows of the caches.
+  void prepare() {
+    const Index query_heads = prepares_ ? c.heads : 0, per_entry = query_heads + 2 * c.kv_heads;
+    parallel_for(host_, c.batch * per_entry, [&](Index i) {
+      const Index b = i / per_entry, head = i % per_entry;
+      if (head < query_heads) return prepare_queries(b, head);
+      const Index kv_head = (head - query_heads) % c.kv_heads;
+      if (head - query_heads < c.kv_heads) {
+        write_cache(b, kv_head, c.past_key, c.present_key, c.key, c.key_steps, c.rotates, 0);
+      } else {
+        write_cache(b, kv_head, c.past_value, c.present_value, c.value, c.value_steps, false, 1);
+      }
+    });
+  }
+
+  // (x, y) becomes (x cos - y sin, x sin + y cos); pairs are neighbours, or lie `columns` apart. In and out may be one.
+  void rotate(Index b, Index i, const float* in, float* out) const {
+    const float *cos, *sin;
+    if (angles_.data() != nullptr) {
+      cos = angles_.data() + 2 * (b * c.queries + i) * c.columns;
+      sin = cos + c.columns;
     } else {
-      std::copy_n(in, c.depth, next);
+      const Index from = position_of(c, b, i) * c.columns;
+      cos = c.cos.floats() + from;
+      sin = c.sin.floats() + from;
+    }
+    if (c.interleaved) {
+      for (Index k = 0; k < c.columns; ++k) {
+        const float x = in[2 * k], y = in[2 * k + 1];
+        out[2 * k] = x * cos[k] - y * sin[k];
+        out[2 * k + 1] = x * sin[k] + y * cos[k];
+      }
+    } else {
+      for (Index k = 0; k < c.columns; ++k) {
+        const float x = in[k], y = in[c.columns + k];
+        out[k] = x * cos[k] - y * sin[k];
+        out[c.columns + k] = x * sin[k] + y * cos[k];
+      }
+    }
+    if (in != out) std::copy(in + 2 * c.columns, in + c.depth, out + 2 * c.columns);
+  }
+
+  // Rotated, and times the steps of the keys, which are then left out of the products.
+  void prepare_queries(Index b, Index head) {
+    float* out = prepared_.data() + (b * c.heads + head) * c.queries * c.depth;
+    for (Index i = 0; i < c.queries; ++i, out += c.depth) {
+      const Numbers in = c.query + ((b * c.queries + i) * c.query_row + head * c.depth);
+      const float* from = in.floats();
+      if (in.storage != Storage::kFloat || !c.rotates) {
+        widen(in, c.depth, out);
+        from = out;
+      }
+      if (c.rotates) rotate(b, i, from, out);
+      for (Index d = 0; c.key_steps.steps != nullptr && d < c.depth; ++d) out[d] *= c.key_steps.of(head / group_, d);
     }
   }
-}
 
-template <class Function>
-void parallel_for(Host& host, Index count, Function function) {
-  host.parallel_for(
-      count, [](void* user, std::size_t i) { (*static_cast<Function*>(user))(static_cast<Index>(i)); }, &function);
-}
+  // What was cached, unless it is there already, then the new rows, then zeros.
+  void write_cache(Index b, Index head, const void* past, void* present, Numbers rows, const Steps& steps, bool rotates,
+                   Index which) {
+    const Entry e = entry_of(c, b);
+    const Index matrix = b * c.kv_heads + head;
+    const auto bytes = [&](Index some) { return bytes_of(c.cache, some * c.depth); };
+    char* const out = static_cast<char*>(present) + bytes(matrix * c.capacity);
+    char* next = out + bytes(e.cached);
+    if (present != past) {
+      const char* const from = static_cast<const char*>(past);
+      if (past != nullptr) std::copy_n(from + bytes(matrix * c.past_rows), bytes(e.cached), out);
+      char* const end = next + bytes(c.new_rows);
+      std::fill(end, std::max(end, out + bytes(c.capacity)), '\0');
+    }
+    for (Index i = 0; i < c.new_rows; ++i, next += bytes(1)) {
+      const Numbers in = rows + ((b * c.new_rows + i) * c.key_row + head * c.depth);
+      if (!rotates && in.storage == c.cache) {
+        std::memcpy(next, in.data, static_cast<std::size_t>(bytes(1)));
+        continue;
+      }
+      float* const row = c.cache == Storage::kFloat ? reinterpret_cast<float*>(next)
+                                                    : rows_.data() + (2 * matrix + which) * c.depth;
+      const float* from = in.floats();
+      if (in.storage != Storage::kFloat || !rotates) {
+        widen(in, c.depth, row);
+        from = row;
+      }
+      if (rotates) rotate(b, i, from, row);
+      for (Index d = 0; steps.steps != nullptr && d < c.depth; ++d) row[d] /= steps.of(head, d);
+      if (c.cache != Storage::kFloat) narrow(row, c.depth, c.cache, next);
+    }
+  }
 
-// The attention of `count` batch entries of equal lengths, from entry b on.
-bool attend_entries(const GroupQuery& c, Index b, Index count, const float* rotated, const Selection& kernels,
-                    Host& host) {
-  const Entry e = entry_of(c, b);
-  const Index group = c.heads / c.kv_heads, depth = c.depth;
-  Attention a{};
-  a.form = c.form;
-  a.tables = c.tables;
-  a.batch[0] = count, a.batch[1] = c.kv_heads, a.batch[2] = group;
-  a.queries = c.queries, a.keys = e.keys, a.depth = depth, a.value_depth = depth;
-  if (rotated != nullptr) {
-    const Index matrix = c.queries * depth;
-    a.query = rotated + b * c.heads * matrix;
-    a.query_strides = {{c.heads * matrix, group * matrix, matrix}, depth, 1};
-  } else {
-    a.query = c.query + b * c.queries * c.query_row;
-    a.query_strides = {{c.queries * c.query_row, group * depth, depth}, c.query_row, 1};
+  float* context() const {
+    return context_.data() != nullptr ? context_.data() : static_cast<float*>(c.context);
   }
-  const Index cache = c.capacity * depth, offset = b * c.kv_heads * cache;
-  a.key = c.present_key + offset;
-  a.key_strides = {{c.kv_heads * cache, cache, 0}, 1, depth};
-  a.value = c.present_value + offset;
-  a.value_strides = {{c.kv_heads * cache, cache, 0}, depth, 1};
-  if (c.bias != nullptr) {
-    a.mask = c.bias + b * c.bias_batch;
-    a.mask_strides = {{c.bias_batch, group * c.bias_head, c.bias_head}, c.total, 1};
+
+  // The attention of `count` batch entries of equal lengths, from entry b on.
+  bool attend_entries(Index b, Index count, const Selection& kernels) {
+    const Entry e = entry_of(c, b);
+    const Index depth = c.depth;
+    Attention a{};
+    a.form = c.form;
+    a.tables = c.tables;
+    a.batch[0] = count, a.batch[1] = c.kv_heads, a.batch[2] = group_;
+    a.queries = c.queries, a.keys = e.keys, a.depth = depth, a.value_depth = depth;
+    if (prepares_) {
+      const Index matrix = c.queries * depth;
+      a.query = prepared_.data() + b * c.heads * matrix;
+      a.query_strides = {{c.heads * matrix, group_ * matrix, matrix}, depth, 1};
+    } else {
+      a.query = c.query.floats() + b * c.queries * c.query_row;
+      a.query_strides = {{c.queries * c.query_row, group_ * depth, depth}, c.query_row, 1};
+    }
+    const Index cache = c.capacity * depth, offset = b * c.kv_heads * cache;
+    a.key = Numbers{c.present_key, c.cache} + offset;
+    a.key_strides = {{c.kv_heads * cache, cache, 0}, 1, depth};
+    a.value = Numbers{c.present_value, c.cache} + offset;
+    a.value_strides = {{c.kv_heads * cache, cache, 0}, depth, 1};
+    if (c.bias.data != nullptr) {
+      a.mask = (bias_.data() != nullptr ? bias_.data() : c.bias.floats()) + b * c.bias_batch;
+      a.mask_strides = {{c.bias_batch, group_ * c.bias_head, c.bias_head}, c.total, 1};
+    }
+    a.bounds = {c.causal, e.first, c.window};
+    a.softcap = c.softcap;
+    static constexpr float kSmooth = 0;
+    if (c.sinks.data != nullptr) {
+      a.sinks = sinks_.data() != nullptr ? sinks_.data() : c.sinks.floats();
+      a.sink_batch[1] = group_, a.sink_batch[2] = 1;
+    } else if (c.smooth) {
+      a.sinks = &kSmooth;
+    }
+    a.row_length = c.total + (a.sinks == nullptr ? 0 : 1);
+    a.context = context() + b * c.queries * c.heads * depth;
+    a.context_strides = {{c.queries * c.heads * depth, group_ * depth, depth}, c.heads * depth, 1};
+    a.groups = 1;
+    a.scale = c.scale;
+    a.row_max_floor = -std::numeric_limits<float>::infinity();
+    a.rough_scores = kernels.rough_scores;
+    join_groups(a);
+    return attend(a, kernels.of(a), host_);
   }
-  a.bounds = {c.causal, e.first, c.window};
-  a.softcap = c.softcap;
-  const bool sink = c.sinks != nullptr || c.smooth;
-  static constexpr float kSmooth = 0;
-  a.sinks = c.sinks != nullptr ? c.sinks : c.smooth ? &kSmooth : nullptr;
-  if (c.sinks != nullptr) a.sink_batch[1] = group, a.sink_batch[2] = 1;
-  a.row_length = c.total + (sink ? 1 : 0);
-  a.context = c.context + b * c.queries * c.heads * depth;
-  a.context_strides = {{c.queries * c.heads * depth, group * depth, depth}, c.heads * depth, 1};
-  a.groups = 1;
-  a.scale = c.scale;
-  a.row_max_floor = -std::numeric_limits<float>::infinity();
-  a.rough_scores = kernels.rough_scores;
-  join_groups(a);
-  return attend(a, kernels.of(a), host);
-}
+
+  // Times the steps of the values, and as the output has it.
+  void finish_context() {
+    if (c.value_steps.steps == nullptr && context_.data() == nullptr) return;
+    const Index row = c.heads * c.depth;
+    parallel_for(host_, c.batch * c.queries, [&](Index i) {
+      float* const x = context() + i * row;
+      for (Index k = 0; c.value_steps.steps != nullptr && k < row; ++k) {
+        x[k] *= c.value_steps.of(k / c.depth / group_, k % c.depth);
+      }
+      if (context_.data() != nullptr) {
+        narrow(x, row, c.type, static_cast<char*>(c.context) + bytes_of(c.type, i * row));
+      }
+    });
+  }
+
+  const GroupQuery& c;
+  Host& host_;
+  const Index group_;
+  const bool prepares_;  // queries
+  const Scratch prepared_, angles_, rows_, bias_, sinks_, context_;
+};
 
 }  // namespace
 
-bool attend(const GroupQuery& c, const Selection& kernels, Host& host) {
-  if (c.batch == 0) return true;
-  check_lengths(c);
-  check_positions(c);
-  const bool rotates = c.cos != nullptr;
-  const Scratch rotated(host, rotates ? c.batch * c.heads * c.queries * c.depth : 0);
-  if (!rotated.enough()) return false;
-
-  const Index query_heads = rotates ? c.heads : 0, per_entry = query_heads + 2 * c.kv_heads;
-  parallel_for(host, c.batch * per_entry, [&](Index i) {
-    const Index b = i / per_entry, head = i % per_entry;
-    if (head < query_heads) return rotate_queries(c, b, head, rotated.data());
-    const Index kv_head = head - query_heads;
-    if (kv_head < c.kv_heads) {
-      write_cache(c, b, kv_head, c.past_key, c.present_key, c.key, rotates);
-    } else {
-      write_cache(c, b, kv_head - c.kv_heads, c.past_value, c.present_value, c.value, false);
-    }
-  });
-  for (Index b = 0; b < c.batch;) {
-    Index count = 1;
-    while (b + count < c.batch && c.last_key[b + count] == c.last_key[b]) ++count;
-    if (!attend_entries(c, b, count, rotated.data(), kernels, host)) return false;
-    b += count;
-  }
-  return true;
+bool attend(const GroupQuery& call, const Selection& kernels, Host& host) {
+  if (call.batch == 0) return true;
+  check_lengths(call);
+  check_positions(call);
+  return Call(call, host).run(kernels);
 }
 
 }  // namespace onnx_attnq

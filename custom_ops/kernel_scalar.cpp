@@ -162,8 +162,8 @@ void quantize_rows(const Rows& rows, Index first, Index last, float*) {
 
 void attend_rows(const Attention& a, Index batch, Index first, Index last, const float*, const float*, float* scores) {
   const float* query = a.query + batch_offset(a.batch, a.query_strides.batch, batch);
-  const float* key = a.key + batch_offset(a.batch, a.key_strides.batch, batch);
-  const float* value = a.value + batch_offset(a.batch, a.value_strides.batch, batch);
+  const Numbers key = a.key + batch_offset(a.batch, a.key_strides.batch, batch);
+  const Numbers value = a.value + batch_offset(a.batch, a.value_strides.batch, batch);
   const float* mask = a.mask == nullptr ? nullptr : a.mask + batch_offset(a.batch, a.mask_strides.batch, batch);
   float* context = a.context + batch_offset(a.batch, a.context_strides.batch, batch);
   const Table* table = a.tables.first + batch_offset(a.batch, a.tables.stride, batch);
@@ -178,7 +178,7 @@ void attend_rows(const Attention& a, Index batch, Index first, Index last, const
     for (Index j = 0; j < a.keys; ++j) {
       scores[j] = -kInfinity;
       if (j < a.bounds.begin(i) || j >= a.bounds.end(i, a.keys)) continue;
-      const float* k = key + j * a.key_strides.column;
+      const Numbers k = key + j * a.key_strides.column;
       float dot = 0;
       for (Index d = 0; d < a.depth; ++d) dot += q[d * a.query_strides.column] * a.scale * k[d * a.key_strides.row];
       if (a.softcap != 0) dot = a.softcap * std::tanh(dot / a.softcap);

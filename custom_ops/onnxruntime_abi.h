@@ -30,7 +30,7 @@ struct Allocator;
 struct MemoryInfo;
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
-enum ElementType : int { kFloat = 1, kUint8 = 2, kInt32 = 6, kInt64 = 7 };
+enum ElementType : int { kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6, kInt64 = 7, kFloat16 = 10 };
 enum Characteristic : int { kRequired = 0, kOptional = 1, kVariadic = 2 };
 enum MemoryType : int { kDefaultMemory = 0 };
 enum AllocatorType : int { kDeviceAllocator = 0, kArenaAllocator = 1 };

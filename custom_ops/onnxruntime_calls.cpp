@@ -76,8 +76,8 @@ void compute_attention(const Kernel& kernel, KernelContext* context) {
   attention.form = kernel.op->form;
   attention.tables = tables_of(kernel.tables.data(), kernel.table_shape, attention.batch);
   attention.query = inputs[0].data;
-  attention.key = inputs[1].data;
-  attention.value = inputs[2].data;
+  attention.key = {inputs[1].data, Storage::kFloat};
+  attention.value = {inputs[2].data, Storage::kFloat};
   // A scalar 0 stands for no mask.
   const bool masked = element_count(inputs[3].shape) != 1 || inputs[3].data[0] != 0;
   attention.mask = masked ? inputs[3].data : nullptr;

@@ -50,6 +50,7 @@ struct Op : CustomOp {
   Kind kind;
   Form form;
   std::string name;
+  ElementType type, cache;  // of a GroupQueryAttention: of its tensors, and of past and present
 };
 
 // What one node keeps between calls. Constant after creation: any number of calls may share it.
@@ -63,7 +64,6 @@ struct Kernel {
   float scale = 1;
   bool int16_products = false;
   Permutation query_perm, key_perm, value_perm, context_perm;
-  bool rotates = false;
   GroupQuery group_query{};  // what attributes say of it
 };
 
@@ -152,8 +152,11 @@ enum GroupQueryInput : std::size_t {
   kPositions,
   kBias,
   kSinks,
+  kKeySteps,
+  kValueSteps,
   kFirstUnsupported,
-  kInputs = 17
+  kQueryLengths = 16,
+  kInputs
 };
 
 void read_group_query(Kernel& kernel, const KernelInfo* info);

@@ -7,14 +7,37 @@
 namespace onnx_attnq {
 namespace {
 
-float* output_of(const Kernel& kernel, KernelContext* context, std::size_t index, const Shape& shape) {
+void* output_of(const Kernel& kernel, KernelContext* context, std::size_t index, const Shape& shape) {
   Value* const value = output_value(kernel, context, index, shape);
   if (value == nullptr) throw std::invalid_argument("the outputs present_key and present_value must be there");
-  return data_of<float>(kernel.api, value);
+  return data_of<void>(kernel.api, value);
+}
+
+Storage storage_of(ElementType type) {
+  switch (type) {
+    case kFloat16:
+      return Storage::kHalf;
+    case kInt8:
+      return Storage::kInt8;
+    case kUint8:
+      return Storage::kInt4;
+    default:
+      return Storage::kFloat;
+  }
 }
 
 void demand(bool fits, const char* what) {
   if (!fits) throw std::invalid_argument(std::string(what) + " has a shape that does not fit the others");
+}
+
+// What a cache's numbers are multiples of: one number, or one for each number of each key head's vectors.
+Steps steps_of(const Kernel& kernel, const Value* value, const GroupQuery& call, const char* name) {
+  const bool whole = call.cache == Storage::kInt8 || call.cache == Storage::kInt4;
+  demand(whole == (value != nullptr), name);
+  if (!whole) return {};
+  const Index count = element_count(type_of(kernel.api, value).shape);
+  demand(count == 1 || count == call.kv_heads * call.depth, name);
+  return {data_of<const float>(kernel.api, value), call.depth, count != 1};
 }
 
 }  // namespace
@@ -31,10 +54,10 @@ void read_group_query(Kernel& kernel, const KernelInfo* info) {
     throw std::invalid_argument("num_heads must be a multiple of kv_num_heads, and both positive");
   }
   call.interleaved = integer("rotary_interleaved", 0) != 0;
-  kernel.rotates = integer("do_rotary", 0) != 0;
+  call.rotates = integer("do_rotary", 0) != 0;
   call.causal = integer("causal", 1) != 0;
   call.window = std::max<Index>(integer("local_window_size", -1), 0);
-  for (const char* name : {"qk_output", "sliding_window_cache", "kv_cache_bit_width"}) {
+  for (const char* name : {"qk_output", "sliding_window_cache"}) {
     if (integer(name, 0) != 0) throw std::invalid_argument(std::string("attribute ") + name + " is not supported");
   }
   const auto number = [&](const char* name) {
@@ -43,6 +66,12 @@ void read_group_query(Kernel& kernel, const KernelInfo* info) {
     if (status != nullptr) kReleaseStatus(kernel.api, status);
     return value;
   };
+  call.type = storage_of(kernel.op->type);
+  call.cache = storage_of(kernel.op->cache);
+  const Index bits = call.cache == Storage::kInt8 ? 8 : call.cache == Storage::kInt4 ? 4 : 0;
+  if (integer("kv_cache_bit_width", 0) != bits) {
+    throw std::invalid_argument("attribute kv_cache_bit_width does not fit the type of past_key");
+  }
   call.scale = number("scale");  // 0 for 1 / sqrt(depth)
   call.softcap = number("softcap");
   call.smooth = integer("smooth_softmax", 0) != 0;
@@ -55,11 +84,12 @@ void compute_group_query(const Kernel& kernel, KernelContext* context) {
     if (input(i) != nullptr) throw std::invalid_argument("input " + std::to_string(i) + " is not supported");
   }
   GroupQuery call = kernel.group_query;
+  const auto numbers = [&](std::size_t index) { return Numbers{data_of<void>(kernel.api, input(index)), call.type}; };
   call.form = kernel.op->form;
   const Shape query = shape(input(kQuery));
   demand(query.size() == 3, "query");
   call.batch = query[0], call.queries = call.new_rows = query[1];
-  call.query = data_of<const float>(kernel.api, input(kQuery));
+  call.query = numbers(kQuery);
   call.query_row = call.key_row = query[2];
   if (input(kKey) == nullptr) {
     const Index heads = call.heads + 2 * call.kv_heads;
@@ -73,31 +103,36 @@ void compute_group_query(const Kernel& kernel, KernelContext* context) {
     call.depth = query[2] / call.heads;
     demand(key.size() == 3 && key[0] == call.batch && key[2] == call.kv_heads * call.depth, "key");
     demand(input(kValue) != nullptr && shape(input(kValue)) == key, "value");
+    demand(key[1] == 0 || key[1] == call.queries, "key");  // none: of a layer that reads another's cache
     call.key_row = key[2], call.new_rows = key[1];
-    call.key = data_of<const float>(kernel.api, input(kKey));
-    call.value = data_of<const float>(kernel.api, input(kValue));
+    call.key = numbers(kKey);
+    call.value = numbers(kValue);
   }
   const Index total = call.total = *data_of<const std::int32_t>(kernel.api, input(kTotal));
   demand(element_count(shape(input(kLastKey))) == call.batch, "seqlens_k");
   call.last_key = data_of<const std::int32_t>(kernel.api, input(kLastKey));
-  Shape cache = {call.batch, call.kv_heads, 0, call.depth};
+  const bool packs = call.cache == Storage::kInt4;  // two numbers to a byte
+  demand(!packs || call.depth % 2 == 0, "query");
+  Shape cache = {call.batch, call.kv_heads, 0, packs ? call.depth / 2 : call.depth};
   if (input(kPastKey) != nullptr) {
     const Shape past = shape(input(kPastKey));
     demand(past.size() == 4, "past_key");
     cache[2] = call.past_rows = past[2];
     demand(past == cache, "past_key");
     demand(input(kPastValue) != nullptr && shape(input(kPastValue)) == cache, "past_value");
-    call.past_key = data_of<const float>(kernel.api, input(kPastKey));
-    call.past_value = data_of<const float>(kernel.api, input(kPastValue));
+    call.past_key = data_of<const void>(kernel.api, input(kPastKey));
+    call.past_value = data_of<const void>(kernel.api, input(kPastValue));
   }
   cache[2] = call.capacity = std::max(call.past_rows, total);
-  if (kernel.rotates) {
+  call.key_steps = steps_of(kernel, input(kKeySteps), call, "k_scale");
+  call.value_steps = steps_of(kernel, input(kValueSteps), call, "v_scale");
+  if (call.rotates) {
     demand(input(kCos) != nullptr && input(kSin) != nullptr, "cos_cache");
     const Shape table = shape(input(kCos));
     demand(table.size() == 2 && 2 * table[1] <= call.depth && shape(input(kSin)) == table, "cos_cache");
     call.table_rows = table[0], call.columns = table[1];
-    call.cos = data_of<const float>(kernel.api, input(kCos));
-    call.sin = data_of<const float>(kernel.api, input(kSin));
+    call.cos = numbers(kCos);
+    call.sin = numbers(kSin);
     if (const Value* positions = input(kPositions)) {
       call.positions = data_of<const std::int64_t>(kernel.api, positions);
       call.prompt = total == call.queries;
@@ -109,13 +144,14 @@ void compute_group_query(const Kernel& kernel, KernelContext* context) {
     const auto fits = [&](std::size_t axis, Index size) { return s[axis] == 1 || s[axis] == size; };
     demand(s.size() == 4 && fits(0, call.batch) && fits(1, call.heads) && s[2] == call.queries && s[3] == total,
            "attention_bias");
-    call.bias = data_of<const float>(kernel.api, bias);
+    call.bias = numbers(kBias);
+    call.bias_floats = element_count(s);
     call.bias_head = s[1] == 1 ? 0 : s[2] * s[3];
     call.bias_batch = s[0] == 1 ? 0 : s[1] * s[2] * s[3];
   }
   if (const Value* sinks = input(kSinks)) {
     demand(element_count(shape(sinks)) == call.heads, "head_sink");
-    call.sinks = data_of<const float>(kernel.api, sinks);
+    call.sinks = numbers(kSinks);
   }
   if (call.scale == 0) call.scale = 1.0f / std::sqrt(static_cast<float>(call.depth));
   const Index batch[kBatchAxes] = {1, call.batch, call.heads};

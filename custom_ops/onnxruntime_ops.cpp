@@ -8,19 +8,37 @@ namespace {
 
 const Op& as_op(const CustomOp* op) { return *static_cast<const Op*>(op); }
 
-Op make_op(Kind kind, const Form& form, std::string name) {
+ElementType group_query_input(const Op& op, std::size_t index) {
+  switch (index) {
+    case kPastKey:
+    case kPastValue:
+      return op.cache;
+    case kLastKey:
+    case kTotal:
+    case kQueryLengths:
+      return kInt32;
+    case kPositions:
+      return kInt64;
+    case kKeySteps:
+    case kValueSteps:
+      return kFloat;
+    default:
+      return op.type;
+  }
+}
+
+Op make_op(Kind kind, const Form& form, std::string name, ElementType type = kFloat, ElementType cache = kFloat) {
   Op op{};
   op.kind = kind;
   op.form = form;
   op.name = std::move(name);
+  op.type = type;
+  op.cache = cache;
   op.version = kApiVersion;
   op.GetName = [](const CustomOp* self) { return as_op(self).name.c_str(); };
   op.GetExecutionProviderType = [](const CustomOp*) -> const char* { return nullptr; };  // the CPU's
   op.GetInputType = [](const CustomOp* self, std::size_t index) {
-    if (as_op(self).kind != Kind::kGroupQuery) return kFloat;
-    constexpr std::size_t query_lengths = 16;
-    if (index == kLastKey || index == kTotal || index == query_lengths) return kInt32;
-    return index == kPositions ? kInt64 : kFloat;
+    return as_op(self).kind == Kind::kGroupQuery ? group_query_input(as_op(self), index) : kFloat;
   };
   op.GetInputTypeCount = [](const CustomOp* self) -> std::size_t {
     switch (as_op(self).kind) {
@@ -34,8 +52,10 @@ Op make_op(Kind kind, const Form& form, std::string name) {
         return 1;
     }
   };
-  op.GetOutputType = [](const CustomOp* self, std::size_t) {
-    return as_op(self).kind == Kind::kKernelName ? kUint8 : kFloat;
+  op.GetOutputType = [](const CustomOp* self, std::size_t index) {
+    const Op& op = as_op(self);
+    if (op.kind == Kind::kKernelName) return kUint8;
+    return op.kind == Kind::kGroupQuery ? (index == 0 ? op.type : op.cache) : kFloat;
   };
   op.GetOutputTypeCount = [](const CustomOp* self) -> std::size_t {
     return as_op(self).kind == Kind::kGroupQuery ? 3 : 1;
@@ -69,7 +89,12 @@ std::vector<Op> make_ops() {
     ops.push_back(make_op(Kind::kAttention, named.form, adjective + "Attention" + named.suffix));
     // Layers of one model may differ, and a function has one body for each name: one op under several names.
     for (const char* variant : {"", "_2", "_3", "_4"}) {
-      ops.push_back(make_op(Kind::kGroupQuery, named.form, adjective + "GroupQueryAttention" + named.suffix + variant));
+      const std::string name = adjective + "GroupQueryAttention" + named.suffix + variant;
+      for (const ElementType type : {kFloat, kFloat16}) {
+        for (const ElementType cache : {type, kInt8, kUint8}) {
+          ops.push_back(make_op(Kind::kGroupQuery, named.form, name, type, cache));
+        }
+      }
     }
     ops.push_back(make_op(Kind::kProbabilities, named.form,
                           (with_levels ? "QuantizeProbabilities" : "PruneProbabilities") + named.suffix));

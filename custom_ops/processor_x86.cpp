@@ -44,7 +44,8 @@ constexpr unsigned kWideVectors = kVectors | bit(5) | bit(6) | bit(7);
 }  // namespace
 
 bool runs_avx2() {
-  return saves(kVectors) && all(cpuid(1).c, bit(12) | bit(23)) && all(cpuid(7).b, bit(3) | bit(5));  // with BMI, POPCNT
+  // With F16C, BMI and POPCNT, which all have that have AVX2.
+  return saves(kVectors) && all(cpuid(1).c, bit(12) | bit(23) | bit(29)) && all(cpuid(7).b, bit(3) | bit(5));
 }
 
 bool runs_avx512() {

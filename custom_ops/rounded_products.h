@@ -99,7 +99,7 @@ class RoundedProducts : public VectorProducts {
     return rounds(a) ? panel_pairs(a) + pairs_of(a) * kTileKeys : VectorProducts::panel_floats(a);
   }
 
-  static void pack_panel(const Attention& a, const float* key, Index panel, float* out) {
+  static void pack_panel(const Attention& a, Numbers key, Index panel, float* out) {
     if (!rounds(a)) return VectorProducts::pack_panel(a, key, panel, out);
     pack_key_panel(a, key, panel, out);
     round_panel(a, out);

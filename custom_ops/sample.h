@@ -78,8 +78,8 @@ inline Attention call(Sample& s) {
   Attention a = s.attention;
   a.tables = {&s.table, {0, 0, 0}};
   a.query = s.query.data();
-  a.key = s.key.data();
-  a.value = s.value.data();
+  a.key = {s.key.data(), Storage::kFloat};
+  a.value = {s.value.data(), Storage::kFloat};
   a.mask = s.mask.empty() ? nullptr : s.mask.data();
   a.context = s.context.data();
   join_groups(a);

@@ -35,7 +35,7 @@ class Screening {
   // not worth a second look, and rough ones would be off by more than rounding.
   static bool suits(const Attention& a) {
     const Form& f = a.form;
-    const bool plain = a.softcap == 0 && a.sinks == nullptr;
+    const bool plain = a.softcap == 0 && a.sinks == nullptr && a.key.storage == Storage::kFloat;
     return plain && !f.shares && f.reference == Reference::kRowMax && f.spacing == Spacing::kLog &&
            f.normalize == Normalize::kUnit;
   }
@@ -201,11 +201,11 @@ class Screening {
 
   float exact_score(Index row, Index key) {
     const float* const q = queries_ + row * query_row_;
-    const float* const k = t_.key + key * a_.key_strides.column;
+    const float* const k = t_.key.floats() + key * a_.key_strides.column;
     float score = 0;
     if (a_.key_strides.row == 1) {
       Float sums[1] = {};
-      multiply_vectors(a_.depth, q, 0, k, sums);
+      multiply_vectors<1, Storage::kFloat>(a_.depth, q, 0, {k, Storage::kFloat}, sums);
       score = Simd::sum(sums[0]);
     } else {
       for (Index d = 0; d < a_.depth; ++d) score += q[d] * k[d * a_.key_strides.row];

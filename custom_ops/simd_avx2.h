@@ -48,6 +48,17 @@ struct Simd {
   static void store_first(float* p, Float v, int n) { _mm256_maskstore_ps(p, first(n), v); }
   static Mask first_lanes(int n) { return _mm256_castsi256_ps(first(n)); }
   static Float set1(float x) { return _mm256_set1_ps(x); }
+  // kLanes numbers that are stored otherwise (numbers.h).
+  static Float load_half(const void* p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+  static Float load_int8(const void* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+  }
+  static Float load_int4(const void* p) {
+    const __m128i bytes = _mm_loadu_si32(p), low_bits = _mm_set1_epi8(15);
+    const __m128i low = _mm_and_si128(bytes, low_bits), high = _mm_and_si128(_mm_srli_epi16(bytes, 4), low_bits);
+    const Int whole = _mm256_cvtepu8_epi32(_mm_unpacklo_epi8(low, high));
+    return _mm256_sub_ps(_mm256_cvtepi32_ps(whole), _mm256_set1_ps(8.0f));
+  }
 
   static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
   static Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }

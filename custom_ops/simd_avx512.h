@@ -30,6 +30,17 @@ struct Simd {
   static Float load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
   static void store_first(float* p, Float v, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), v); }
   static Float set1(float x) { return _mm512_set1_ps(x); }
+  // kLanes numbers that are stored otherwise (numbers.h).
+  static Float load_half(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
+  static Float load_int8(const void* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+  }
+  static Float load_int4(const void* p) {
+    const __m128i bytes = _mm_loadl_epi64(static_cast<const __m128i*>(p)), low_bits = _mm_set1_epi8(15);
+    const __m128i low = _mm_and_si128(bytes, low_bits), high = _mm_and_si128(_mm_srli_epi16(bytes, 4), low_bits);
+    const Int whole = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(low, high));
+    return _mm512_sub_ps(_mm512_cvtepi32_ps(whole), _mm512_set1_ps(8.0f));
+  }
 
   static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
   static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }

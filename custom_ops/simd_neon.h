@@ -4,6 +4,7 @@
 #include <arm_neon.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace onnx_attnq {
 namespace {
@@ -50,6 +51,22 @@ struct Simd {
     for (int i = 0; i < n; ++i) p[i] = lanes[i];
   }
   static Float set1(float x) { return vdupq_n_f32(x); }
+  // kLanes numbers that are stored otherwise (numbers.h).
+  static Float load_half(const void* p) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(static_cast<const std::uint16_t*>(p))));
+  }
+  static Float load_int8(const void* p) {
+    std::int32_t bytes;
+    std::memcpy(&bytes, p, sizeof bytes);
+    const int16x8_t whole = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(bytes)));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(whole)));
+  }
+  static Float load_int4(const void* p) {
+    std::uint16_t bytes;
+    std::memcpy(&bytes, p, sizeof bytes);
+    const std::int32_t lanes[4] = {bytes & 15, bytes >> 4 & 15, bytes >> 8 & 15, bytes >> 12};
+    return vsubq_f32(vcvtq_f32_s32(vld1q_s32(lanes)), vdupq_n_f32(8.0f));
+  }
 
   static Float add(Float a, Float b) { return vaddq_f32(a, b); }
   static Float sub(Float a, Float b) { return vsubq_f32(a, b); }

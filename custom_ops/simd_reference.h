@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "numbers.h"
+
 namespace onnx_attnq {
 namespace {
 
@@ -39,6 +41,14 @@ struct ReferenceSimd {
   static void store_first(float* p, const Float& v, int n) { std::copy_n(v.data(), n, p); }
   static Float set1(float x) {
     return each<Float>([&](int) { return x; });
+  }
+
+  // kLanes numbers that are stored otherwise.
+  static Float load_half(const void* p) { return load_stored(p, Storage::kHalf); }
+  static Float load_int8(const void* p) { return load_stored(p, Storage::kInt8); }
+  static Float load_int4(const void* p) { return load_stored(p, Storage::kInt4); }
+  static Float load_stored(const void* p, Storage storage) {
+    return each<Float>([&](int i) { return Numbers{p, storage}[i]; });
   }
 
   // Arithmetic. min and max give the second operand if one is NaN, or if both are equal.

@@ -179,7 +179,7 @@ class Block {
   const float* panel_of(Index panel) {
     if (t_.packed_keys != nullptr) return t_.packed_keys + panel * Products::panel_floats(a_);
     float* out = scratch_ + layout_.panel;
-    const float* const first = t_.key - t_.first_key * a_.key_strides.column;
+    const Numbers first = t_.key + -t_.first_key * a_.key_strides.column;
     Products::pack_panel(a_, first, t_.first_key / kTileKeys + panel, out);
     return out;
   }

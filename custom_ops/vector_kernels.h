@@ -20,17 +20,17 @@ struct Attend {
     return one_block(a) && !Products::screens(a) ? 0
                                                  : static_cast<std::size_t>(panel_count(a) * Products::panel_floats(a));
   }
-  static void pack_keys(const Attention& a, const float* key, Index piece, float* packed) {
+  static void pack_keys(const Attention& a, Numbers key, Index piece, float* packed) {
     const Index first = piece * (kPieceKeys / kTileKeys);
     const Index last = smaller(first + kPieceKeys / kTileKeys, panel_count(a));
     for (Index p = first; p < last; ++p) Products::pack_panel(a, key, p, packed + p * Products::panel_floats(a));
   }
 
   static std::size_t packed_values(const Attention& a) {
-    return a.groups * a.queries <= kTileRows || values_are_rows(a) ? 0
-                                                                   : static_cast<std::size_t>(a.keys * value_row(a));
+    const bool few = a.groups * a.queries <= kTileRows && VectorProducts::reads_in_place(a);
+    return few || values_are_rows(a) ? 0 : static_cast<std::size_t>(a.keys * value_row(a));
   }
-  static void pack_values(const Attention& a, const float* value, Index piece, float* packed) {
+  static void pack_values(const Attention& a, Numbers value, Index piece, float* packed) {
     pack_value_rows(a, value, piece * kPieceKeys, smaller((piece + 1) * kPieceKeys, a.keys), packed);
   }
 
@@ -47,9 +47,9 @@ struct Attend {
                     begin,
                     end - begin,
                     a.query + of_batch(a.query_strides.batch),
-                    a.key + of_batch(a.key_strides.batch) + begin * a.key_strides.column,
-                    a.value + of_batch(a.value_strides.batch) + begin * a.value_strides.row,
                     mask == nullptr ? nullptr : mask + begin * a.mask_strides.column,
+                    a.key + (of_batch(a.key_strides.batch) + begin * a.key_strides.column),
+                    a.value + (of_batch(a.value_strides.batch) + begin * a.value_strides.row),
                     a.context + of_batch(a.context_strides.batch),
                     a.tables.first + of_batch(a.tables.stride),
                     a.sinks == nullptr ? nullptr : a.sinks + of_batch(a.sink_batch),

@@ -23,7 +23,8 @@ struct Task {
   const Attention& a;
   Index first, rows;
   Index first_key, keys;
-  const float *query, *key, *value, *mask;  // of this matrix; mask may be null
+  const float *query, *mask;  // of this matrix; mask may be null
+  Numbers key, value;
   float* context;
   const Table* table;
   const float* sink;                         // or null
@@ -103,7 +104,7 @@ class VectorProducts {
     return larger(kContextRows, smaller(most, budget));
   }
   static Index panel_floats(const Attention& a) { return key_panel_floats(a); }
-  static void pack_panel(const Attention& a, const float* key, Index panel, float* out) {
+  static void pack_panel(const Attention& a, Numbers key, Index panel, float* out) {
     pack_key_panel(a, key, panel, out);
     if (a.mask != nullptr) out[panel_norms(a)] = panel_largest_norm(a, out);
   }
@@ -112,12 +113,16 @@ class VectorProducts {
   VectorProducts(const Task& task, Index rows, float* scratch)
       : t_(task), a_(task.a), layout_(layout_of(task.a, rows)), scratch_(scratch) {
     const bool packed = t_.packed_values != nullptr;
-    value_ = packed ? t_.packed_values : t_.value;
+    value_ = packed ? Numbers{t_.packed_values, Storage::kFloat} : t_.value;
     value_row_ = packed ? value_row(a_) : a_.value_strides.row;
     value_column_ = packed ? 1 : a_.value_strides.column;
     value_tail_ = packed ? 0 : static_cast<int>(a_.value_depth % kLanes);
   }
 
+  // Whether values can be read as they are stored.
+  static bool reads_in_place(const Attention& a) {
+    return a.value.storage == Storage::kFloat || a.value_depth % kLanes == 0;
+  }
   // Few rows, keys in place: no panels are read.
   static bool direct(const Task& t) {
     return t.packed_keys == nullptr && t.rows <= kDirectRows && t.a.key_strides.row == 1;
@@ -140,7 +145,9 @@ class VectorProducts {
   bool score(Index row, Index count, Index panel, const float* keys, bool whole, float* out, Index out_row,
              float* peaks) {
     if (keys == nullptr) {
-      with_rows<kDirectRows>(count, [&](auto n) { score_direct<n()>(row, panel, out, out_row); });
+      with_storage(t_.key.storage, [&](auto storage) {
+        with_rows<kDirectRows>(count, [&](auto n) { score_direct<n(), storage()>(row, panel, out, out_row); });
+      });
       return false;
     }
     with_rows(count, [&](auto n) {
@@ -153,12 +160,14 @@ class VectorProducts {
 
   // sums += the values of a key; `sums` are value_row(a) numbers.
   void add_value(Index key, float* sums) const {
-    const float* const value = value_ + key * value_row_;
+    const Numbers value = value_ + key * value_row_;
     Index d = 0;
     if (value_column_ == 1) {
-      for (; d + kLanes <= a_.value_depth; d += kLanes) {
-        Simd::store(sums + d, Simd::add(Simd::load(sums + d), Simd::load(value + d)));
-      }
+      with_storage(value.storage, [&](auto storage) {
+        for (; d + kLanes <= a_.value_depth; d += kLanes) {
+          Simd::store(sums + d, Simd::add(Simd::load(sums + d), load_stored<storage()>(value, d)));
+        }
+      });
     }
     for (; d < a_.value_depth; ++d) sums[d] += value[d * value_column_];
   }
@@ -173,7 +182,10 @@ class VectorProducts {
   }
 
   // Whether, of rows that keep so large a share of their keys, all keys are better multiplied than the kept ones.
-  bool multiplies_all(float share) const { return share > Simd::kDenseShare && value_tail_ == 0 && value_column_ == 1; }
+  bool multiplies_all(float share) const {
+    const bool whole = value_.storage == Storage::kFloat && value_tail_ == 0 && value_column_ == 1;
+    return whole && share > Simd::kDenseShare;
+  }
 
   // Weights of all keys, times their values.
   void add_all(Index count, const float* weights, Index weight_row, Index keys, float* context) {
@@ -183,7 +195,7 @@ class VectorProducts {
     for (Index key = 0; key < keys; key += kAtOnce) {
       for (Index r = 0; r < count; r += kTileRows) {
         with_rows(smaller(kTileRows, count - r), [&](auto rows) {
-          add_tile<rows()>(weights + r * weight_row + key, weight_row, value_ + key * value_row_,
+          add_tile<rows()>(weights + r * weight_row + key, weight_row, value_.floats() + key * value_row_,
                            smaller(kAtOnce, keys - key), context + r * value_row(a_));
         });
       }
@@ -205,7 +217,8 @@ class VectorProducts {
         const Index some = smaller(Simd::kContextVectors, vectors - v);
         const bool partial = v + some == vectors && value_tail_ != 0;
         with_rows<Simd::kContextVectors>(some, [&](auto n) {
-          partial ? add_columns<n(), true>(rows, v * kLanes) : add_columns<n(), false>(rows, v * kLanes);
+          if (partial) return add_columns<n(), true, Storage::kFloat>(rows, v * kLanes);
+          with_storage(value_.storage, [&](auto storage) { add_columns<n(), false, storage()>(rows, v * kLanes); });
         });
       }
     }
@@ -236,14 +249,14 @@ class VectorProducts {
   }
 
   // A dot product for each key.
-  template <int kRows>
+  template <int kRows, Storage kStorage>
   void score_direct(Index row, Index panel, float* out, Index out_row) {
     const Index count = smaller(kTileKeys, t_.keys - panel * kTileKeys);
     for (Index j = 0; j < count; ++j) {
-      const float* k = t_.key + (panel * kTileKeys + j) * a_.key_strides.column;
+      const Numbers k = t_.key + (panel * kTileKeys + j) * a_.key_strides.column;
       prefetch(k + 16 * a_.key_strides.column, a_.depth);
       Float sums[kRows] = {};
-      multiply_vectors(a_.depth, query(row), layout_.query_row, k, sums);
+      multiply_vectors<kRows, kStorage>(a_.depth, query(row), layout_.query_row, k, sums);
       for (int r = 0; r < kRows; ++r) out[r * out_row + j] = Simd::sum(sums[r]);
     }
   }
@@ -271,10 +284,10 @@ class VectorProducts {
 
   // The sum of a context row stays in registers. Where there are enough, two keys are added at a time in sums of their
   // own: one sum alone would wait for its last addition.
-  template <int kVectors, bool kTail>
+  template <int kVectors, bool kTail, Storage kStorage>
   void add_columns(const ListedRows& rows, Index d) {
     constexpr int kChains = 2 * kVectors <= Simd::kContextVectors ? 2 : 1;
-    const float* const values = value_ + d;
+    const Numbers values = value_ + d;
     const Index context_row = value_row(a_), value_row = value_row_;
     const int tail = value_tail_;
     for (Index r = 0; r < rows.count; ++r) {
@@ -290,11 +303,12 @@ class VectorProducts {
       }
       // Inlined whatever its size: sums that a call could see would not stay in registers.
       const auto add = [&](Float(&sum)[kVectors], Index k) __attribute__((always_inline)) {
-        const float* const value = values + k * value_row;
+        const Numbers value = Numbers{values.data, kStorage} + k * value_row;
         const Float weight = Simd::set1(weights[k]);
         for (int v = 0; v < kVectors; ++v) {
           const bool partial = kTail && v == kVectors - 1;
-          const Float lanes = partial ? Simd::load_first(value + v * kLanes, tail) : Simd::load(value + v * kLanes);
+          const Float lanes = partial ? load_first_stored<kStorage>(value, v * kLanes, tail)
+                                      : load_stored<kStorage>(value, v * kLanes);
           sum[v] = Simd::fma(weight, lanes, sum[v]);
         }
       };
@@ -315,7 +329,7 @@ class VectorProducts {
       for (Index d = 0; rows.block == 0 && d < a_.value_depth; ++d) out[d] = 0.0f;
       for (Index i = list.starts[rows.block]; i < list.starts[rows.last_block]; ++i) {
         const float weight = rows.weights[r * rows.weight_row + list.keys[i]];
-        const float* const value = value_ + list.keys[i] * value_row_;
+        const Numbers value = value_ + list.keys[i] * value_row_;
         for (Index d = 0; d < a_.value_depth; ++d) out[d] += weight * value[d * value_column_];
       }
     }
@@ -323,7 +337,7 @@ class VectorProducts {
 
   const Layout layout_;
   float* const scratch_;
-  const float* value_;
+  Numbers value_;
   Index value_row_, value_column_;
   int value_tail_;  // numbers in the last register of a row of values, 0 for all
 };

@@ -60,17 +60,49 @@ static inline void multiply_tile(Index depth, const float* a, Index a_row, const
   }
 }
 
+// kLanes numbers of a vector, from number d on, or the first `count` of these.
+template <Storage kStorage>
+static inline Float load_stored(Numbers numbers, Index d) {
+  const void* const p = static_cast<const char*>(numbers.data) + bytes_of(kStorage, d);
+  if constexpr (kStorage == Storage::kHalf) return Simd::load_half(p);
+  if constexpr (kStorage == Storage::kInt8) return Simd::load_int8(p);
+  if constexpr (kStorage == Storage::kInt4) return Simd::load_int4(p);
+  return Simd::load(static_cast<const float*>(p));
+}
+template <Storage kStorage>
+static inline Float load_first_stored(Numbers numbers, Index d, int count) {
+  if constexpr (kStorage == Storage::kFloat) return Simd::load_first(numbers.floats() + d, count);
+  alignas(64) float lanes[kLanes] = {};
+  for (int i = 0; i < count; ++i) lanes[i] = numbers[d + i];
+  return Simd::load(lanes);
+}
+
+// Calls function with how numbers are stored as a constant.
+template <class Function>
+static inline void with_storage(Storage storage, const Function& function) {
+  switch (storage) {
+    case Storage::kFloat:
+      return function(std::integral_constant<Storage, Storage::kFloat>());
+    case Storage::kHalf:
+      return function(std::integral_constant<Storage, Storage::kHalf>());
+    case Storage::kInt8:
+      return function(std::integral_constant<Storage, Storage::kInt8>());
+    case Storage::kInt4:
+      return function(std::integral_constant<Storage, Storage::kInt4>());
+  }
+}
+
 // Adds to sums[r] the products of row r of a and of b, in lanes.
-template <int kRows>
-static inline void multiply_vectors(Index depth, const float* a, Index a_row, const float* b, Float (&sums)[kRows]) {
+template <int kRows, Storage kStorage>
+static inline void multiply_vectors(Index depth, const float* a, Index a_row, Numbers b, Float (&sums)[kRows]) {
   const Index whole = depth / kLanes * kLanes;
   for (Index d = 0; d < whole; d += kLanes) {
-    const Float right = Simd::load(b + d);
+    const Float right = load_stored<kStorage>(b, d);
     for (int r = 0; r < kRows; ++r) sums[r] = Simd::fma(Simd::load(a + r * a_row + d), right, sums[r]);
   }
   if (whole == depth) return;
   const int rest = static_cast<int>(depth - whole);
-  const Float right = Simd::load_first(b + whole, rest);
+  const Float right = load_first_stored<kStorage>(b, whole, rest);
   for (int r = 0; r < kRows; ++r) sums[r] = Simd::fma(Simd::load_first(a + r * a_row + whole, rest), right, sums[r]);
 }
 
@@ -107,16 +139,52 @@ static inline float panel_largest_norm(const Attention& a, const float* panel) {
 static inline void prefetch(const float* numbers, Index count) {
   for (Index i = 0; i < count; i += 16) __builtin_prefetch(numbers + i);
 }
+static inline void prefetch(Numbers numbers, Index count) {
+  const auto* const bytes = static_cast<const char*>(numbers.data);
+  for (Index i = 0, size = bytes_of(numbers.storage, count); i < size; i += 64) __builtin_prefetch(bytes + i);
+}
+
+// Some numbers as floats.
+static inline void widen_row(Numbers in, Index count, float* out) {
+  with_storage(in.storage, [&](auto storage) {
+    Index d = 0;
+    for (; d + kLanes <= count; d += kLanes) Simd::store(out + d, load_stored<storage()>(in, d));
+    for (; d < count; ++d) out[d] = in[d];
+  });
+}
+
+// The same as pack_key_panel for keys that are no floats: these are made of so many numbers of so many keys at a time as
+// are transposed while they are in the first-level cache.
+static inline void pack_stored_panel(const Attention& a, Numbers in, Index count, float* out) {
+  constexpr Index kDepth = 128;
+  alignas(64) float rows[kTransposed * kDepth];
+  for (Index j = 0; j < count; j += kTransposed) {
+    const Index some = smaller(kTransposed, count - j);
+    for (Index first = 0; first < a.depth; first += kDepth) {
+      const Index depth = smaller(kDepth, a.depth - first);
+      for (Index i = 0; i < some; ++i) widen_row(in + (j + i) * a.key_strides.column + first, depth, rows + i * kDepth);
+      float* const to = out + first * kTileKeys + j;
+      Index d = 0;
+      for (; some == kTransposed && d + kTransposed <= depth; d += kTransposed) {
+        transpose_block(rows + d, kDepth, to + d * kTileKeys, kTileKeys);
+      }
+      for (; d < depth; ++d) {
+        for (Index i = 0; i < some; ++i) to[d * kTileKeys + i] = rows[i * kDepth + d];
+      }
+    }
+  }
+}
 
 // Packs the keys of one panel; past the last key stand zeros.
-static inline void pack_key_panel(const Attention& a, const float* key, Index panel, float* out) {
+static inline void pack_key_panel(const Attention& a, Numbers key, Index panel, float* out) {
   const Index first = panel * kTileKeys;
   const Index count = smaller(kTileKeys, a.keys - first);
   const Index key_step = a.key_strides.column, depth_step = a.key_strides.row;
-  const float* in = key + first * key_step;
   if (count < kTileKeys) {
     for (Index i = 0; i < a.depth * kTileKeys; ++i) out[i] = 0.0f;
   }
+  if (key.storage != Storage::kFloat) return pack_stored_panel(a, key + first * key_step, count, out);
+  const float* in = key.floats() + first * key_step;
   if (depth_step == 1 && key_step != 1) {
     // Keys are rows: whole blocks are transposed in registers, the rest number by number.
     const Index whole_keys = count / kTransposed * kTransposed, whole_depth = a.depth / kTransposed * kTransposed;
@@ -149,15 +217,19 @@ static inline void pack_key_panel(const Attention& a, const float* key, Index pa
 static inline Index value_row(const Attention& a) { return round_up(a.value_depth, kLanes); }
 
 static inline bool values_are_rows(const Attention& a) {
-  return a.value_strides.column == 1 && a.value_strides.row == a.value_depth && a.value_depth % kLanes == 0;
+  return a.value.storage == Storage::kFloat && a.value_strides.column == 1 && a.value_strides.row == a.value_depth && a.value_depth % kLanes == 0;
 }
 
-static inline void pack_value_rows(const Attention& a, const float* value, Index first, Index last, float* packed) {
+static inline void pack_value_rows(const Attention& a, Numbers value, Index first, Index last, float* packed) {
   for (Index j = first; j < last; ++j) {
-    const float* in = value + j * a.value_strides.row;
     float* out = packed + j * value_row(a);
     Index d = 0;
-    if (a.value_strides.column == 1) {
+    if (value.storage != Storage::kFloat) {
+      widen_row(value + j * a.value_strides.row, a.value_depth, out);
+      d = a.value_depth;
+    }
+    const float* in = value.floats() + j * a.value_strides.row;
+    if (d == 0 && a.value_strides.column == 1) {
       prefetch(in + 8 * a.value_strides.row, a.value_depth);
       for (; d + kLanes <= a.value_depth; d += kLanes) Simd::store(out + d, Simd::load(in + d));
     }
