@@ -119,9 +119,8 @@ class Call {
       });
     }
     if (bias_.data() != nullptr) {
-      parallel_for(host_, c.bias_floats / c.total, [&](Index i) {
-        widen(c.bias + i * c.total, c.total, bias_.data() + i * c.total);
-      });
+      parallel_for(host_, c.bias_floats / c.total,
+                   [&](Index i) { widen(c.bias + i * c.total, c.total, bias_.data() + i * c.total); });
     }
     if (sinks_.data() != nullptr) widen(c.sinks, c.heads, sinks_.data());
   }
@@ -203,22 +202,24 @@ class Call {
         std::memcpy(next, in.data, static_cast<std::size_t>(bytes(1)));
         continue;
       }
-      float* const row = c.cache == Storage::kFloat ? reinterpret_cast<float*>(next)
-                                                    : rows_.data() + (2 * matrix + which) * c.depth;
+      float* const row =
+          c.cache == Storage::kFloat ? reinterpret_cast<float*>(next) : rows_.data() + (2 * matrix + which) * c.depth;
       const float* from = in.floats();
       if (in.storage != Storage::kFloat || !rotates) {
         widen(in, c.depth, row);
         from = row;
       }
       if (rotates) rotate(b, i, from, row);
-      for (Index d = 0; steps.steps != nullptr && d < c.depth; ++d) row[d] /= steps.of(head, d);
+      for (Index d = 0; steps.steps != nullptr && d < c.depth; ++d) {
+        // The op's definition rounds what it rotates to the type of its tensors.
+        if (rotates && c.type == Storage::kHalf) row[d] = float_of_half(half_of_float(row[d]));
+        row[d] /= steps.of(head, d);
+      }
       if (c.cache != Storage::kFloat) narrow(row, c.depth, c.cache, next);
     }
   }
 
-  float* context() const {
-    return context_.data() != nullptr ? context_.data() : static_cast<float*>(c.context);
-  }
+  float* context() const { return context_.data() != nullptr ? context_.data() : static_cast<float*>(c.context); }
 
   // The attention of `count` batch entries of equal lengths, from entry b on.
   bool attend_entries(Index b, Index count, const Selection& kernels) {

@@ -51,7 +51,7 @@ static inline std::uint16_t half_of_float(float x) {
   bits &= 0x7fffffff;
   if (bits > 0x7f800000) return static_cast<std::uint16_t>(sign | 0x7e00);   // NaN
   if (bits >= 0x477ff000) return static_cast<std::uint16_t>(sign | 0x7c00);  // what rounds to 2^16 or is beyond
-  if (bits < 0x38800000) {                                                  // subnormal: multiples of 2^-24
+  if (bits < 0x38800000) {                                                   // subnormal: multiples of 2^-24
     float size;
     std::memcpy(&size, &bits, sizeof size);
     return static_cast<std::uint16_t>(sign | static_cast<std::uint16_t>(std::nearbyint(size * 0x1p24f)));
@@ -109,7 +109,8 @@ static inline void narrow(const float* in, Index count, Storage storage, void* o
       for (Index i = 0; i < count; ++i) static_cast<std::uint16_t*>(out)[i] = half_of_float(in[i]);
       break;
     case Storage::kInt8:
-      for (Index i = 0; i < count; ++i) static_cast<std::int8_t*>(out)[i] = static_cast<std::int8_t>(whole(i, -128, 127));
+      for (Index i = 0; i < count; ++i)
+        static_cast<std::int8_t*>(out)[i] = static_cast<std::int8_t>(whole(i, -128, 127));
       break;
     case Storage::kInt4:
       for (Index i = 0; i < count; i += 2) {

@@ -34,6 +34,8 @@ class SampleHost final : public Host {
 
 struct Sample {
   std::vector<float> query, key, value, mask, context;
+  Storage storage = Storage::kFloat;  // of keys and values, if it is not that of the floats above
+  std::vector<char> stored_key, stored_value;
   Table table;
   Attention attention;
 };
@@ -73,13 +75,34 @@ inline Sample make_sample(const Form& form, const Table& table, Index heads, Ind
   return s;
 }
 
+// Stores keys and values otherwise.
+inline void store(Sample& s, Storage storage) {
+  const auto stored = [storage](const std::vector<float>& numbers) {
+    const auto count = static_cast<Index>(numbers.size());
+    std::vector<char> bytes(static_cast<std::size_t>(bytes_of(storage, count)));
+    std::vector<float> scaled = numbers;
+    for (float& x : scaled) x *= storage == Storage::kInt8 ? 30 : storage == Storage::kInt4 ? 2 : 1;
+    narrow(scaled.data(), count, storage, bytes.data());
+    return bytes;
+  };
+  s.storage = storage;
+  s.stored_key = stored(s.key);
+  s.stored_value = stored(s.value);
+  const float depth = static_cast<float>(s.attention.depth);
+  s.attention.scale = (storage == Storage::kInt8   ? 1.0f / 30
+                       : storage == Storage::kInt4 ? 0.5f
+                                                   : 1.0f) /
+                      std::sqrt(depth);
+}
+
 // Points the call at the sample's own memory, which may have moved.
 inline Attention call(Sample& s) {
   Attention a = s.attention;
   a.tables = {&s.table, {0, 0, 0}};
   a.query = s.query.data();
-  a.key = {s.key.data(), Storage::kFloat};
-  a.value = {s.value.data(), Storage::kFloat};
+  const bool floats = s.storage == Storage::kFloat;
+  a.key = {floats ? static_cast<const void*>(s.key.data()) : s.stored_key.data(), s.storage};
+  a.value = {floats ? static_cast<const void*>(s.value.data()) : s.stored_value.data(), s.storage};
   a.mask = s.mask.empty() ? nullptr : s.mask.data();
   a.context = s.context.data();
   join_groups(a);

@@ -66,21 +66,24 @@ int check_decoders(const Kernels& best, const NamedForm& named) {
   const Table table = sample_table(named.form, 0.01f, 3);
   const float sinks[] = {0.5f, 3.0f};
   for (const Index queries : {1, 7, 129}) {
+    const Index depth = queries == 7 ? 34 : 64;
     for (const Index keys : {Index{129}, Index{300}}) {
       for (const Index window : {0, 5, 100}) {
-        Sample sample = make_sample(named.form, table, 2, queries, keys, 33, 2.0f, false);
+        Sample sample = make_sample(named.form, table, 2, queries, keys, depth, 2.0f, false);
         Attention& a = sample.attention;
         a.bounds = {true, keys - queries, window};
         a.row_length = keys + 1;
         if (window != 5) a.softcap = 2.0f;
         if (window != 100) a.sinks = sinks, a.sink_batch[1] = 1;
-        for (const RoughScores rough : {RoughScores::kWhereFaster, RoughScores::kAlways}) {
-          a.rough_scores = rough;
+        for (const Storage storage : {Storage::kFloat, Storage::kHalf, Storage::kInt8, Storage::kInt4}) {
+          store(sample, storage);
+          a.rough_scores = storage == Storage::kHalf ? RoughScores::kAlways : RoughScores::kWhereFaster;
           const std::vector<float> expected = run(kScalarKernels, sample, 1);
           const double share = share_that_differs(run(best, sample, 2), expected);
           if (share <= 0.02) continue;
-          std::printf("%s%s decoder, %d queries, %d keys, window %d: %.3f differ\n", best.name, named.suffix.c_str(),
-                      static_cast<int>(queries), static_cast<int>(keys), static_cast<int>(window), share);
+          std::printf("%s%s decoder, %d queries, %d keys, window %d, storage %d: %.3f differ\n", best.name,
+                      named.suffix.c_str(), static_cast<int>(queries), static_cast<int>(keys), static_cast<int>(window),
+                      static_cast<int>(storage), share);
           ++failures;
         }
       }

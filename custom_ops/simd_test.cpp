@@ -64,6 +64,13 @@ class Results {
     const Float x = S::load(a.data()), y = S::load(b.data()), z = S::load(c.data());
     note("load", x);
     note("set1", S::set1(a[0]));
+    // Any bytes are numbers of these, but for infinities and NaN of float16.
+    std::uint8_t bytes[2 * kLanes];
+    for (int i = 0; i < 2 * kLanes; ++i) bytes[i] = static_cast<std::uint8_t>(i * 37 + 11);
+    note("load_int8", S::load_int8(bytes));
+    note("load_int4", S::load_int4(bytes));
+    for (int i = 1; i < 2 * kLanes; i += 2) bytes[i] &= 0xbb;
+    note("load_half", S::load_half(bytes));
     note("add", S::add(x, y));
     note("sub", S::sub(x, y));
     note("mul", S::mul(x, y));

@@ -307,8 +307,8 @@ class VectorProducts {
         const Float weight = Simd::set1(weights[k]);
         for (int v = 0; v < kVectors; ++v) {
           const bool partial = kTail && v == kVectors - 1;
-          const Float lanes = partial ? load_first_stored<kStorage>(value, v * kLanes, tail)
-                                      : load_stored<kStorage>(value, v * kLanes);
+          const Float lanes =
+              partial ? load_first_stored<kStorage>(value, v * kLanes, tail) : load_stored<kStorage>(value, v * kLanes);
           sum[v] = Simd::fma(weight, lanes, sum[v]);
         }
       };

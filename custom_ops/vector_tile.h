@@ -153,8 +153,8 @@ static inline void widen_row(Numbers in, Index count, float* out) {
   });
 }
 
-// The same as pack_key_panel for keys that are no floats: these are made of so many numbers of so many keys at a time as
-// are transposed while they are in the first-level cache.
+// The same as pack_key_panel for keys that are no floats: these are made of so many numbers of so many keys at a time
+// as are transposed while they are in the first-level cache.
 static inline void pack_stored_panel(const Attention& a, Numbers in, Index count, float* out) {
   constexpr Index kDepth = 128;
   alignas(64) float rows[kTransposed * kDepth];
@@ -217,7 +217,8 @@ static inline void pack_key_panel(const Attention& a, Numbers key, Index panel, 
 static inline Index value_row(const Attention& a) { return round_up(a.value_depth, kLanes); }
 
 static inline bool values_are_rows(const Attention& a) {
-  return a.value.storage == Storage::kFloat && a.value_strides.column == 1 && a.value_strides.row == a.value_depth && a.value_depth % kLanes == 0;
+  return a.value.storage == Storage::kFloat && a.value_strides.column == 1 && a.value_strides.row == a.value_depth &&
+         a.value_depth % kLanes == 0;
 }
 
 static inline void pack_value_rows(const Attention& a, Numbers value, Index first, Index last, float* packed) {

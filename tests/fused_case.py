@@ -59,14 +59,21 @@ class Case:
             domain=self.domain,
             **self.attributes,
         )
-        element_type = helper.np_dtype_to_tensor_dtype(first.dtype)
+
+        def output_type(place: int) -> int:
+            # A quantized cache is of another type than all else.
+            quantized = self.attributes.get("kv_cache_bit_width") and place in (1, 2)
+            array = self.inputs[place + 2] if quantized else first
+            assert array is not None
+            return helper.np_dtype_to_tensor_dtype(array.dtype)
+
         graph = helper.make_graph(
             [node],
             "case",
             [info(name, array) for name, array in self.feeds().items()],
             [
-                helper.make_tensor_value_info(name, element_type, [f"{name}_{axis}" for axis in range(rank)])
-                for name, rank in zip(names, self.outputs, strict=True)
+                helper.make_tensor_value_info(name, output_type(place), [f"{name}_{axis}" for axis in range(rank)])
+                for place, (name, rank) in enumerate(zip(names, self.outputs, strict=True))
                 if name
             ],
         )

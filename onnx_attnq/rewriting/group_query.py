@@ -24,11 +24,15 @@ from onnx_attnq.scheme import QuantScheme, SiteScheme, schemes_of
 
 _INPUTS: Final = (
     *("query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length"),
-    *("cos_cache", "sin_cache", "position_ids", "attention_bias", "head_sink"),
+    *("cos_cache", "sin_cache", "position_ids", "attention_bias", "head_sink", "k_scale", "v_scale"),
 )
 """What the kernel takes of the inputs of GroupQueryAttention: all up to here."""
 
-_UNSUPPORTED: Final = ("sliding_window_cache", "kv_cache_bit_width")
+_OTHER_TYPES: Final = ("seqlens_k", "total_sequence_length", "position_ids", "k_scale", "v_scale")
+"""Inputs whose type is not that of query and key."""
+
+_CACHES: Final = {0: (ir.DataType.FLOAT, ir.DataType.FLOAT16), 8: (ir.DataType.INT8,), 4: (ir.DataType.UINT8,)}
+"""By kv_cache_bit_width, what caches may be."""
 _NAME: Final = "GroupQueryAttention"
 _VARIANTS: Final = ("", "_2", "_3", "_4")
 """Behind the name of the op, where layers differ: with and without a window, a rotation, or other numbers of heads."""
@@ -48,14 +52,22 @@ def is_taken(fused: FusedOp) -> bool:
     """Whether the kernel of the native library does all that a fused op did."""
     if fused.op_type != _NAME:
         return False
-    given = [value for value in fused.inputs if value is not None and value.name]
-    unset = all(not attribute.value for name, attribute in fused.attributes.items() if name in _UNSUPPORTED)
+    attributes = fused.attributes
+    sliding = "sliding_window_cache" in attributes and attributes["sliding_window_cache"].as_int()
+    bits = attributes["kv_cache_bit_width"].as_int() if "kv_cache_bit_width" in attributes else 0
     few = all(value is None or not value.name for value in fused.inputs[len(_INPUTS) :])
-    whole = (ir.DataType.INT32, ir.DataType.INT64)
-    types = {value.dtype for value in given if value.dtype is not None and value.dtype not in whole}
+    types: set[ir.DataType] = set()
+    for name, value in zip(_INPUTS, fused.inputs, strict=False):
+        if value is None or value.dtype is None or name in _OTHER_TYPES:
+            continue
+        if bits and name.startswith("past"):
+            if value.dtype not in _CACHES[bits]:
+                return False
+        else:
+            types.add(value.dtype)
     outputs = [output is not None for output in fused.outputs]
     wanted = outputs[:3] == [True] * 3 and not any(outputs[3:])  # the fourth are the scores, which the kernel never has
-    return unset and few and wanted and types == {ir.DataType.FLOAT}
+    return not sliding and few and wanted and len(types) == 1 and types <= set(_CACHES[0])
 
 
 def fold(model: ir.Model, fused: FusedOp, op: ir.Node, scheme: SiteScheme, known: dict[str, object]) -> ir.Node | None:

@@ -63,6 +63,11 @@ class FusedNode:
         attribute = self._node.attributes.get(name)
         return default if attribute is None else attribute.as_int()
 
+    def text(self, name: str, default: str = "") -> str:
+        """A string attribute."""
+        attribute = self._node.attributes.get(name)
+        return default if attribute is None else attribute.as_string()
+
     def number(self, name: str, default: float = 0.0) -> float:
         """A float attribute."""
         attribute = self._node.attributes.get(name)
