@@ -63,22 +63,16 @@ def build(b: FusedBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | 
         keys, values = (_filled(b, x, lengths) for x in present)
     else:
         fused.refuse("query_seqlens", "together with a quantized cache it is not decomposed; use a float cache")
-        fresh = [quantized(b, x, dtype, scale) for x, scale in zip((key, value), scales, strict=True)]
-        for rows, row in zip(fresh, (key, value), strict=True):
-            size = known.size(row, 3)
-            rows.dtype = scales[0].dtype
-            rows.shape = ir.Shape(
-                [*(known.dimension(row, axis) for axis in range(3)), size and size * scales[0].bits // 8]
-            )
-        present = _present(b, past, (fresh[0], fresh[1]), kv_heads, lengths, scales[0].dtype)
+        fresh = quantized(b, key, dtype, scales[0]), quantized(b, value, dtype, scales[1])
+        present = _present(b, past, fresh, kv_heads, lengths, scales[0].dtype)
         keys, values = (
-            b.describe(dequantized(b, _filled(b, x, lengths), dtype, scale), row, *_cached_shape(row))
-            for x, scale, row in zip(present, scales, (key, value), strict=True)
+            dequantized(b, _filled(b, cache, lengths), like, dtype, scale)
+            for cache, like, scale in zip(present, (key, value), scales, strict=True)
         )
     visible = _visible(b, fused, lengths)
     mask = core.select(b, visible, 0.0, core.lowest(dtype), dtype)
     if (bias := fused.get("attention_bias")) is not None:
-        mask = b.op("Add", mask, b.cast(bias, core.score_type(dtype), dtype))
+        mask = b.Add(mask, b.cast(bias, core.score_type(dtype), dtype))
     scoring = core.Scoring(
         dtype=dtype,
         scale=fused.number("scale") or None,
@@ -92,7 +86,7 @@ def build(b: FusedBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | 
         shown = stages.probabilities
     elif fused.wants(3) and fused.integer("qk_output") == 1:
         zero = b.constant(0.0, core.score_type(dtype))
-        shown = b.cast(b.op("Where", visible, stages.masked, zero), dtype, core.score_type(dtype))
+        shown = b.cast(b.Where(visible, stages.masked, zero), dtype, core.score_type(dtype))
     return stages.softmax, (core.merge_heads(b, stages.context), *present, shown)
 
 
@@ -128,11 +122,11 @@ def _heads(b: FusedBuilder, fused: FusedNode, heads: int, kv_heads: int) -> Sequ
 def _lengths(b: FusedBuilder, fused: FusedNode, query: ir.Value, key: ir.Value) -> _Lengths:
     queries, new_rows = b.extent(query, 2), b.extent(key, 2)
     keys = b.reshape(b.cast(fused.require("seqlens_k"), ir.DataType.INT64), -1, 1)
-    keys = b.op("Add", keys, b.ints(1))
+    keys = b.Add(keys, b.ints(1))
     total = b.reshape(b.cast(fused.require("total_sequence_length"), ir.DataType.INT64), 1)
 
     def before(count: ir.Value) -> ir.Value:
-        return b.maximum(b.op("Sub", keys, count), b.ints(0))
+        return b.maximum(b.Sub(keys, count), b.ints(0))
 
     if (valid := fused.get("query_seqlens")) is not None:
         new = b.reshape(b.cast(valid, ir.DataType.INT64), -1, 1)
@@ -151,13 +145,13 @@ def _rotated(
     if caches is None:
         raise Decline("do_rotary needs the inputs cos_cache and sin_cache")
     steps = b.arange(lengths.queries)
-    positions = b.op("Add", lengths.first, steps)
+    positions = b.Add(lengths.first, steps)
     if (given := fused.get("position_ids")) is not None:
         # At the first prompt the kernel counts on from the very first position that is given.
         start = b.slice(b.reshape(given, -1), 0, 0, 1)
-        prompt = b.op("Equal", lengths.total, b.vector(lengths.queries))
-        positions = b.op("Where", prompt, b.op("Add", start, steps), given)
-        positions = b.op("Expand", positions, b.vector(b.extent(query, 0), 1))
+        prompt = b.Equal(lengths.total, b.vector(lengths.queries))
+        positions = b.Where(prompt, b.Add(start, steps), given)
+        positions = b.Expand(positions, b.vector(b.extent(query, 0), 1))
     by = rotation(b, caches, positions, interleaved=bool(fused.integer("rotary_interleaved")))
     return rotate(b, query, by), key if lengths.new_rows == 0 else rotate(b, key, by)
 
@@ -183,19 +177,19 @@ def _present(
         return _merged(b, past, new, kv_heads, lengths, lengths.new, dtype)
     batch = b.extent(new[0], 0)
     shape = b.vector(batch, kv_heads, lengths.new_rows, 1)
-    rows = b.unsqueeze(b.op("Add", lengths.cached, b.arange(lengths.new_rows)), 1, 3)
+    rows = b.unsqueeze(b.Add(lengths.cached, b.arange(lengths.new_rows)), 1, 3)
     places = (b.reshape(b.arange(batch), -1, 1, 1, 1), b.reshape(b.arange(kv_heads), 1, -1, 1, 1), rows)
-    index = b.op("Concat", *(b.op("Expand", place, shape) for place in places), axis=3)
-    more = b.op("Sub", lengths.total, b.vector(b.extent(past[0], 2)))
+    index = b.Concat(*(b.Expand(place, shape) for place in places), axis=3)
+    more = b.Sub(lengths.total, b.vector(b.extent(past[0], 2)))
     grows = b.squeeze(core.exceeds(b, more, 0), 0)
     present = []
     for old, fresh in zip(past, new, strict=True):
         # Where old and result are one buffer, onnxruntime's ScatterND writes nothing but the new rows.
         fits, longer = b.branch(), b.branch()
-        result = fits.op("ScatterND", old, index, fresh)
-        zeros = longer.op("ConstantOfShape", longer.vector(batch, kv_heads, more, longer.extent(fresh, 3)))
-        padded = longer.op("Concat", old, longer.cast(zeros, dtype, ir.DataType.FLOAT), axis=2)
-        grown = longer.op("ScatterND", padded, index, fresh)
+        result = fits.ScatterND(old, index, fresh)
+        zeros = longer.ConstantOfShape(longer.vector(batch, kv_heads, more, longer.extent(fresh, 3)))
+        padded = longer.Concat(old, longer.cast(zeros, dtype, ir.DataType.FLOAT), axis=2)
+        grown = longer.ScatterND(padded, index, fresh)
         cache = b.choose(grows, longer, grown, fits, result)
         size, _, _, head_size = (dimension(fresh, axis) for axis in range(4))
         present.append(b.describe(cache, fresh, size, kv_heads, None, head_size))
@@ -218,27 +212,22 @@ def _merged(
     """
     before = b.extent(past[0], 2)
     rows = b.arange(b.maximum(lengths.total, b.vector(before)))
-    behind = b.op("Sub", rows, lengths.cached)
-    used = b.op("Less", behind, new)
-    index = b.op("Where", b.op("Less", behind, b.ints(0)), rows, b.op("Add", behind, b.vector(before)))
-    index = b.unsqueeze(b.op("Where", used, index, b.ints(0)), 1)
+    behind = b.Sub(rows, lengths.cached)
+    used = b.Less(behind, new)
+    index = b.Where(b.Less(behind, b.ints(0)), rows, b.Add(behind, b.vector(before)))
+    index = b.unsqueeze(b.Where(used, index, b.ints(0)), 1)
     # All heads of all batch entries one under the other, so that one Gather copies whole rows.
-    heads = b.arange(b.op("Mul", b.vector(b.extent(fresh[0], 0)), b.ints(kv_heads)))
-    top = b.op("Mul", heads, b.vector(b.add(before, lengths.new_rows)))
-    index = b.op("Add", b.reshape(top, -1, kv_heads, 1), index)
+    heads = b.arange(b.Mul(b.vector(b.extent(fresh[0], 0)), b.ints(kv_heads)))
+    top = b.Mul(heads, b.vector(b.add(before, lengths.new_rows)))
+    index = b.Add(b.reshape(top, -1, kv_heads, 1), index)
     used = b.unsqueeze(used, 1, 3)
     present = []
     for old, appended in zip(past, fresh, strict=True):
         flat = b.reshape(core.append(b, old, appended), -1, b.extent(appended, 3))
-        cache = b.op("Where", used, b.op("Gather", flat, index, axis=0), b.constant(0.0, dtype))
+        cache = b.Where(used, b.Gather(flat, index, axis=0), b.constant(0.0, dtype))
         batch, _, _, head_size = (dimension(appended, axis) for axis in range(4))
         present.append(b.describe(cache, appended, batch, kv_heads, None, head_size))
     return present
-
-
-def _cached_shape(row: ir.Value) -> list[int | str | None]:
-    batch, kv_heads, _, head_size = (known.dimension(row, axis) for axis in range(4))
-    return [batch, kv_heads, None, head_size]
 
 
 def _filled(b: FusedBuilder, cache: ir.Value, lengths: _Lengths) -> ir.Value:
@@ -249,15 +238,15 @@ def _filled(b: FusedBuilder, cache: ir.Value, lengths: _Lengths) -> ir.Value:
 
 def _visible(b: FusedBuilder, fused: FusedNode, lengths: _Lengths) -> ir.Value:
     """The keys that a query sees: bool, (B, 1, L_q, total)."""
-    last_key = b.op("Sub", lengths.keys, b.ints(1))
+    last_key = b.Sub(lengths.keys, b.ints(1))
     position = last_key
     if fused.integer("causal", 1):
-        position = b.minimum(b.op("Add", lengths.first, b.arange(lengths.queries)), last_key)
+        position = b.minimum(b.Add(lengths.first, b.arange(lengths.queries)), last_key)
     keys, position = b.arange(lengths.total), b.unsqueeze(position, 1, 3)
-    visible = b.op("Less", keys, b.op("Add", position, b.ints(1)))
+    visible = b.Less(keys, b.Add(position, b.ints(1)))
     window = fused.integer("local_window_size", -1)
     if window > 0:
-        visible = b.op("And", visible, b.op("Less", b.op("Sub", position, b.ints(window)), keys))
+        visible = b.And(visible, b.Less(b.Sub(position, b.ints(window)), keys))
     return visible
 
 

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_attnq.find.fused.builder import FusedBuilder
 from onnx_attnq.find.fused.node import FusedNode
 from onnx_attnq.find.fused.outcome import Decline
+from onnx_attnq.graph import dimension
 
 _TYPES: Final = {8: ir.DataType.INT8, 4: ir.DataType.UINT8}
 
@@ -51,27 +52,32 @@ def cache_scales(b: FusedBuilder, fused: FusedNode, kv_heads: int) -> tuple[Cach
 
 def quantized(b: FusedBuilder, rows: ir.Value, dtype: ir.DataType, how: CacheScale) -> ir.Value:
     """Rows of keys or values, (B, N_kv, L, D), as the cache has them; halves are rounded to even."""
-    whole = b.op("Round", b.op("Div", b.cast(rows, ir.DataType.FLOAT, dtype), how.scale))
+    whole = b.Round(b.Div(b.cast(rows, ir.DataType.FLOAT, dtype), how.scale))
     bounds = (
         b.constant(float(bound), ir.DataType.FLOAT) for bound in (-(2 ** (how.bits - 1)), 2 ** (how.bits - 1) - 1)
     )
-    whole = b.op("Clip", whole, *bounds)
+    whole = b.Clip(whole, *bounds)
     if how.bits == 4:
-        pairs = b.reshape(b.op("Add", whole, b.constant(8.0, ir.DataType.FLOAT)), 0, 0, 0, -1, 2)
-        whole = b.op("MatMul", pairs, b.constant([1.0, 16.0], ir.DataType.FLOAT))
-    return b.cast(whole, how.dtype)
+        pairs = b.reshape(b.Add(whole, b.constant(8.0, ir.DataType.FLOAT)), 0, 0, 0, -1, 2)
+        whole = b.MatMul(pairs, b.constant([1.0, 16.0], ir.DataType.FLOAT))
+    cache = b.cast(whole, how.dtype)
+    *outer, size = (dimension(rows, axis) for axis in range(4))
+    cache.shape = ir.Shape([*outer, size * how.bits // 8 if isinstance(size, int) else None])
+    return cache
 
 
-def dequantized(b: FusedBuilder, cache: ir.Value, dtype: ir.DataType, how: CacheScale) -> ir.Value:
-    """The keys or values of a cache, (B, N_kv, T, D), in an element type."""
+def dequantized(b: FusedBuilder, cache: ir.Value, like: ir.Value, dtype: ir.DataType, how: CacheScale) -> ir.Value:
+    """The keys or values of a cache, (B, N_kv, T, D), in an element type; ``like`` are new ones, (B, N_kv, L, D)."""
     numbers = b.cast(cache, ir.DataType.FLOAT)
     if how.bits == 4:
         sixteen = b.constant(16.0, ir.DataType.FLOAT)
-        high = b.op("Floor", b.op("Div", numbers, sixteen))
-        low = b.op("Sub", numbers, b.op("Mul", high, sixteen))
-        pairs = b.op("Concat", b.unsqueeze(low, 4), b.unsqueeze(high, 4), axis=4)
-        numbers = b.op("Sub", b.reshape(pairs, 0, 0, 0, -1), b.constant(8.0, ir.DataType.FLOAT))
-    return b.cast(b.op("Mul", numbers, how.scale), dtype, ir.DataType.FLOAT)
+        high = b.Floor(b.Div(numbers, sixteen))
+        low = b.Sub(numbers, b.Mul(high, sixteen))
+        pairs = b.Concat(b.unsqueeze(low, 4), b.unsqueeze(high, 4), axis=4)
+        numbers = b.Sub(b.reshape(pairs, 0, 0, 0, -1), b.constant(8.0, ir.DataType.FLOAT))
+    result = b.cast(b.Mul(numbers, how.scale), dtype, ir.DataType.FLOAT)
+    batch, kv_heads, _, size = (dimension(like, axis) for axis in range(4))
+    return b.describe(result, like, batch, kv_heads, None, size)
 
 
 __all__ = ["CacheScale", "cache_scales", "dequantized", "quantized"]
