@@ -1,4 +1,4 @@
-"""A BERT encoder with random weights, written node by node as torch.onnx exports it (eager attention)."""
+"""Encoders with random weights, written node by node as torch.onnx exports them (eager attention): BERT, and a ViT."""
 
 from __future__ import annotations
 
@@ -6,14 +6,25 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+PATCH = 16
+"""Pixels along the edge of a patch."""
+
 
 def bert(
-    layers: int = 12, hidden: int = 768, heads: int = 12, vocabulary: int = 30522, seed: int = 0, opset: int = 17
+    layers: int = 12,
+    hidden: int = 768,
+    heads: int = 12,
+    vocabulary: int = 30522,
+    seed: int = 0,
+    opset: int = 17,
+    image: int | None = None,
 ) -> onnx.ModelProto:
     """BERT-base by default: about 440 MB of float32.
 
     Inputs input_ids and attention_mask, (batch, sequence) int64; output last_hidden_state. Weights have the standard
     deviation that BERT is initialized with, times 3 for query and key, so that attention is not flat.
+
+    With ``image``, the edge of a square in pixels, the same layers on patches of it, without a mask: the shape of a ViT.
     """
     random = np.random.default_rng(seed)
     nodes: list[onnx.NodeProto] = []
@@ -53,13 +64,20 @@ def bert(
     constant("axis_1", [1], np.int64)
     constant("axis_2", [2], np.int64)
 
-    mask = op("Unsqueeze", "mask/Unsqueeze", "attention_mask", "axis_1")
-    mask = op("Unsqueeze", "mask/Unsqueeze_1", mask, "axis_2")
-    mask = op("Sub", "mask/Sub", "one", op("Cast", "mask/Cast", mask, to=TensorProto.FLOAT))
-    mask = op("Mul", "mask/Mul", mask, "lowest")
-    x = norm(
-        "embeddings", op("Gather", "embeddings/Gather", weight("embeddings.weight", vocabulary, hidden), "input_ids")
-    )
+    mask = None
+    if image is None:
+        mask = op("Unsqueeze", "mask/Unsqueeze", "attention_mask", "axis_1")
+        mask = op("Unsqueeze", "mask/Unsqueeze_1", mask, "axis_2")
+        mask = op("Sub", "mask/Sub", "one", op("Cast", "mask/Cast", mask, to=TensorProto.FLOAT))
+        mask = op("Mul", "mask/Mul", mask, "lowest")
+        words = weight("embeddings.weight", vocabulary, hidden)
+        x = norm("embeddings", op("Gather", "embeddings/Gather", words, "input_ids"))
+    else:
+        kernel = weight("patches.weight", hidden, 3, PATCH, PATCH)
+        patches = op("Conv", "patches/Conv", "pixel_values", kernel, strides=[PATCH, PATCH])
+        constant("rows", [0, hidden, -1], np.int64)
+        rows = op("Transpose", "patches/Transpose", op("Reshape", "patches/Reshape", patches, "rows"), perm=[0, 2, 1])
+        x = norm("embeddings", op("Add", "patches/Add", rows, weight("positions", 1, (image // PATCH) ** 2, hidden)))
     for layer in range(layers):
         p = f"layer.{layer}"
         split = {}
@@ -72,7 +90,8 @@ def bert(
             reshaped = op("Reshape", f"{p}/{name}/Reshape", projected, "split")
             split[name] = op("Transpose", f"{p}/{name}/Transpose", reshaped, perm=perm)
         scores = op("Div", f"{p}/Div", op("MatMul", f"{p}/Scores", split["query"], split["key"]), "head_scale")
-        probabilities = op("Softmax", f"{p}/Softmax", op("Add", f"{p}/Masked", scores, mask), axis=-1)
+        masked = scores if mask is None else op("Add", f"{p}/Masked", scores, mask)
+        probabilities = op("Softmax", f"{p}/Softmax", masked, axis=-1)
         context = op(
             "Transpose", f"{p}/Back", op("MatMul", f"{p}/Context", probabilities, split["value"]), perm=[0, 2, 1, 3]
         )
@@ -84,11 +103,13 @@ def bert(
         x = norm(f"{p}/output_norm", op("Add", f"{p}/Residual2", linear(f"{p}/outer", gelu, 4 * hidden, hidden), x))
     nodes.append(helper.make_node("Identity", [x], ["last_hidden_state"], name="/output"))
 
-    axes = ["batch", "sequence"]
+    axes: list[str | int] = ["batch", "sequence" if image is None else (image // PATCH) ** 2]
+    ids = [helper.make_tensor_value_info(name, TensorProto.INT64, axes) for name in ("input_ids", "attention_mask")]
+    pixels = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, image, image])
     graph = helper.make_graph(
         nodes,
         "bert",
-        [helper.make_tensor_value_info(name, TensorProto.INT64, axes) for name in ("input_ids", "attention_mask")],
+        ids if image is None else [pixels],
         [helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, [*axes, hidden])],
         weights,
     )
