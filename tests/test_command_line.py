@@ -25,8 +25,8 @@ from onnx_attnq import errors, evaluate, study
 from onnx_attnq.cli import command as command_module
 from onnx_attnq.cli import main
 from onnx_attnq.cli.group import COMMANDS, cli
-from onnx_attnq.diff import CONTEXT, LIMIT
-from onnx_attnq.model import save
+from onnx_attnq.diff import CONTEXT, LIMIT, fingerprint
+from onnx_attnq.model import load, save
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -88,6 +88,24 @@ def test_help_of_every_command_imports_nothing_heavy() -> None:
 def test_a_fingerprint_needs_no_runtime() -> None:
     code = "import onnx_attnq.cli.fingerprint, onnx_attnq.diff, onnx_attnq.model"
     assert not loaded_by(code) & {"onnxruntime", "rich", "matplotlib", "torch"}
+
+
+def test_commands_on_graphs_load_sympy_only_when_it_is_used(model: Path) -> None:
+    run = f"""if True:
+        import sys
+        from onnx_attnq.cli import main
+        try:
+            main(["fingerprint", {str(model)!r}])
+        except SystemExit as done:
+            assert not done.code
+        deferred = "sympy" in sys.modules and "sympy.core" not in sys.modules
+        import onnx_ir
+        size = onnx_ir.SymbolicDim("n + 1") * 2  # what needs it
+        print(deferred, size.evaluate({{"n": 4}}), "sympy.core" in sys.modules)"""
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first.split()[0] == fingerprint(load(model))
+    assert second == "True 10 True"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

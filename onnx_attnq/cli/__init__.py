@@ -51,10 +51,13 @@ def _run(arguments: list[str] | None) -> Any:
     import click
 
     from onnx_attnq.cli.command import BROKEN_PIPE
+    from onnx_attnq.cli.deferred import defer_sympy
     from onnx_attnq.cli.group import cli
     from onnx_attnq.errors import AttnqError
 
-    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    defer_sympy(given)
+    debug = "--debug" in given
     try:
         code = cli.main(arguments, prog_name="onnx-attnq", standalone_mode=False)
         sys.stdout.flush()
