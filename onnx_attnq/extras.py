@@ -6,7 +6,9 @@ Heavy packages (torch, transformers, optimum, scipy, scikit-learn, datasets) are
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from typing import Final
 
@@ -15,6 +17,24 @@ from packaging.requirements import Requirement
 from onnx_attnq.errors import MissingExtra
 
 DISTRIBUTION: Final = "onnx-attnq"
+
+
+OFFLINE: Final = "without a network, HF_HUB_OFFLINE=1 looks only for what was downloaded before, and does not wait"
+"""What to say where the hub was not reached."""
+
+
+@contextlib.contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Keeps a warning for each try to reach the hub from the user; what came of it is raised."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def require(extra: str) -> None:
@@ -55,4 +75,4 @@ def first_problem(requirements: Iterable[str], extra: str) -> str | None:
     return None
 
 
-__all__ = ["first_problem", "require"]
+__all__ = ["OFFLINE", "first_problem", "quiet_hub", "require"]

@@ -261,7 +261,9 @@ def test_a_name_of_the_hub_is_exported_and_compressed(tmp_path: Path) -> None:
         [*command[:3], "owner/none"], capture_output=True, text=True, cwd=tmp_path, env=environment
     )
     assert missing.returncode == 2
-    assert "owner/none: not a model folder, and not reached on the hub" in missing.stderr.splitlines()[-1]
+    (line,) = missing.stderr.splitlines()
+    assert "owner/none: not a model folder, and not reached on the hub" in line
+    assert "HF_HUB_OFFLINE=1" in line
 
 
 # --- schemes

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from onnx_attnq.errors import InvalidData, first_line
-from onnx_attnq.extras import require
+from onnx_attnq.extras import quiet_hub, require
 from onnx_attnq.reading import read_regular, unpacked_limit
 
 Rows = Iterable[Mapping[str, Any]]
@@ -150,7 +150,8 @@ def hub_rows(name: str, split: str) -> Sequence[Mapping[str, Any]]:
 
     path, _, configuration = (name, "", "") if Path(name).is_dir() else name.partition(":")
     try:
-        return cast(Sequence[Mapping[str, Any]], datasets.load_dataset(path, configuration or None, split=split))
+        with quiet_hub():
+            return cast(Sequence[Mapping[str, Any]], datasets.load_dataset(path, configuration or None, split=split))
     except datasets.exceptions.DatasetGenerationError as error:  # says nothing itself
         raise InvalidData(f"data set {name!r}, split {split!r}: {_reason(error.__cause__ or error)}") from error
     except (OSError, ValueError) as error:

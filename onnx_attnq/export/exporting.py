@@ -14,7 +14,7 @@ from onnx_attnq.errors import InvalidModel, first_line
 from onnx_attnq.export.by_optimum import export_by_optimum, infer_task, supports
 from onnx_attnq.export.by_torch import export_by_torch
 from onnx_attnq.export.result import ATOL, Attention, Exported, Exporter
-from onnx_attnq.extras import require
+from onnx_attnq.extras import OFFLINE, quiet_hub, require
 
 
 def export(
@@ -51,9 +51,11 @@ def export(
 
     output = Path(output)
     try:
-        config = AutoConfig.from_pretrained(source, local_files_only=local_only or Path(source).is_dir())
+        with quiet_hub():
+            config = AutoConfig.from_pretrained(source, local_files_only=local_only or Path(source).is_dir())
     except Exception as error:  # transformers lets through what a damaged file makes of its own code
-        raise InvalidModel(f"{source}: not a model folder, and not reached on the hub ({first_line(error)})") from error
+        reason = f"not a model folder, and not reached on the hub ({first_line(error)})"
+        raise InvalidModel(f"{source}: {reason}; {OFFLINE}") from error
     task = task or infer_task(config)
     known = supports(config.model_type, task)  # imports optimum, which sets up its logger, before that is made quiet
 
