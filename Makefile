@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-pipeline check docs native native-sanitize native-aarch64 native-windows clean
+.PHONY: demo test test-slow test-pipeline check docs native native-sanitize native-aarch64 native-windows wheel-check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -54,6 +54,10 @@ native-windows:
 	  -DCMAKE_CXX_COMPILER=x86_64-w64-mingw32-g++-posix
 	cmake --build build/windows --parallel 2
 	for isa in scalar avx2; do ONNX_ATTNQ_ISA=$$isa wine build/windows/self_test.exe || exit 1; done
+
+# The wheel as a user has it: built, named by auditwheel, installed without a compiler; and examples/ci with it.
+wheel-check: $(BIN)/python
+	$(BIN)/python release/check_wheel.py
 
 # What CI runs beside the tests.
 check: $(VENV)/.test-installed
