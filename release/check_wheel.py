@@ -1,10 +1,10 @@
 """Build the wheel and try it as a user has it: `make wheel-check`.
 
-What cibuildwheel does, without its container: build, `auditwheel repair`, install into an environment of its own, test there.
+What cibuildwheel does, without its container: build, `auditwheel repair`, install into a fresh environment, test there.
 
 1. The wheel is built from a copy of what git knows, and says py3-none: its library is the same for every Python.
-2. On Linux, auditwheel finds no library in it that the system would have to have, and gives it the name of the oldest glibc
-   that it runs with. With cibuildwheel's container that is an old one; here it is that of this machine or older.
+2. On Linux, auditwheel finds no library in it that the system would have to have, and gives it the name of the oldest
+   glibc that it runs with. With cibuildwheel's container that is an old one; here it is that of this machine or older.
 3. In a fresh environment, where no compiler can be called, the library is found, and a model is compressed with it.
 4. A copy of examples/ci in an empty folder, with this wheel in wheels/, installs from its requirements.txt and passes.
 """
