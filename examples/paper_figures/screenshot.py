@@ -1,7 +1,7 @@
-"""One picture of a report at desktop and phone width, side by side: how docs/images/analyze-report.png was made.
+"""Pictures of the top of a report at desktop and phone width: how docs/images/report-1280.png and report-390.png were made.
 
 onnx-attnq analyze MODEL --data FOLDER -o OUT
-python screenshot.py OUT/report.html analyze-report.png    # needs chromium and Pillow
+python examples/paper_figures/screenshot.py OUT/report.html docs/images    # needs chromium and Pillow
 """
 
 from __future__ import annotations
@@ -13,26 +13,33 @@ from pathlib import Path
 
 from PIL import Image
 
-PAGE = """<body style="margin:0;background:#888">
-<iframe src="{url}" width="1180" height="1500" style="border:0;margin:10px"></iframe>
-<iframe src="{url}" width="390" height="1500" style="border:0;margin:10px 0"></iframe>"""
+SIZES = {1280: 1600, 390: 1400}
+"""Widths, and how much of the height is shown, in pixels of the page."""
+
+PAGE = '<body style="margin:0"><iframe src="{url}" width="{width}" height="{height}" style="border:0"></iframe>'
+"""A frame, because a window of chromium is never as narrow as a phone."""
 
 
-def main(report: str, output: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        page, shot = Path(folder, "both.html"), Path(folder, "shot.png")
-        page.write_text(PAGE.format(url=Path(report).resolve().as_uri()))
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files"]
-        window = ["--window-size=1612,1520", "--virtual-time-budget=10000", f"--screenshot={shot}"]
-        subprocess.run(["chromium", *options, *window, page.as_uri()], check=True, capture_output=True)
-        with Image.open(shot) as image:
-            small = image.convert("RGB").resize(
-                (image.width * 7 // 10, image.height * 7 // 10), Image.Resampling.LANCZOS
-            )
-        small.quantize(256, dither=Image.Dither.NONE).save(output, optimize=True)
+def main(report: str, folder: str, *heights: str) -> None:
+    for width, height in dict(zip(SIZES, map(int, heights), strict=True) if heights else SIZES.items()).items():
+        with tempfile.TemporaryDirectory() as temporary:
+            page, shot = Path(temporary, "page.html"), Path(temporary, "shot.png")
+            page.write_text(PAGE.format(url=Path(report).resolve().as_uri(), width=width, height=height))
+            options = [
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--hide-scrollbars",
+                "--allow-file-access-from-files",
+            ]
+            window = [f"--window-size=1300,{height}", "--virtual-time-budget=10000", f"--screenshot={shot}"]
+            subprocess.run(["chromium", *options, *window, page.as_uri()], check=True, capture_output=True)
+            with Image.open(shot) as image:
+                small = image.convert("RGB").crop((0, 0, width, height)).quantize(128, dither=Image.Dither.NONE)
+            small.save(Path(folder, f"report-{width}.png"), optimize=True)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) not in (3, 5):
         sys.exit(__doc__)
     main(*sys.argv[1:])
