@@ -1,4 +1,4 @@
-"""Pictures of the top of a report at desktop and phone width: how docs/images/report-1280.png and report-390.png were made.
+"""The top of a report at desktop and phone width: how docs/images/report-1280.png and report-390.png were made.
 
 onnx-attnq analyze MODEL --data FOLDER -o OUT
 python examples/paper_figures/screenshot.py OUT/report.html docs/images    # needs chromium and Pillow
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-SIZES = {1280: 1600, 390: 1400}
+SIZES = {1280: 1850, 390: 2150}
 """Widths, and how much of the height is shown, in pixels of the page."""
 
 PAGE = '<body style="margin:0"><iframe src="{url}" width="{width}" height="{height}" style="border:0"></iframe>'
