@@ -229,7 +229,8 @@ def test_a_model_without_attention_says_what_was_found_instead(tmp_path):
 def test_weights_on_disk_change_nothing(model, data, monkeypatch):
     samples = [tokens([5, 9])]
     before = analyze(model, samples, "x", run=RunSettings(1))
-    monkeypatch.setattr("onnx_attnq.model.mapped.LARGE_WEIGHTS", 1)
+    monkeypatch.setattr("onnx_attnq.model.files.LARGE_FILE", 1)
+    monkeypatch.setattr("onnx_attnq.model.weights_in_file.LARGE_TENSOR", 1)
     after = analyze(model, samples, "x", run=RunSettings(1))
     assert study_csv(before) == study_csv(after)
 

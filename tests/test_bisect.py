@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 import small_models
 
+import onnx_attnq.verification.bisection as bisection
 from onnx_attnq.cli import main
 from onnx_attnq.errors import InvalidModel, InvalidScheme
 from onnx_attnq.inputs import generate_samples
 from onnx_attnq.job import compress, plan_only
 from onnx_attnq.model import load, structure_hash
-from onnx_attnq.rewriting import Plan, RewriteSettings, SitePlan, save_plan
-from onnx_attnq.run import Session
+from onnx_attnq.rewriting import Plan, RewriteSettings, SitePlan, read_record, save_plan
+from onnx_attnq.run import RunSettings, Session
 from onnx_attnq.scheme import preset
 from onnx_attnq.verification import Limit, Limits, bisect, verify
 from onnx_attnq.verification.deviation import deviation_of
+from onnx_attnq.verification.exchange import Exchange
 
 LAYERS = 4
 MILD = preset(bits=8, threshold=1e-6)
@@ -153,3 +155,44 @@ def test_relative_error_against_numpy():
     assert deviation_of(x, y).relative_error == pytest.approx(np.linalg.norm(x - y) / np.linalg.norm(x))
     assert deviation_of(np.zeros(3), np.zeros(3)).relative_error == 0.0
     assert deviation_of(np.zeros(3), np.ones(3)).relative_error == np.inf
+
+
+@pytest.mark.parametrize("memory", [1, 2**28])
+@pytest.mark.parametrize("inline", [False, True])
+@pytest.mark.parametrize("softmax_only", [False, True])
+def test_an_exchange_gives_what_whole_runs_give(tmp_path, memory, inline, softmax_only):
+    """Each site left out of the rewrite, and rewritten alone."""
+    text = layered()
+    if softmax_only:  # the products' order is not that of an attention
+        text = text.replace("context2 = MatMul(p2, x2)", "flat2 = Mul(p2, half) context2 = MatMul(flat2, x2)")
+        text = text.replace("context1 = MatMul(p1, x1)", "other1 = MatMul(p1, x1) context1 = Add(other1, x1)")
+    path = small_models.write(small_models.parse(text), tmp_path / "a.onnx")
+    compress(path, tmp_path / "b.onnx", rewriting=RewriteSettings(HARSH, inline=inline), verification=None)
+    samples = generate_samples(load(path))
+    settings = RunSettings(1, memory=memory)
+    found = bisect(path, tmp_path / "b.onnx", samples, run=settings)
+    record = read_record(load(tmp_path / "b.onnx"))
+    schemes = {site.id: site.scheme for site in record.sites}
+    trials = bisection._Trials(load(path), schemes, samples, settings, Limits(), ())
+    exchange = Exchange(trials.exposed, load(tmp_path / "b.onnx"), trials.pairs(record), settings)
+    assert exchange.sites == set(schemes)
+    for site in found.sites:
+        assert site.without == pytest.approx(bisection._deviation(trials.leave([site.site])), rel=1e-3)
+        assert site.local_error == pytest.approx(trials.local_error(site.site), rel=1e-3)
+        assert site.local_error > 0.01
+
+
+def test_two_towers_are_not_taken_for_a_chain(tmp_path):
+    """What enters a site need not follow from the one before it."""
+    text = layered(2).replace("query1 = MatMul(x1, weight1)", "query1 = MatMul(x, weight1)")
+    text = text.replace("key1 = Transpose<perm = [0, 2, 1]>(x1)", "key1 = Transpose<perm = [0, 2, 1]>(x)")
+    path = small_models.write(small_models.parse(text.replace("MatMul(p1, x1)", "MatMul(p1, x)")), tmp_path / "a.onnx")
+    compress(path, tmp_path / "b.onnx", rewriting=RewriteSettings(HARSH), verification=None)
+    samples = generate_samples(load(path))
+    found = bisect(path, tmp_path / "b.onnx", samples)
+    record = read_record(load(tmp_path / "b.onnx"))
+    schemes = {site.id: site.scheme for site in record.sites}
+    trials = bisection._Trials(load(path), schemes, samples, RunSettings(1), Limits(), ())
+    for site in found.sites:
+        assert site.without == pytest.approx(bisection._deviation(trials.leave([site.site])), rel=1e-3)
+        assert site.local_error == pytest.approx(trials.local_error(site.site), rel=1e-3)

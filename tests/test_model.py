@@ -14,7 +14,7 @@ import pytest
 import small_models
 
 from onnx_attnq.errors import CannotWrite, InvalidModel
-from onnx_attnq.model import load, load_mapped, opset, save, sha256, structure_hash, tensors
+from onnx_attnq.model import load, opset, save, sha256, structure_hash, tensors
 
 X = np.linspace(-1, 1, 2 * 5 * 8, dtype=np.float32).reshape(2, 5, 8)
 
@@ -309,24 +309,3 @@ class TestFingerprint:
         model.graph.doc_string = "x"
         model.graph.node(0).doc_string = "x"
         assert structure_hash(model) == expected
-
-
-@pytest.mark.parametrize("fixture", ["inline", "external"])
-def test_weights_go_to_a_file_once_they_are_many(
-    fixture: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = request.getfixturevalue(fixture)
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    assert structure_hash(load_mapped(path, folder)) == structure_hash(load(path))
-    assert not list(folder.iterdir())
-    monkeypatch.setattr("onnx_attnq.model.mapped.LARGE_WEIGHTS", 100)
-    monkeypatch.setattr("onnx_attnq.model.mapped.LARGE_TENSOR", 100)
-    before = listing(path.parent)
-    model = load_mapped(path, folder, "a")
-    assert listing(path.parent) == before
-    # Weights that are in a data file already stay there.
-    assert sorted(entry.name for entry in folder.iterdir()) == (["a.onnx", "a.weights"] if fixture == "inline" else [])
-    assert isinstance(model.graph.initializers["weight"].const_value, ir.ExternalTensor)
-    if fixture == "inline":
-        np.testing.assert_array_equal(run(folder / "a.onnx"), run(path))

@@ -61,7 +61,7 @@ def bisect(
     given = samples_for(original, data, samples, seed, input_shapes, run)
     del original  # its weights are read again, from a file
     with progress_bar("Bisecting") as progress:
-        result = rank_sites(a, b, given.samples, limits=limits, run=run, progress=progress)
+        result = rank_sites(a, b, given.samples, expected=given.outputs, limits=limits, run=run, progress=progress)
     if json_path is not None:
         write_json(result.to_json(), json_path)
     if json_path != "-":

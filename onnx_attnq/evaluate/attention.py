@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from onnx_attnq.errors import InvalidModel
 from onnx_attnq.evaluate.text_model import TextModel
 from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load
-from onnx_attnq.rewriting import read_record
+from onnx_attnq.rewriting import Record, RewrittenSite, read_record
 from onnx_attnq.run import RunSettings
 from onnx_attnq.scheme import QuantScheme, for_heads, numerics
-from onnx_attnq.verification import SiteRows
+from onnx_attnq.verification import Rows, SiteRows, site_groups
 
 SAMPLES: Final = 32
 """Runs that are looked at; the figures are means over thousands of rows each."""
@@ -65,21 +66,32 @@ def attention_figures(
     samples = tuple(samples)
     positive = pruned = rows = 0
     kept_mass = row_mass = 0.0
-    for site in record.sites:
-        site_rows = SiteRows(model, [site], run)
-        for found in (found for sample in samples for found in site_rows.run(sample)[1][site.id]):
-            result = found.result.astype(np.float64)
-            p = numerics.softmax(found.source) if found.is_scores else found.source
-            kept = for_heads(site.scheme, _kept, p)  # a pruned key may still have a share of what was pruned
-            attended = p > _TINY
-            positive += int(attended.sum())
-            pruned += int((attended & ~kept).sum())
-            rows += result.size // result.shape[-1]
-            kept_mass += float(p[kept].sum())
-            row_mass += float(result.sum())
+    for site, found in _rows(model, record, samples, run):
+        result = found.result.astype(np.float64)
+        p = numerics.softmax(found.source) if found.is_scores else found.source
+        kept = for_heads(site.scheme, _kept, p)  # a pruned key may still have a share of what was pruned
+        attended = p > _TINY
+        positive += int(attended.sum())
+        pruned += int((attended & ~kept).sum())
+        rows += result.size // result.shape[-1]
+        kept_mass += float(p[kept].sum())
+        row_mass += float(result.sum())
     if rows == 0:
         raise InvalidModel(f"{path}: no rows of attention were seen")
     return AttentionFigures(pruned / positive, kept_mass / rows, row_mass / rows, rows)
+
+
+def _rows(
+    model: ir.Model, record: Record, samples: Sequence[Sample], run: RunSettings
+) -> Iterator[tuple[RewrittenSite, Rows]]:
+    """The rows of all sites, from as few runs as the memory allows."""
+    for group in site_groups(model, record.sites, samples, run.memory):
+        site_rows = SiteRows(model, group.sites, run, queries=group.queries)
+        for sample in samples:
+            found = site_rows.run(sample)[1]
+            for site in group.sites:
+                for rows in found.pop(site.id):
+                    yield site, rows
 
 
 def _kept(p: npt.NDArray[np.float64], scheme: QuantScheme) -> npt.NDArray[np.bool_]:

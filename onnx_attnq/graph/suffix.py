@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Final
 
 import onnx_ir as ir
 
 from onnx_attnq.errors import InvalidModel
 from onnx_attnq.graph.dataflow import subgraphs
 from onnx_attnq.graph.types import dtype_of
+
+_RANDOM: Final = frozenset({"RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +42,18 @@ def suffix(model: ir.Model, start: ir.Value) -> Suffix:
     graph = model.graph
     dependent = {start}
     boundary: dict[ir.Value, None] = {}
+    fixed = {value for value in graph.initializers.values() if value.const_value is not None}
     for node in graph:
         read = _read_by(node)
+        if node.op_type == "Constant" or (read and fixed.issuperset(read) and node.op_type not in _RANDOM):
+            fixed.update(node.outputs)
         if not dependent.isdisjoint(read):
             dependent.update(node.outputs)
             boundary.update((value, None) for value in read if value.graph is graph)
     outputs = [value for value in graph.outputs if value in dependent and value is not start]
     if not outputs:
         raise InvalidModel(f"no output of the model depends on {start.name!r}")
-    outside = [value for value in boundary if value not in dependent and value.const_value is None]
+    outside = [value for value in boundary if value not in dependent and value not in fixed]
     part = ir.convenience.extract(graph, [start, *outside], outputs)
     for value, original in zip(part.inputs, (start, *outside), strict=True):
         dtype = dtype_of(original)

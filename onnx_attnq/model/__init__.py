@@ -12,7 +12,6 @@ from onnx_attnq.model.files import (
     size_on_disk,
     tensors,
 )
-from onnx_attnq.model.mapped import load_mapped
 from onnx_attnq.model.structure_hash import structure_hash
 from onnx_attnq.model.weights_in_file import place_of, sharing_weights
 from onnx_attnq.model.wellformed import MAX_RANK, check_tensor
@@ -25,7 +24,6 @@ __all__ = [
     "check_tensor",
     "input_files",
     "load",
-    "load_mapped",
     "opset",
     "place_of",
     "recheck",

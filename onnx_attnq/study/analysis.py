@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from onnx_attnq.errors import AttnqError, NothingToRewrite
 from onnx_attnq.find import AttentionSite, expose, find_sites, left_out
 from onnx_attnq.inputs import Sample
-from onnx_attnq.model import load_mapped, sha256
+from onnx_attnq.model import load, sha256
 from onnx_attnq.progress import Progress, no_progress
 from onnx_attnq.rewriting import refuse_rewritten
 from onnx_attnq.run import RunSettings
@@ -42,25 +41,24 @@ def analyze(
         AttnqError: See errors.py for its kinds.
     """
     path = Path(source)
-    with tempfile.TemporaryDirectory(prefix="onnx-attnq-") as folder:
-        model = load_mapped(path, Path(folder))
-        try:
-            refuse_rewritten(model)
-        except AttnqError as error:
-            raise type(error)(f"{path}: {error}") from None
-        found = find_sites(expose(model))
-        if not found.sites:
-            reasons = [f"; {r.op_type} {r.node!r}: {r.reason}" for r in found.rejections[:1]]
-            raise NothingToRewrite(f"{path}: no attention found{''.join(reasons)}")
-        return observe(
-            model,
-            _choose(found.sites, settings.include, settings.exclude),
-            samples,
-            Source(path.name, sha256(path), data),
-            settings=settings,
-            run=run,
-            progress=progress,
-        )
+    model = load(path)
+    try:
+        refuse_rewritten(model)
+    except AttnqError as error:
+        raise type(error)(f"{path}: {error}") from None
+    found = find_sites(expose(model))
+    if not found.sites:
+        reasons = [f"; {r.op_type} {r.node!r}: {r.reason}" for r in found.rejections[:1]]
+        raise NothingToRewrite(f"{path}: no attention found{''.join(reasons)}")
+    return observe(
+        model,
+        _choose(found.sites, settings.include, settings.exclude),
+        samples,
+        Source(path.name, sha256(path), data),
+        settings=settings,
+        run=run,
+        progress=progress,
+    )
 
 
 def _choose(

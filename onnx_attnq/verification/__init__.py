@@ -6,7 +6,8 @@ from onnx_attnq.verification.limits import Limit, Limits
 from onnx_attnq.verification.outputs import is_distribution, real_tokens
 from onnx_attnq.verification.rewrite_proof import RewriteProof, prove_rewrite
 from onnx_attnq.verification.settings import VerifySettings
-from onnx_attnq.verification.site_rows import SiteRows
+from onnx_attnq.verification.site_groups import site_groups
+from onnx_attnq.verification.site_rows import Rows, SiteRows
 from onnx_attnq.verification.verifier import NATIVE, STANDARD, VariantCheck, Verification, verify
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Limit",
     "Limits",
     "RewriteProof",
+    "Rows",
     "SiteRows",
     "VariantCheck",
     "Verification",
@@ -26,5 +28,6 @@ __all__ = [
     "is_distribution",
     "prove_rewrite",
     "real_tokens",
+    "site_groups",
     "verify",
 ]

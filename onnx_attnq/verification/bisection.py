@@ -6,24 +6,24 @@ import dataclasses
 import glob
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy.typing as npt
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from onnx_attnq.errors import InvalidModel
 from onnx_attnq.find import AttentionSite, expose, find_sites
 from onnx_attnq.graph import Dataflow, probe
 from onnx_attnq.inputs import Sample
-from onnx_attnq.model import load_mapped, structure_hash
+from onnx_attnq.model import load, structure_hash
 from onnx_attnq.progress import Progress, Steps, no_progress
-from onnx_attnq.rewriting import Plan, SitePlan, read_record, rewrite
+from onnx_attnq.rewriting import Plan, Record, RewrittenSite, SitePlan, read_record, rewrite
 from onnx_attnq.run import Arrays, RunSettings, Session
 from onnx_attnq.scheme import SiteScheme
 from onnx_attnq.verification.deviation import Deviation, deviation_of
+from onnx_attnq.verification.exchange import Exchange
 from onnx_attnq.verification.limits import Limits
 from onnx_attnq.verification.outputs import OutputComparison, OutputDeviation, is_distribution
 
@@ -101,14 +101,17 @@ def bisect(
     b: str | os.PathLike[str],
     samples: Sequence[Sample],
     *,
+    expected: Sequence[Arrays] = (),
     limits: Limits = Limits(),
     run: RunSettings = RunSettings(),
     progress: Progress = no_progress,
 ) -> Bisection:
     """Rank the sites of a rewritten model by what they contribute to its deviation, and say which to leave.
 
-    For each site, the model is rewritten again without it and run, and cut off behind it and run. There is one
-    session at a time, whose weights onnxruntime reads from a file, and no value inside of a model is kept.
+    Both models run once, and show what enters and leaves each site. Then one site after the other is exchanged for the
+    original's, and only what follows it runs again (see `Exchange`). A site that is not in the main graph is left out
+    of the rewrite, and the whole model runs. There is one session at a time, whose weights onnxruntime maps from a
+    file.
 
     With limits, ``exclude`` are the worst sites, as few as bring the model within them; their number is found by
     halving, and the result was run. Without, it is the worst site.
@@ -117,6 +120,7 @@ def bisect(
         a: The original.
         b: The rewritten model.
         samples: Inputs.
+        expected: What ``a`` gives on each of them, if it was run on them before.
         limits: What is asked of the outputs.
         run: Threads and custom ops.
         progress: Called after each step.
@@ -124,38 +128,52 @@ def bisect(
     Raises:
         InvalidModel: ``b`` has no record, or was made from another model than ``a``.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        original, rewritten = load_mapped(a, Path(folder), "a"), load_mapped(b, Path(folder), "b")
-        record = read_record(rewritten)
-        if record is None:
-            raise InvalidModel(f"{b} carries no record of a rewrite; `verify` and `diff` compare any two models")
-        if record.structure_hash != structure_hash(original):
-            raise InvalidModel(f"{b} was made from another model than {a}")
-        limits.check(original)
-        steps = Steps(len(record.sites) + 2, progress)
-        trials = _Trials(original, {site.id: site.scheme for site in record.sites}, samples, run, limits)
-        total = trials.compare(rewritten)
-        deviation = _deviation(total)
-        steps.advance("both models")
-        sites = []
-        for site in record.sites:
-            without = _deviation(trials.leave([site.id]))
-            # Infinite without the site too: it is not the one.
-            contribution = 0.0 if math.isinf(without) else deviation - without
-            sites.append(SiteContribution(site.id, without, contribution, trials.local_error(site.id)))
-            steps.advance(site.id)
-        sites.sort(key=lambda site: site.contribution, reverse=True)
-        exclude, remaining = _mend(trials, total, [site.site for site in sites], sites[0].contribution > 0.0)
-        steps.advance("what to leave")
-        return Bisection(deviation, tuple(sites), exclude, _deviation(remaining), len(samples))
+    original, rewritten = load(a), load(b)
+    record = read_record(rewritten)
+    if record is None:
+        raise InvalidModel(f"{b} carries no record of a rewrite; `verify` and `diff` compare any two models")
+    if record.structure_hash != structure_hash(original):
+        raise InvalidModel(f"{b} was made from another model than {a}")
+    limits.check(original)
+    steps = Steps(len(samples) * (1 + len(record.sites)) + 1, progress)
+    trials = _Trials(original, {site.id: site.scheme for site in record.sites}, samples, run, limits, expected)
+    exchange = Exchange(trials.exposed, rewritten, trials.pairs(record), run)
+    total = trials.comparison()
+    without: dict[str, _Compared] = {}
+    local: dict[str, Deviation] = {}
+    for number, whole, one in exchange.trials(samples):
+        if one is None:
+            total.add(number, whole)
+            steps.advance("both models")
+            continue
+        without.setdefault(one.site, trials.comparison()).add(number, one.outputs)
+        local[one.site] = local.get(one.site, Deviation()).merge(deviation_of(one.before, one.after))
+        steps.advance(one.site)
+    deviation = _deviation(total.result())
+    sites = []
+    for site in record.sites:
+        if site.id in exchange.sites:
+            left, error = _deviation(without[site.id].result()), local[site.id].relative_error
+        else:
+            left, error = _deviation(trials.leave([site.id])), trials.local_error(site.id)
+            steps.advance(site.id, len(samples))
+        # Infinite without the site too: it is not the one.
+        contribution = 0.0 if math.isinf(left) else deviation - left
+        sites.append(SiteContribution(site.id, left, contribution, error))
+    sites.sort(key=lambda site: site.contribution, reverse=True)
+    exclude, remaining = _mend(trials, total.result(), sites)
+    steps.advance("what to leave")
+    return Bisection(deviation, tuple(sites), exclude, remaining, len(samples))
 
 
-def _mend(trials: _Trials, total: Outputs, ranked: Sequence[str], worst_helps: bool) -> tuple[tuple[str, ...], Outputs]:
-    """The sites to leave, and what the outputs are without them."""
+def _mend(trials: _Trials, total: Outputs, sites: Sequence[SiteContribution]) -> tuple[tuple[str, ...], float]:
+    """The sites to leave, those that contribute most first, and the deviation without them."""
+    ranked = [site.site for site in sites]
     if not trials.limits:
-        return ((ranked[0],), trials.leave(ranked[:1])) if worst_helps else ((), total)
+        worst = sites[0]
+        return ((worst.site,), worst.without) if worst.contribution > 0.0 else ((), _deviation(total))
     if trials.limits.hold(total):
-        return (), total
+        return (), _deviation(total)
     # Of the worst sites, `low` are too few and `high` are enough: without any, the model is the original.
     low, high, remaining = 0, len(ranked), trials.leave(ranked)
     while high - low > 1:
@@ -165,7 +183,7 @@ def _mend(trials: _Trials, total: Outputs, ranked: Sequence[str], worst_helps: b
             high, remaining = middle, found
         else:
             low = middle
-    return tuple(ranked[:high]), remaining
+    return tuple(ranked[:high]), _deviation(remaining)
 
 
 class _Trials:
@@ -177,6 +195,7 @@ class _Trials:
         samples: Inputs.
         run: Threads and custom ops.
         limits: What is asked of the outputs.
+        expected: What the model gives on each sample, if it was run before.
     """
 
     def __init__(
@@ -186,18 +205,33 @@ class _Trials:
         samples: Sequence[Sample],
         run: RunSettings,
         limits: Limits,
+        expected: Sequence[Arrays],
     ) -> None:
         self.limits = limits
         self._original = original
         self._schemes = schemes
         self._samples = samples
         self._settings = run
-        self._expected = self._run(original)
+        self._expected = list(expected) if len(expected) == len(samples) else self._run(original)
         self._distributions = {value.name for value in original.graph.outputs if is_distribution(value)}
-        self._exposed = original.clone()
-        found = find_sites(expose(self._exposed))
-        flow = Dataflow(self._exposed)
-        self._contexts = {site.id: _context(site, flow) for site in found.sites}
+        self.exposed = original.clone()
+        exposed = expose(self.exposed)
+        ShapeInferencePass()(self.exposed)  # parts of the model need the types of what they read
+        self._sites = {site.id: site for site in find_sites(exposed).sites}
+        flow = Dataflow(self.exposed)
+        self._contexts = {site.id: _context(site, flow) for site in self._sites.values()}
+
+    def pairs(self, record: Record) -> list[tuple[AttentionSite, RewrittenSite]]:
+        """The sites of a record, as they are in the original and in the rewritten model."""
+        return [(self._sites[site.id], site) for site in record.sites if site.id in self._sites]
+
+    def comparison(self) -> _Compared:
+        """For outputs that are to be compared with the original's, sample by sample."""
+        compared = {
+            name: OutputComparison(name in self._distributions, self.limits.rtol, self.limits.atol)
+            for name in self._expected[0]
+        }
+        return _Compared(compared, self._samples, self._expected)
 
     def leave(self, sites: Sequence[str]) -> Outputs:
         """Compare the model in which all sites but these are rewritten."""
@@ -205,22 +239,15 @@ class _Trials:
 
     def compare(self, model: ir.Model) -> Outputs:
         """Compare a model's outputs with the original's."""
-        actual = self._run(model)
-        return {
-            name: self._deviation(name, [a[name] for a in self._expected], [b[name] for b in actual])
-            for name in self._expected[0]
-        }
-
-    def _deviation(self, name: str, expected: Sequence[Array], actual: Sequence[Array]) -> OutputDeviation:
-        output = OutputComparison(name in self._distributions, self.limits.rtol, self.limits.atol)
-        for sample, a, b in zip(self._samples, expected, actual, strict=True):
-            output.add(a, b, sample)
-        return output.result()
+        compared = self.comparison()
+        for number, outputs in enumerate(self._run(model)):
+            compared.add(number, outputs)
+        return compared.result()
 
     def local_error(self, site: str) -> float:
         """Relative error of the context of a site that is the only one to be rewritten."""
         name, scope = self._contexts[site]
-        expected = self._run(probe(self._exposed, [name], scope))
+        expected = self._run(probe(self.exposed, [name], scope))
         actual = self._run(probe(self._rewrite({site: self._schemes[site]}), [name], scope))
         total = Deviation()
         for before, after in zip(expected, actual, strict=True):
@@ -241,6 +268,24 @@ class _Trials:
     def _run(self, model: ir.Model) -> list[Arrays]:
         session = Session(model, self._settings, frugal=True)
         return [session.run(sample) for sample in self._samples]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Compared:
+    """Outputs of one model, compared with the original's."""
+
+    outputs: Mapping[str, OutputComparison]
+    samples: Sequence[Sample]
+    expected: Sequence[Arrays]
+
+    def add(self, number: int, actual: Arrays) -> None:
+        """What the model gives on the sample of a number."""
+        for name, output in self.outputs.items():
+            output.add(self.expected[number][name], actual[name], self.samples[number])
+
+    def result(self) -> Outputs:
+        """All samples together."""
+        return {name: output.result() for name, output in self.outputs.items()}
 
 
 def _context(site: AttentionSite, flow: Dataflow) -> tuple[str, str]:
