@@ -105,3 +105,14 @@ def test_each_phase_has_its_own_line(tmp_path: Path) -> None:
     lines = CliRunner().invoke(cli, [*arguments, "--tokens", "8"]).output.splitlines()
     for step in ("8 tokens, room for 32", "1 token after 8, room for 9", "1 token after 8, room for 32"):
         assert any(line.startswith(f"{step}: rewritten, ") and "as fast as the original" in line for line in lines)
+
+
+def test_the_head_axis_of_the_cache_may_have_a_name_of_its_own(tmp_path: Path) -> None:
+    """As onnxruntime-genai 0.18 writes it; its size follows from the op's attributes."""
+    onnx.save(decoder(cache_axis="kv_cache_dim"), tmp_path / "m.onnx")
+    found = compress(tmp_path / "m.onnx")
+    assert found.verification is not None
+    assert found.verification.passed
+    model = load(tmp_path / "m.onnx")
+    for step in steps_of(model, (7,)):
+        assert step_sample(model, step)["past_key_values.0.key"].shape[1] == 2
