@@ -26,8 +26,6 @@ def slower_because(site: AttentionSite, fused: FusedOp) -> str | None:
         return None
     if site.form is not Form.ATTENTION:
         return f"the native library has no kernel for all that this {fused.op_type} does"
-    if _shares_keys(fused):
-        return f"the native library's kernel needs the key heads of this {fused.op_type} repeated for each query head"
     if _has_half_cache(fused):
         return f"the native library's kernel needs the cache of this {fused.op_type} in float32 at every step"
     return None
@@ -40,15 +38,6 @@ def left_fused(sites: Sites) -> dict[str, str]:
         for site in sites.sites
         if (fused := fused_op_of(sites, site)) is not None and (reason := slower_because(site, fused)) is not None
     }
-
-
-def _shares_keys(fused: FusedOp) -> bool:
-    """Whether several heads of the query share one of the keys: grouped or multi-query attention."""
-    heads = [fused.attributes.get(name) for name in ("q_num_heads", "kv_num_heads")]
-    if None not in heads:
-        return len({attribute.as_int() for attribute in heads if attribute is not None}) > 1
-    shapes = [value.shape for value in fused.inputs[:2] if value is not None]
-    return len(shapes) == 2 and all(s is not None and len(s) == 4 for s in shapes) and shapes[0][1] != shapes[1][1]  # type: ignore[index]
 
 
 def _has_half_cache(fused: FusedOp) -> bool:

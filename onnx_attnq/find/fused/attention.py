@@ -17,7 +17,7 @@ from onnx_attnq.find.fused import core
 from onnx_attnq.find.fused.builder import FusedBuilder
 from onnx_attnq.find.fused.node import FLOATS, FusedNode
 from onnx_attnq.find.fused.outcome import Decline
-from onnx_attnq.graph import dtype_of, same_size, size_of
+from onnx_attnq.graph import dimension, dtype_of, same_size, size_of
 
 
 def build(b: FusedBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | None]]:
@@ -49,9 +49,13 @@ def build(b: FusedBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | 
         query = core.split_heads(b, query, heads)
         key, value = (core.split_heads(b, x, kv_heads) for x in (key, value))
     present = [core.append(b, old, new) for old, new in zip(past or (None, None), (key, value), strict=True)]
-    keys, values = (core.repeat_heads(b, x, b.extent(query, 1), b.extent(key, 1)) for x in present)
+    kv_heads, grouped = size_of(key, 1) or 0, _has_groups(fused, query, key)
+    if grouped:
+        keys, values = (core.for_group(b, x) for x in present)
+    else:
+        keys, values = (core.repeat_heads(b, x, b.extent(query, 1), b.extent(key, 1)) for x in present)
 
-    mask, empty_rows = _mask(b, fused, query, present[0], dtype)
+    mask, empty_rows = _mask(b, fused, query, present[0], dtype, kv_heads if grouped else None)
     scoring = core.Scoring(
         dtype=dtype,
         scale=None if math.isnan(scale) else scale,
@@ -61,10 +65,27 @@ def build(b: FusedBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | 
         # float32 is the least: a softmax in half precision would only be less exact.
         precision=ir.DataType.DOUBLE if precision == ir.DataType.DOUBLE else None,
     )
-    stages = core.attend(b, query, keys, values, scoring)
+    if grouped:
+        stages = core.attend(b, core.by_group(b, query, kv_heads), keys, values, scoring, rank=5)
+        context = b.reshape(stages.context, 0, b.extent(query, 1), b.extent(query, 2), b.extent(value, 3))
+        shape = [dimension(query, axis) for axis in range(3)]
+        context = b.describe(context, query, *shape, dimension(value, 3))
+    else:
+        stages = core.attend(b, query, keys, values, scoring)
+        context = stages.context
     shown = _shown(b, fused, stages, mode, dtype) if fused.wants(3) else None
-    context = core.merge_heads(b, stages.context) if rank == 3 else stages.context
+    context = core.merge_heads(b, context) if rank == 3 else context
     return stages.softmax, (context, *present, shown)
+
+
+def _has_groups(fused: FusedNode, query: ir.Value, key: ir.Value) -> bool:
+    """Whether key heads serve several query heads each, and can do so without being repeated: all sizes are known."""
+    heads, kv_heads = size_of(query, 1), size_of(key, 1)
+    if heads is None or kv_heads is None or heads == kv_heads or heads % kv_heads or fused.wants(3):
+        return False
+    mask = fused.get("attn_mask")
+    rank = 0 if mask is None else fused.rank("attn_mask")
+    return mask is None or rank < 3 or size_of(mask, rank - 3) in (1, heads)
 
 
 def _shown(b: FusedBuilder, fused: FusedNode, stages: core.Stages, mode: int, dtype: ir.DataType) -> ir.Value:
@@ -85,18 +106,22 @@ def _is_boolean(fused: FusedNode) -> bool:
 
 
 def _mask(
-    b: FusedBuilder, fused: FusedNode, query: ir.Value, key: ir.Value, dtype: ir.DataType
+    b: FusedBuilder, fused: FusedNode, query: ir.Value, key: ir.Value, dtype: ir.DataType, kv_heads: int | None
 ) -> tuple[ir.Value | None, ir.Value | None]:
-    """The additive mask of all three sources, and the rows that it leaves without a key."""
+    """The additive mask of all three sources, and the rows that it leaves without a key.
+
+    With ``kv_heads`` it has five axes, that of the heads split in two.
+    """
     queries, keys = b.extent(query, 2), b.extent(key, 2)
     past_key, valid = fused.get("past_key"), fused.get("nonpad_kv_seqlen")
     terms = []
     may_be_empty = False
     if fused.get("attn_mask"):
-        terms.append(_given_mask(b, fused, key, dtype))
+        given = _given_mask(b, fused, key, dtype)
+        terms.append(given if kv_heads is None else _mask_by_group(b, fused, given, kv_heads))
         may_be_empty = True
     if valid is not None:
-        valid = b.reshape(valid, -1, 1, 1, 1)
+        valid = b.reshape(valid, -1, *[1] * (3 if kv_heads is None else 4))
         terms.append(core.select(b, b.Less(b.arange(keys), valid), 0.0, -math.inf, dtype))
         may_be_empty = True
     left, right = fused.integer("left_window_size", -1), fused.integer("right_window_size", -1)
@@ -121,6 +146,17 @@ def _mask(
     if not may_be_empty:
         return mask, None
     return mask, b.Equal(b.reduce("ReduceMax", mask, -1, keepdims=True), b.constant(-math.inf, core.score_type(dtype)))
+
+
+def _mask_by_group(b: FusedBuilder, fused: FusedNode, mask: ir.Value, kv_heads: int) -> ir.Value:
+    """(…, N, L_q, L_k) to (…, N_kv, N / N_kv, L_q, L_k), or 1 in the place of both."""
+    given, rank = fused.require("attn_mask"), fused.rank("attn_mask")
+    if rank < 3:
+        return mask
+    heads = size_of(given, rank - 3) or 1
+    split = (1, 1) if heads == 1 else (kv_heads, heads // kv_heads)
+    batch = [b.extent(given, 0)] if rank == 4 else []
+    return b.reshape(mask, *batch, *split, b.extent(mask, rank - 2), b.extent(mask, rank - 1))
 
 
 def _given_mask(b: FusedBuilder, fused: FusedNode, key: ir.Value, dtype: ir.DataType) -> ir.Value:

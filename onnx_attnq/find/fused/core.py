@@ -74,10 +74,13 @@ def lowest(dtype: ir.DataType) -> float:
     return float(np.finfo(score_type(dtype).numpy()).min)
 
 
-def attend(b: FusedBuilder, query: ir.Value, key: ir.Value, value: ir.Value, how: Scoring) -> Stages:
-    """Adds the nodes of one attention."""
-    scores = score_type(how.dtype)
-    shape = [*(dimension(query, axis) for axis in (0, 1, 2)), dimension(key, 2)]
+def attend(b: FusedBuilder, query: ir.Value, key: ir.Value, value: ir.Value, how: Scoring, rank: int = 4) -> Stages:
+    """Adds the nodes of one attention.
+
+    Of rank 5 the query is (B, N_kv, N / N_kv, L_q, D), and key and value have 1 in the middle, so that they broadcast.
+    """
+    scores, last = score_type(how.dtype), rank - 1
+    shape = [*(dimension(query, axis) for axis in range(last)), dimension(key, last - 1)]
 
     def typed(stage: ir.Value, dtype: ir.DataType = scores) -> ir.Value:
         stage.dtype, stage.shape = dtype, ir.Shape(shape)
@@ -85,7 +88,7 @@ def attend(b: FusedBuilder, query: ir.Value, key: ir.Value, value: ir.Value, how
 
     heads, kv_heads = size_of(query, 1), size_of(key, 1)
     grouped = heads is not None and kv_heads is not None and heads != kv_heads
-    transposed = b.transpose(b.cast(key, scores, how.dtype), 0, 1, 3, 2)
+    transposed = b.transpose(b.cast(key, scores, how.dtype), *range(last - 1), last, last - 1)
     left = b.cast(query, scores, how.dtype)
     if grouped:
         left = b.reshape(left, 0, kv_heads or 0, -1, b.extent(query, 3))
@@ -94,7 +97,7 @@ def attend(b: FusedBuilder, query: ir.Value, key: ir.Value, value: ir.Value, how
         raw.dtype = scores
         raw = b.reshape(raw, 0, heads or 0, b.extent(query, 2), -1)
     raw = typed(raw)
-    product = capped = typed(b.Mul(raw, _scale(b, query, how)))
+    product = capped = typed(b.Mul(raw, _scale(b, query, how, last)))
     if how.softcap:
         softcap = b.constant(how.softcap, scores)
         capped = typed(b.Mul(b.Tanh(b.Div(product, softcap)), softcap))
@@ -121,15 +124,15 @@ def attend(b: FusedBuilder, query: ir.Value, key: ir.Value, value: ir.Value, how
     context = b.MatMul(right, value)
     if grouped:
         context = b.reshape(context, 0, heads or 0, b.extent(query, 2), -1)
-    context.dtype, context.shape = how.dtype, ir.Shape([*shape[:3], dimension(value, 3)])
+    context.dtype, context.shape = how.dtype, ir.Shape([*shape[:last], dimension(value, last)])
     return Stages(product, capped, masked, softmax, probabilities, context)
 
 
-def _scale(b: FusedBuilder, query: ir.Value, how: Scoring) -> ir.Value:
+def _scale(b: FusedBuilder, query: ir.Value, how: Scoring, last: int) -> ir.Value:
     scores = score_type(how.dtype)
     if how.scale is not None:
         return b.constant(how.scale, scores)
-    head_size = b.extent(query, 3)
+    head_size = b.extent(query, last)
     if isinstance(head_size, int):
         return b.constant(head_size**-0.5, scores)
     return b.Div(b.constant(1.0, scores), b.Sqrt(b.cast(head_size, scores)))
@@ -167,6 +170,20 @@ def repeat_heads(b: FusedBuilder, cache: ir.Value, heads: Extent, kv_heads: Exte
     repeated = b.reshape(grouped, 0, heads, b.extent(cache, 2), b.extent(cache, 3))
     batch, _, length, head_size = (dimension(cache, axis) for axis in range(4))
     return b.describe(repeated, cache, batch, heads if isinstance(heads, int) else None, length, head_size)
+
+
+def by_group(b: FusedBuilder, query: ir.Value, kv_heads: int) -> ir.Value:
+    """(B, N, L, D) to (B, N_kv, N / N_kv, L, D); N is known."""
+    heads = size_of(query, 1) or kv_heads
+    batch, _, length, head_size = (dimension(query, axis) for axis in range(4))
+    split = b.reshape(query, 0, kv_heads, heads // kv_heads, b.extent(query, 2), b.extent(query, 3))
+    return b.describe(split, query, batch, kv_heads, heads // kv_heads, length, head_size)
+
+
+def for_group(b: FusedBuilder, cache: ir.Value) -> ir.Value:
+    """(B, N_kv, L, D) to (B, N_kv, 1, L, D)."""
+    batch, kv_heads, length, head_size = (dimension(cache, axis) for axis in range(4))
+    return b.describe(b.unsqueeze(cache, 2), cache, batch, kv_heads, 1, length, head_size)
 
 
 # Past and masks.
@@ -211,8 +228,10 @@ __all__ = [
     "Stages",
     "append",
     "attend",
+    "by_group",
     "distance",
     "exceeds",
+    "for_group",
     "lowest",
     "merge_heads",
     "repeat_heads",
