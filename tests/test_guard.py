@@ -63,6 +63,7 @@ def test_every_path_of_every_command_is_read_or_written() -> None:
     assert written == {(name, "--json") for name in COMMANDS} | {
         *((name, "--output") for name in ("compress", "analyze", "tune", "sweep", "export", "revert", "canonical")),
         ("compress", "--write-plan"),
+        ("analyze", "--write-plan"),
     }
     read = {
         parameter.opts[-1]

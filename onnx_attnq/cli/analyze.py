@@ -6,7 +6,7 @@ import functools
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -26,6 +26,9 @@ from onnx_attnq.cli.options import (
 )
 from onnx_attnq.cli.output import console, progress_bar, show_refused, write_json
 from onnx_attnq.errors import CannotWrite, MissingExtra
+
+_MOST_EXPLAINED: Final = 3
+"""Heads whose resistance is explained in the terminal; the report and the JSON explain all."""
 
 if TYPE_CHECKING:
     from onnx_attnq.inputs import InputShapes
@@ -95,6 +98,12 @@ if TYPE_CHECKING:
     metavar="STUDY",
     help="Merge saved studies (study.npz) of parts of the data, in place of observing MODEL; may be repeated.",
 )
+@click.option(
+    "--write-plan",
+    type=path_type,
+    help="File to write what is advised to: a plan for `onnx-attnq MODEL --plan`, which leaves the heads alone that "
+    "are not safe.",
+)
 @samples_option
 @seed_option
 @input_shape_option
@@ -114,6 +123,7 @@ def analyze(
     figures: str | None,
     no_report: bool,
     combine: tuple[Path, ...],
+    write_plan: Path | None,
     samples: int,
     seed: int,
     input_shapes: InputShapes,
@@ -124,13 +134,17 @@ def analyze(
 
     Writes report.html, numbers.json, heads.csv and study.npz.
     """
+    from onnx_attnq.find import expose, find_sites
     from onnx_attnq.model import load
     from onnx_attnq.report.tables import study_json
-    from onnx_attnq.study import DEFAULT_SCHEMES, Study, StudySettings, is_made_up, load_token_labels, separator_ids
+    from onnx_attnq.rewriting import save_plan
+    from onnx_attnq.study import DEFAULT_SCHEMES, Study, StudySettings, advised_plan, load_token_labels, separator_ids
     from onnx_attnq.study import analyze as observe
 
     if (model is None) != bool(combine):
         raise click.UsageError("give either a MODEL or --combine STUDY")
+    if combine and write_plan is not None:
+        raise click.UsageError("--write-plan is for the graph of MODEL; it does not go with --combine")
     if not no_report:
         _require_extra()
     if combine:
@@ -161,11 +175,13 @@ def analyze(
                 run=run,
                 progress=progress,
             )
+    if write_plan is not None:
+        save_plan(advised_plan(study, find_sites(expose(original)), safe_error), write_plan)
     written = _write(study, output, safe_error, figures, report=not no_report)
     if json_path is not None:
         write_json(study_json(study, safe_error), json_path)
     if json_path != "-":
-        _show(study, safe_error, output, written, made_up=is_made_up(study))
+        _show(study, safe_error, output, written, write_plan)
     return 0
 
 
@@ -230,15 +246,23 @@ def _remove_earlier(folder: Path) -> None:
         raise CannotWrite(f"cannot replace {error.filename}: {error.strerror}") from None
 
 
-def _show(study: Study, limit: float, folder: Path, written: Sequence[str], *, made_up: bool) -> None:
-    from onnx_attnq.study import summary, verdict
+def _show(study: Study, limit: float, folder: Path, written: Sequence[str], plan: Path | None) -> None:
+    from onnx_attnq.scheme import spell_scheme
+    from onnx_attnq.study import is_made_up, resistances, summary, verdict
 
     out = console()
     for line in summary(study, limit).splitlines():
         out.print(line)
     advice = verdict(study, limit)
     if advice is not None:
+        worst = resistances(study, advice.finding)[:_MOST_EXPLAINED]
+        if worst:
+            out.print(f"Not safe with {spell_scheme(advice.finding.scheme)}, and why:")
+        for resisting in worst:
+            out.print(f"  {resisting}", soft_wrap=True)
         out.print(f"Next: {advice.command}", soft_wrap=True)
-    if made_up:
+        if plan is not None:
+            out.print(f"  or: onnx-attnq {study.model} --plan {plan}", soft_wrap=True)
+    if is_made_up(study):
         out.print("The inputs are made up: give real ones with --data before you believe the numbers.", style="yellow")
     out.print(f"Wrote {folder}: {', '.join(written)}")

@@ -26,6 +26,7 @@ from onnx_attnq.study import (
     fewer_safe_with_less_error,
     findings,
     is_made_up,
+    resistances,
     scheme_label,
     verdict,
 )
@@ -116,7 +117,8 @@ def page_html(study: Study, limit: float, drawn: Iterable[tuple[Picture, str]]) 
     return environment.get_template("analysis.html").render(
         study=study,
         findings=(found := findings(study, limit)),
-        verdict=verdict(study, limit),
+        verdict=(advice := verdict(study, limit)),
+        resisting=resistances(study, advice.finding) if advice else (),
         made_up=is_made_up(study),
         odd=fewer_safe_with_less_error(found),
         panels=(heads := list(panels(study, limit))),

@@ -19,6 +19,7 @@ from onnx_attnq.study import (
     SiteStats,
     Study,
     findings,
+    resistances,
     scheme_label,
 )
 
@@ -39,7 +40,7 @@ def study_json(study: Study, limit: float = SAFE_ERROR) -> dict[str, Any]:
         "majorities": list(MAJORITIES),
         "criterion": {"safe": "context_error <= limit", "limit": limit},
         "schemes": [
-            {"label": scheme_label(f.scheme), **f.scheme.to_json(), **_found(f)} for f in findings(study, limit)
+            {"label": scheme_label(f.scheme), **f.scheme.to_json(), **_found(study, f)} for f in findings(study, limit)
         ],
         "sites": [_site_json(layer, site) for layer, site in enumerate(study.sites)],
         "unobserved": dict(study.unobserved),
@@ -69,15 +70,12 @@ def _text(name: str) -> str:
     return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
-def _found(finding: Finding) -> dict[str, Any]:
+def _found(study: Study, finding: Finding) -> dict[str, Any]:
     return {
         "pruned": _number(finding.pruned),
         "divergence": _number(finding.divergence),
         "context_error": _number(finding.context_error),
-        "resisting_heads": [
-            {"layer": head.layer, "site": head.site, "head": head.head, "context_error": head.error}
-            for head in finding.resisting
-        ],
+        "resisting_heads": [resisting.to_json() for resisting in resistances(study, finding)],
         "safe_heads": len(finding.safe),
     }
 

@@ -41,8 +41,8 @@ class Head:
     error: float
 
     def __str__(self) -> str:
-        """As in "layer 3 head 7 (0.41)"."""
-        return f"layer {self.layer} head {self.head} ({self.error:.2f})"
+        """As in "layer.3/Softmax head 7 (0.41)": the id that plans, --include and --exclude take."""
+        return f"{self.site} head {self.head} ({self.error:.2f})"
 
 
 @dataclasses.dataclass(frozen=True)

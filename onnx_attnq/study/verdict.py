@@ -1,4 +1,4 @@
-"""What to do after a study: the scheme to take, the sites to leave, and the command for it."""
+"""What to do after a study: the scheme to take, the sites or heads to leave, and the command and plan for it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import math
 import shlex
 from typing import Final
 
-from onnx_attnq.scheme import spell_scheme
+from onnx_attnq.errors import NothingToRewrite
+from onnx_attnq.find import Sites
+from onnx_attnq.rewriting import Plan, SitePlan
+from onnx_attnq.scheme import HeadSchemes, QuantScheme, left_alone, spell_scheme
 from onnx_attnq.study.conclusions import SAFE_ERROR, Finding, findings
 from onnx_attnq.study.model_study import Study
+from onnx_attnq.study.resistance import resistances
 
 MADE_UP: Final = "made-up inputs"
 """What the description of data begins with where there was none."""
@@ -62,6 +66,48 @@ def verdict(study: Study, limit: float = SAFE_ERROR) -> Verdict | None:
     return Verdict(best, bool(fitting), excluded, command)
 
 
+def advised_plan(study: Study, sites: Sites, limit: float = SAFE_ERROR) -> Plan:
+    """The plan that a study advises: the scheme of its verdict, without the heads that resist it.
+
+    It is finer than the command of the verdict, which leaves whole sites only.
+
+    Args:
+        study: Of the model.
+        sites: Of the model: each gets an entry, also where it was not analyzed.
+        limit: The criterion for a safe head.
+
+    Raises:
+        NothingToRewrite: The study advises nothing: no scheme with bits was measured, or no context was observed.
+    """
+    advice = verdict(study, limit)
+    if advice is None:
+        raise NothingToRewrite("there is nothing to advise: measure a scheme with bits, on sites whose context shows")
+    scheme = advice.finding.scheme
+    left: dict[str, list[tuple[int, str]]] = {}
+    for resisting in resistances(study, advice.finding):
+        reason = f"context error {resisting.head.error:.2f} beyond {limit:g}: {resisting.why}; {resisting.remedy}"
+        left.setdefault(resisting.head.site, []).append((resisting.head.head, reason))
+    heads = {site.site: site.heads for site in study.sites}
+    return Plan(
+        sites.exposed.structure_hash,
+        tuple(
+            _entry(site.id, scheme, heads.get(site.id), sorted(left.get(site.id, [])), study) for site in sites.sites
+        ),
+    )
+
+
+def _entry(site: str, scheme: QuantScheme, heads: int | None, left: list[tuple[int, str]], study: Study) -> SitePlan:
+    if heads is None:
+        return SitePlan(site, None, f"not observed: {study.unobserved.get(site, 'left out of the analysis')}")
+    if not left:
+        return SitePlan(site, scheme)
+    if len(left) == heads:
+        return SitePlan(site, None, f"every head resists: {left[0][1]}")
+    alone = {head for head, _ in left}
+    schemes = tuple(left_alone(scheme) if head in alone else scheme for head in range(heads))
+    return SitePlan(site, HeadSchemes(schemes), left=tuple(left))
+
+
 def is_made_up(study: Study) -> bool:
     """Whether the samples, or some of them, were made up: then the numbers say nothing about real inputs."""
     return MADE_UP in study.data
@@ -77,4 +123,4 @@ def fewer_safe_with_less_error(found: tuple[Finding, ...]) -> tuple[Finding, Fin
     return None
 
 
-__all__ = ["MADE_UP", "Verdict", "fewer_safe_with_less_error", "is_made_up", "verdict"]
+__all__ = ["MADE_UP", "Verdict", "advised_plan", "fewer_safe_with_less_error", "is_made_up", "verdict"]
