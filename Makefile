@@ -24,7 +24,7 @@ test-slow: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m slow
 
 # Export, evaluation and deployment, of trained models: what needs torch (2 GB with what comes with it).
-test-pipeline: $(VENV)/.test,examples-installed
+test-pipeline: $(VENV)/.test,examples,olive-installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m pipeline tests
 
 # The native library, in place: onnx_attnq/libonnx_attnq.so. Needs CMake and a C++17 compiler.
