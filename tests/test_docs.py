@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib.util
 import pkgutil
 import re
 import tomllib
@@ -38,6 +39,8 @@ def test_tables_of_schemes_name_every_preset() -> None:
 def test_names_of_the_package_that_a_page_writes_exist() -> None:
     for page in (*PAGES, *ROOT.glob("examples/**/*.md")):
         for name in sorted(set(re.findall(r"\bonnx_attnq(?:\.\w+)+", page.read_text(encoding="utf-8")))):
+            if name == "onnx_attnq.olive_pass" and importlib.util.find_spec("olive") is None:
+                continue  # an extra that is not installed for these tests
             try:
                 pkgutil.resolve_name(name)
             except (ImportError, AttributeError):
