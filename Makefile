@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-pipeline check docs native native-sanitize native-aarch64 native-windows wheel-check clean
+.PHONY: demo test test-slow test-pipeline mutation check docs native native-sanitize native-aarch64 native-windows wheel-check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,11 @@ test-slow: $(VENV)/.test-installed
 # Export, evaluation and deployment, of trained models: what needs torch (2 GB with what comes with it).
 test-pipeline: $(VENV)/.test,examples,olive-installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m pipeline tests
+
+# Small wrong changes, one at a time, and whether the tests nearest to them notice. MUTATION_OF narrows it down, such as
+# MUTATION_OF="onnx_attnq/scheme --sample 40": all of it takes days.
+mutation: $(VENV)/.test,mutation-installed
+	$(BIN)/python benchmarks/mutation.py $(MUTATION_OF)
 
 # The native library, in place: onnx_attnq/libonnx_attnq.so. Needs CMake and a C++17 compiler.
 native:

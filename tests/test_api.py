@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from small_transformers import bert_like
 
 import onnx_attnq
@@ -71,6 +72,29 @@ def test_the_main_job_step_by_step(tmp_path: Path) -> None:
     assert [site.id for site in record.sites] == ["Softmax_p1"]
     samples = onnx_attnq.generate_samples(original, 2, 0)
     assert onnx_attnq.verify(original, written, samples).passed
+
+
+PROGRAM = Path(__file__).parent / "public_program.py"
+
+
+def test_a_program_of_public_names_uses_all_of_them() -> None:
+    nodes = list(ast.walk(ast.parse(PROGRAM.read_text(encoding="utf-8"))))
+    used = {n.attr for n in nodes if isinstance(n, ast.Attribute)} | {n.id for n in nodes if isinstance(n, ast.Name)}
+    assert used >= set(onnx_attnq.__all__)
+    modules = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+    modules |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
+    assert modules == {"onnx_attnq", "pathlib"}
+    assert (Path(onnx_attnq.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.slow
+def test_a_program_of_public_names_passes_mypy_strict(tmp_path: Path) -> None:
+    # Away from the sources and their settings, as a user has the package; `make check` looks at it by the way.
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.read_text(encoding="utf-8"), encoding="utf-8")
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", program.name]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
 
 
 def test_every_error_is_one_that_a_caller_can_catch() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnx_attnq.study.attention_layout import CONTEXT_TOLERANCE, agrees
+from onnx_attnq.study.attention_layout import agrees
+
+TOLERANCE = 0.02  # written down here again, so that loosening it is seen
 
 
 @pytest.mark.parametrize(("share_of_tolerance", "agreed"), [(0.995, True), (1.005, False)])
@@ -16,6 +18,6 @@ def test_a_context_may_be_off_by_the_tolerance_and_no_further(share_of_tolerance
     error = random.standard_normal(context.shape)
     # So that |error| is this share of the context that it is in: at right angles, |context + error| would be larger.
     error -= context * (error * context).sum() / (context * context).sum()
-    size = share_of_tolerance * CONTEXT_TOLERANCE / np.sqrt(1 - (share_of_tolerance * CONTEXT_TOLERANCE) ** 2)
+    size = share_of_tolerance * TOLERANCE / np.sqrt(1 - (share_of_tolerance * TOLERANCE) ** 2)
     error *= size * np.linalg.norm(context) / np.linalg.norm(error)
     assert agrees(p, v, context + error, np.ones(p.shape, bool)) == agreed
