@@ -7,7 +7,7 @@ from onnx_attnq.inputs.made_up import generate_samples
 from onnx_attnq.inputs.sample_files import Sample, attention_mask_of, check_sample, load_samples
 from onnx_attnq.inputs.shape_check import ShapeCheck
 from onnx_attnq.inputs.signature import Dim, ModelInput, model_inputs
-from onnx_attnq.inputs.steps import Step, shared_buffers, step_of, step_sample, steps_of
+from onnx_attnq.inputs.steps import Step, shared_buffers, step_of, step_sample, steps_of, with_defined_rows
 
 __all__ = [
     "Dim",
@@ -29,4 +29,5 @@ __all__ = [
     "step_of",
     "step_sample",
     "steps_of",
+    "with_defined_rows",
 ]

@@ -7,9 +7,11 @@ onnxruntime-genai runs are of the second kind, with past and present in one buff
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_attnq.inputs.given_shapes import NO_SHAPES, InputShapes
@@ -131,6 +133,27 @@ def shared_buffers(model: ir.Model) -> dict[str, str]:
     return found
 
 
+def with_defined_rows(model: ir.Model, sample: Sample, outputs: Mapping[str, npt.NDArray[Any]]) -> Sample:
+    """A sample whose buffers hold zeros wherever the model makes nothing of what they hold.
+
+    Behind the last key GroupQueryAttention gives what it likes: onnxruntime's zeros, others what was there, such as
+    tokens that were taken back. With zeros all give the same.
+
+    Args:
+        model: The original.
+        sample: What it was run on.
+        outputs: What it gave.
+    """
+    changed = {}
+    for past, present in shared_buffers(model).items():
+        before, after = sample.get(past), outputs.get(present)
+        if before is None or after is None or before.shape != after.shape:
+            continue
+        filled = np.asarray(after.any(axis=-1, keepdims=True))
+        changed[past] = np.where(filled, before, np.zeros((), before.dtype))
+    return {**sample, **changed} if changed else sample
+
+
 def _caches(inputs: Sequence[KnownInput]) -> list[KnownInput]:
     """Keys and values of earlier tokens of the same text."""
     return [
@@ -152,4 +175,4 @@ def _fitted(inputs: Sequence[KnownInput], step: Step, batch: int) -> Lengths:
     return lengths.fitted_to(inputs, {entry.item.name: entry.dims for entry in inputs})
 
 
-__all__ = ["Step", "shared_buffers", "step_of", "step_sample", "steps_of"]
+__all__ = ["Step", "shared_buffers", "step_of", "step_sample", "steps_of", "with_defined_rows"]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_attnq.inputs import Sample, attention_mask_of
+from onnx_attnq.inputs import Sample, attention_mask_of, with_defined_rows
 from onnx_attnq.model import sharing_weights, structure_hash
 from onnx_attnq.progress import Progress, Steps, no_progress
 from onnx_attnq.rewriting import DOMAIN, RewrittenSite, read_record
@@ -202,6 +202,7 @@ def verify(
             expected.append(session.run(sample))
             steps.advance("original")
         del session
+    samples = [with_defined_rows(a, sample, before) for sample, before in zip(samples, expected, strict=True)]
     proof = None
     if proving:
         assert record is not None
