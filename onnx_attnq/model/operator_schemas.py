@@ -49,6 +49,8 @@ def check_operator(node: onnx.NodeProto, opsets: Mapping[str, int], title: str) 
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.STRING and not _is_text(attribute.s):
             raise InvalidModel(f"{title}: attribute {attribute.name!r} is not UTF-8")
+        if attribute.name in _TYPES and not attribute.ref_attr_name and attribute.i not in _KNOWN_TYPES:
+            raise InvalidModel(f"{title}: attribute {attribute.name!r} is {attribute.i}, which is no data type")
     present = {attribute.name for attribute in node.attribute}
     for name in present - attributes.keys():
         raise InvalidModel(f"{title} has the attribute {name!r}, which its operator does not have")
@@ -73,6 +75,11 @@ def _check_kinds(node: onnx.NodeProto, kinds: Mapping[str, str], title: str) -> 
                 f"{title}: attribute {attribute.name!r} is of type {found.lower()}; it must be {str(wanted).lower()}"
             )
 
+
+_TYPES: Final = frozenset({"to", "dtype", "output_dtype", "softmax_precision"})
+"""Attributes that name a type of elements."""
+
+_KNOWN_TYPES: Final = frozenset(onnx.TensorProto.DataType.values())
 
 _CONTRIBUTED: Final = {
     **dict.fromkeys(("num_heads", "kv_num_heads", "unidirectional", "do_rotary", "rotary_interleaved"), "INT"),
