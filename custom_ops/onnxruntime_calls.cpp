@@ -83,6 +83,7 @@ void compute_attention(const Kernel& kernel, KernelContext* context) {
   attention.mask = masked ? inputs[3].data : nullptr;
   attention.context = static_cast<float*>(output_of(kernel, context, shape.output));
   attention.scale = kernel.scale;
+  attention.softcap = kernel.softcap;
   attention.row_max_floor = kernel.row_max_floor;
   attention.int16_products = kernel.int16_products;
   attention.rough_scores = kernel.kernels.rough_scores;
@@ -110,6 +111,8 @@ std::unique_ptr<Kernel> make_kernel(const Api* api, const Op* op, const KernelIn
   if (op->kind != Kind::kAttention) return kernel;
   kernel->row_max_floor = number_attribute(api, info, "row_max_floor");
   kernel->scale = number_attribute(api, info, "scale");
+  if (op->capped) kernel->softcap = number_attribute(api, info, "softcap");
+  if (op->capped && !(kernel->softcap > 0)) throw std::invalid_argument("attribute softcap must be positive");
   std::int64_t qk = 0;
   check(kKernelInfoGetAttribute_int64(api, info, "qk", &qk));
   if (qk != 0 && qk != 1) throw std::invalid_argument("attribute qk must be 0 (float32) or 1 (int16)");

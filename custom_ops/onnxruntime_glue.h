@@ -49,6 +49,7 @@ enum class Kind { kSoftmax, kProbabilities, kAttention, kGroupQuery, kKernelName
 struct Op : CustomOp {
   Kind kind;
   Form form;
+  bool capped;  // has the attribute softcap
   std::string name;
   ElementType type, cache;  // of a GroupQueryAttention: of its tensors, and of past and present
 };
@@ -61,7 +62,7 @@ struct Kernel {
   std::vector<Table> tables;
   Shape table_shape;  // its last two axes are 1
   float row_max_floor = -std::numeric_limits<float>::infinity();
-  float scale = 1;
+  float scale = 1, softcap = 0;
   bool int16_products = false;
   Permutation query_perm, key_perm, value_perm, context_perm;
   GroupQuery group_query{};  // what attributes say of it

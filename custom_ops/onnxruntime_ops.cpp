@@ -87,6 +87,8 @@ std::vector<Op> make_ops() {
     const std::string adjective = with_levels ? "Quantized" : "Pruned";
     ops.push_back(make_op(Kind::kSoftmax, named.form, adjective + "Softmax" + named.suffix));
     ops.push_back(make_op(Kind::kAttention, named.form, adjective + "Attention" + named.suffix));
+    ops.push_back(make_op(Kind::kAttention, named.form, adjective + "Attention" + named.suffix + "_softcap"));
+    ops.back().capped = true;
     // Layers of one model may differ, and a function has one body for each name: one op under several names.
     for (const char* variant : {"", "_2", "_3", "_4"}) {
       const std::string name = adjective + "GroupQueryAttention" + named.suffix + variant;

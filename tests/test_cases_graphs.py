@@ -297,15 +297,74 @@ def test_masked_scores_are_shown_as_onnxruntime_shows_them(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("dtype", ["float", "float16"])
 @pytest.mark.parametrize("inputs", ["", ", bool[5,5] m", ", {}[5,5] m"])
-@pytest.mark.parametrize("causal", [0, 1])
-def test_onnx_attention_keeps_its_products_in_the_op(dtype: str, inputs: str, causal: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("causal", ["is_causal=0", "is_causal=1", "is_causal=1, softcap=2.0", "softcap=0.5"])
+def test_onnx_attention_keeps_its_products_in_the_op(dtype: str, inputs: str, causal: str, tmp_path: Path) -> None:
     mask = inputs.format(dtype)
     text = (
         f'<ir_version: 11, opset_import: ["" : 23]> g ({dtype}[1,2,5,8] q, {dtype}[1,2,5,8] k, {dtype}[1,2,5,8] v{mask}) '
-        f"=> ({dtype}[1,2,5,8] y) {{ y = Attention<is_causal={causal}>(q, k, v{', m' if mask else ''}) }}"
+        f"=> ({dtype}[1,2,5,8] y) {{ y = Attention<{causal}>(q, k, v{', m' if mask else ''}) }}"
     )
     result = compressed(save(text, tmp_path / "m.onnx"), tmp_path, "identity")
     assert [site.form for site in result.sites.sites] == [Form.ATTENTION]
+
+
+CAP = "float two = {2.0}, float half = {0.5}, float minus = {-2.0}, float[2,1,1] heads = {2.0, 3.0}"
+
+
+def capped(steps: str, path: Path) -> Path:
+    text = masked(steps, "float[L,L] m, bool[L,L] c").replace("<float low", f"<{CAP}, float low")
+    return save(text, path)
+
+
+@pytest.mark.parametrize(
+    ("steps", "softcap", "scale"),
+    [
+        ("d = Div(s, two) t = Tanh(d) x = Mul(t, two)", 2.0, 1.0),
+        ("d = Mul(s, half) e = Mul(d, half) t = Tanh(e) x = Mul(two, t)", 2.0, 0.5),
+        ("d = Mul(s, two) t = Tanh(d) x = Mul(t, half)", 0.5, 1.0),
+        ("t = Tanh(s) x = Identity(t)", 1.0, 1.0),
+        ("d = Div(s, two) t = Tanh(d) u = Mul(t, two) x = Add(u, m)", 2.0, 1.0),
+        ("d = Div(s, two) t = Tanh(d) u = Mul(t, two) w = Where(c, u, nine) x = Identity(w)", 2.0, 1.0),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["identity", "row-log", "ji2021"])
+def test_scores_that_are_capped_keep_their_products_in_the_op(
+    steps: str, softcap: float, scale: float, scheme: str, tmp_path: Path
+) -> None:
+    result = compressed(capped(steps, tmp_path / "m.onnx"), tmp_path, scheme)
+    (site,) = result.sites.sites
+    assert site.attention is not None
+    assert (site.attention.softcap, site.attention.scale) == (softcap, scale)
+    assert [f.name.endswith("_softcap") for f in load(tmp_path / "out.onnx").functions.values()] == [True]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "d = Div(s, two) t = Tanh(d) x = Mul(t, minus)",  # no cap: it turns the scores round
+        "d = Div(s, two) t = Tanh(d) u = Tanh(t) x = Mul(u, two)",
+        "d = Add(s, m) t = Tanh(d) x = Mul(t, two)",  # the mask is capped too
+        "d = Div(s, two) t = Tanh(d) x = Mul(t, heads)",
+    ],
+)
+def test_tanh_that_is_no_softcap_stays_outside(steps: str, tmp_path: Path) -> None:
+    result = compressed(capped(steps, tmp_path / "m.onnx"), tmp_path, "identity")
+    assert [site.form for site in result.sites.sites] == [Form.SOFTMAX]
+
+
+def test_sites_with_and_without_a_cap_have_a_body_each(tmp_path: Path) -> None:
+    path = capped("d = Div(s, two) t = Tanh(d) x = Mul(t, two)", tmp_path / "m.onnx")
+    proto = onnx.load(path)
+    more = parser.parse_graph(
+        "g (float[1,2,L,4] r, float[1,2,4,L] kt, float[1,2,L,4] v) => (float[1,2,L,4] y) "
+        "{ s2 = MatMul(r, kt) p2 = Softmax<axis=-1>(s2) y = MatMul(p2, v) }"
+    )
+    proto.graph.node[-1].output[0] = "r"
+    proto.graph.node.extend(more.node)
+    onnx.save(proto, path)
+    compressed(path, tmp_path, "identity")
+    names = {function.name for function in load(tmp_path / "out.onnx").functions.values()}
+    assert {name.endswith("_softcap") for name in names} == {True, False}
 
 
 def test_nodes_that_run_are_counted(tmp_path: Path) -> None:

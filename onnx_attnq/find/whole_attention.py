@@ -1,9 +1,9 @@
 """Which whole attentions one op can replace, products and layout included.
 
-`QuantizedAttention` covers Q·Kᵀ · scale + mask → softmax → guard → · V. What leads from the products to the
+`QuantizedAttention` covers Q·Kᵀ · scale → softcap + mask → softmax → guard → · V. What leads from the products to the
 softmax must be of these kinds, must be used for nothing else, and must be float32:
 
-1. multiplication or division by one constant number: part of the scale;
+1. multiplication or division by one constant number: part of the scale; tanh between two of them: a softcap;
 2. addition of a mask; replacement of masked scores by a very low constant, which adding one equals; a
    lower bound that is as low;
 3. Transpose of query, key, value and context, which the op's permutations express;
@@ -90,6 +90,7 @@ class Attention:
         key: (..., D, L_k) after its permutation: the right operand of the product.
         value: (..., L_k, D_v) after its permutation.
         scale: Factor on the scores, those of query and key included.
+        softcap: What tanh keeps the scaled scores within, before any mask; 0 for none.
         masks: What is done to the scaled scores, in order.
         zeroes_masked_rows: Whether a guard turns the NaN of a fully masked row into zeros.
         context: The value that the op's output replaces.
@@ -106,6 +107,7 @@ class Attention:
     context: ir.Value
     out_perm: tuple[int, ...]
     dtype: ir.DataType = ir.DataType.FLOAT
+    softcap: float = 0.0
 
 
 def match_attention(
@@ -140,19 +142,21 @@ def match_attention(
     before = _trace_scores(scores, scored, rank, types)
     if isinstance(before, Lost):
         return before
-    scale, masks = before
+    scale, softcap, masks = before
     dtype = types.dtype(weighed.inputs[1])
     guarded = _trace_probabilities(probabilities, weighed, masks, dtype)
     if isinstance(guarded, Lost):
         return guarded
     context, out_perm = _trace_context(weighed.outputs[0], rank)
     scale *= query.scale * key.scale
-    return Attention(query, key, value, scale, masks, guarded, context, out_perm, dtype or ir.DataType.FLOAT)
+    return Attention(query, key, value, scale, masks, guarded, context, out_perm, dtype or ir.DataType.FLOAT, softcap)
 
 
-def _trace_scores(scores: ir.Value, product: ir.Node, rank: int, types: Types) -> tuple[float, tuple[Mask, ...]] | Lost:
-    """Scale and masks between the product and the softmax, in the order in which they are applied."""
-    scale = 1.0
+def _trace_scores(
+    scores: ir.Value, product: ir.Node, rank: int, types: Types
+) -> tuple[float, float, tuple[Mask, ...]] | Lost:
+    """Scale, softcap and masks between the product and the softmax, in the order in which they are applied."""
+    scale, softcap = 1.0, 0.0
     masks: list[Mask] = []
     value = scores
     while True:
@@ -161,7 +165,9 @@ def _trace_scores(scores: ir.Value, product: ir.Node, rank: int, types: Types) -
         node = value.producer()
         if node is product:
             masks.reverse()
-            return Lost(_MIXED) if _is_mixed(masks) else (scale, tuple(map(_lowered, masks)))
+            # c tanh(f s) is the score s f c with the cap c.
+            scale *= softcap or 1.0
+            return Lost(_MIXED) if _is_mixed(masks) else (scale, softcap, tuple(map(_lowered, masks)))
         if node is None:
             return Lost("the product of query and key is in another graph")
         index = next((i for i, v in enumerate(node.inputs) if v is not None and _leads_to(v, product)), None)
@@ -176,12 +182,14 @@ def _trace_scores(scores: ir.Value, product: ir.Node, rank: int, types: Types) -
             value = _other(node, factor_first=number_of(node.inputs[1]) is None)
         elif _is_noop(node):
             value = _first(node)
+        elif known_op(node) == "Tanh" and not softcap and scale > 0.0:
+            softcap, scale, value = scale, 1.0, _first(node)
         else:
             mask = None if index is None else _mask(node, index)
             if mask is None or index is None:
                 return Lost(f"{describe(node)} is neither scale nor mask")
-            if scale != 1.0:
-                return Lost(f"{describe(node)} masks before the scale")
+            if scale != 1.0 or softcap:
+                return Lost(f"{describe(node)} masks before the {'softcap' if softcap else 'scale'}")
             masks.append(mask)
             value = _input(node, index)
 
@@ -331,6 +339,9 @@ def _trace_context(context: ir.Value, rank: int) -> tuple[ir.Value, tuple[int, .
     return context, tuple(range(rank))
 
 
+_ON_SCORES: Final = ("Add", "Mul", "Div", "Where", "Max", "Tanh")
+
+
 def _leads_to(value: ir.Value, product: ir.Node) -> bool:
     """Whether scale and mask ops lead from the product to the value."""
     pending, seen = [value], set[ir.Value]()
@@ -338,7 +349,7 @@ def _leads_to(value: ir.Value, product: ir.Node) -> bool:
         node = pending.pop().producer()
         if node is product:
             return True
-        if node is not None and (known_op(node) in ("Add", "Mul", "Div", "Where", "Max") or _is_noop(node)):
+        if node is not None and (known_op(node) in _ON_SCORES or _is_noop(node)):
             new = [v for v in node.inputs if v is not None and v not in seen]
             seen.update(new)
             pending.extend(new)

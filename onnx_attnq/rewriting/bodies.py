@@ -68,9 +68,10 @@ def probabilities_op(scheme: QuantScheme) -> str:
     return ("PruneProbabilities" if scheme.bits is None else "QuantizeProbabilities") + _suffix(scheme)
 
 
-def attention_op(scheme: QuantScheme) -> str:
-    """Name of the op that takes query, key, value and mask."""
-    return ("PrunedAttention" if scheme.bits is None else "QuantizedAttention") + _suffix(scheme)
+def attention_op(scheme: QuantScheme, *, capped: bool = False) -> str:
+    """Name of the op that takes query, key, value and mask; ``capped`` if tanh keeps its scores within bounds."""
+    base = "PrunedAttention" if scheme.bits is None else "QuantizedAttention"
+    return base + _suffix(scheme) + ("_softcap" if capped else "")
 
 
 def _suffix(scheme: QuantScheme) -> str:
@@ -159,12 +160,16 @@ def probabilities_function(scheme: QuantScheme, opset: int, *, by_head: bool = F
     return body.function(DOMAIN, probabilities_op(scheme), result, scheme_attributes(scheme))
 
 
-def attention_function(scheme: QuantScheme, opset: int, *, by_head: bool = False) -> ir.Function:
+def attention_function(scheme: QuantScheme, opset: int, *, by_head: bool = False, capped: bool = False) -> ir.Function:
     """The body of `attention_op`: query, key, value and mask to the context."""
     body = Body(opset, by_head=by_head)
     query, key, value, mask = (body.input(name) for name in ("query", "key", "value", "mask"))
     scaled = body.Mul(body.transpose(query, "q_perm"), body.constant_of("scale"))
-    scores = body.Add(body.MatMul(scaled, body.transpose(key, "k_perm")), mask)
+    product = body.MatMul(scaled, body.transpose(key, "k_perm"))
+    if capped:
+        softcap = body.constant_of("softcap")
+        product = body.Mul(body.Tanh(body.Div(product, softcap)), softcap)
+    scores = body.Add(product, mask)
     row_max = body.Max(body.row_max(scores), body.constant_of("row_max_floor"))
     distance = functools.cache(lambda: body.Sub(scores, body.column(row_max)))
     exp = functools.cache(lambda: body.Exp(distance()))
@@ -193,8 +198,8 @@ def attention_function(scheme: QuantScheme, opset: int, *, by_head: bool = False
         shared = body.Mul(of_sample, body.column(quantized.share))
         context = body.Add(body.MatMul(quantized.weights, values), shared)
     result = body.transpose(body.Mul(context, body.column(quantized.factor)), "out_perm")
-    layout = attention_attributes(1.0, (), (), (), (), zeroes_masked_rows=False)
-    return body.function(DOMAIN, attention_op(scheme), result, [*scheme_attributes(scheme), *layout])
+    layout = attention_attributes(1.0, (), (), (), (), zeroes_masked_rows=False, softcap=1.0 if capped else 0.0)
+    return body.function(DOMAIN, attention_op(scheme, capped=capped), result, [*scheme_attributes(scheme), *layout])
 
 
 def attention_attributes(
@@ -206,10 +211,11 @@ def attention_attributes(
     *,
     zeroes_masked_rows: bool,
     int16_products: bool = False,
+    softcap: float = 0.0,
 ) -> list[ir.Attr]:
-    """The attributes of an attention node beside those of its scheme."""
+    """The attributes of an attention node beside those of its scheme; softcap 0 is none."""
     floor = float(np.finfo(np.float32).min) if zeroes_masked_rows else -np.inf
-    numbers = {"scale": scale, "row_max_floor": floor}
+    numbers = {"scale": scale, "row_max_floor": floor} | ({"softcap": softcap} if softcap else {})
     perms = {"q_perm": q_perm, "k_perm": k_perm, "v_perm": v_perm, "out_perm": out_perm}
     return [
         *(ir.AttrTensor(name, ir.tensor(np.array([value], np.float32), name=name)) for name, value in numbers.items()),

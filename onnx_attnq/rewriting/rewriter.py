@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from typing import Final
 
@@ -37,6 +38,7 @@ _BODIES: Final = {
     Form.PROBABILITIES: bodies.probabilities_function,
     Form.ATTENTION: bodies.attention_function,
 }
+_CAPPED: Final = functools.partial(bodies.attention_function, capped=True)
 
 _LOWEST_IR_VERSION: Final = 8  # the first with model-local functions
 
@@ -73,7 +75,7 @@ def rewrite(
     plan.check(exposed.structure_hash, [site.id for site in sites.sites])
     names = _Names(model)
     inserted: list[tuple[AttentionSite, Form, SiteScheme, ir.Node]] = []
-    families: dict[tuple[Form, str], list[SiteScheme]] = {}
+    families: dict[tuple[Form, str, bool], list[SiteScheme]] = {}
     folded: dict[str, object] = {}
     # The last first: what enters a site may be what leaves an earlier one, and is replaced together with it.
     for site in reversed(sites.sites):
@@ -88,7 +90,8 @@ def rewrite(
         if fused is not None and is_taken(fused):
             op = fold(model, fused, op, scheme, folded) or op
         inserted.append((site, form, scheme, op))
-        families.setdefault((form, bodies.softmax_op(schemes_of(scheme)[0])), []).append(scheme)
+        capped = form is Form.ATTENTION and site.attention is not None and site.attention.softcap != 0.0
+        families.setdefault((form, bodies.softmax_op(schemes_of(scheme)[0]), capped), []).append(scheme)
     done = [_rewritten_site(*entry) for entry in reversed(inserted)]
     for entry in done:
         _LOG.debug("rewrote %s: %s, %s", entry.id, entry.form, entry.scheme.name)
@@ -96,11 +99,11 @@ def rewrite(
     record = Record(__version__, exposed.structure_hash, plan.hash, settings.inline, tuple(done))
     if not done:
         return record
-    for (form, _), given in families.items():
+    for (form, _, capped), given in families.items():
         # One body serves all schemes of a family; the lowest threshold decides how careful it must be.
         lowest = min((one for scheme in given for one in schemes_of(scheme)), key=lambda one: one.threshold)
         by_head = any(isinstance(scheme, HeadSchemes) for scheme in given)
-        body = _BODIES[form](lowest, files.opset(model), by_head=by_head)
+        body = (_CAPPED if capped else _BODIES[form])(lowest, files.opset(model), by_head=by_head)
         model.functions[body.identifier()] = body
     model.graph.opset_imports[bodies.DOMAIN] = bodies.DOMAIN_VERSION
     model.ir_version = max(model.ir_version or 0, _LOWEST_IR_VERSION)
@@ -222,10 +225,11 @@ def _insert_attention(
         attention.out_perm,
         zeroes_masked_rows=attention.zeroes_masked_rows,
         int16_products=settings.int16_products,
+        softcap=attention.softcap,
     )
     attributes = [*bodies.scheme_attributes(scheme, _table_shape(site, scheme)), *attributes]
     context = b.op(
-        bodies.attention_op(schemes_of(scheme)[0]),
+        bodies.attention_op(schemes_of(scheme)[0], capped=attention.softcap != 0.0),
         *(query.value, key.value, weighed, mask),
         domain=bodies.DOMAIN,
         **{attribute.name: attribute for attribute in attributes},

@@ -59,6 +59,8 @@ class AttentionAlone:
         self._q_perm, self._k_perm, self._v_perm, self._out_perm = (
             tuple(node.attributes[name].as_ints()) for name in ("q_perm", "k_perm", "v_perm", "out_perm")
         )
+        capped = node.attributes.get("softcap")
+        self._softcap = 0.0 if capped is None else float(capped.as_tensor().numpy()[0])
         self._zeroes_masked_rows = bool(np.isfinite(node.attributes["row_max_floor"].as_tensor().numpy()[0]))
         self._int16_products = native and bool(node.attributes["qk"].as_int())
         self._session = Session(self._model(node, model), run, native=native, frugal=True)
@@ -90,9 +92,13 @@ class AttentionAlone:
 
     def _scores(self, q: Array, k: Array, mask: Array) -> tuple[Array, Array]:
         """Scores in float64, and how far the op's own may be off."""
-        scores = q @ k * self._scale + mask
+        product = q @ k * self._scale
+        if self._softcap:
+            product = self._softcap * np.tanh(product / self._softcap)  # which brings errors no further apart
+        scores = product + mask
         # Rounding of each of D products and sums, and of the sum with the mask; of a score and of the row's maximum.
-        error = _EPS * ((q.shape[-1] / 2 + 2) * (np.abs(q) @ np.abs(k)) * abs(self._scale) + np.abs(scores))
+        of_product = (q.shape[-1] / 2 + 2) * (np.abs(q) @ np.abs(k)) * abs(self._scale)
+        error = _EPS * (of_product + np.abs(scores) + 4 * self._softcap)
         if self._int16_products:
             # A row of 16-bit integers is off by half of its largest magnitude / 32767 in each of its elements.
             q_step, k_step = np.abs(q).max(-1, keepdims=True) / 65534, np.abs(k).max(-2, keepdims=True) / 65534
