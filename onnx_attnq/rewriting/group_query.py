@@ -34,6 +34,8 @@ _OTHER_TYPES: Final = ("seqlens_k", "total_sequence_length", "position_ids", "k_
 _CACHES: Final = {0: (ir.DataType.FLOAT, ir.DataType.FLOAT16), 8: (ir.DataType.INT8,), 4: (ir.DataType.UINT8,)}
 """By kv_cache_bit_width, what caches may be."""
 _NAME: Final = "GroupQueryAttention"
+_NUMBERS: Final = frozenset({"threshold", "step", "offset", "levels"})
+"""Attributes that a body takes from the op that calls it; what else an op of ours has is the body's own."""
 _VARIANTS: Final = ("", "_2", "_3", "_4")
 """Behind the name of the op, where layers differ: with and without a window, a rotation, or other numbers of heads."""
 
@@ -186,7 +188,7 @@ def _described(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value | None], outp
         for name, attribute in sorted(node.attributes.items()):
             if attribute.type == ir.AttributeType.GRAPH:
                 attributes.append((name, all_of(attribute.as_graph(), attribute.as_graph().outputs)))
-            elif node.domain != bodies.DOMAIN:
+            elif node.domain != bodies.DOMAIN or name not in _NUMBERS:
                 attributes.append((name, ir.to_proto(attribute).SerializeToString(deterministic=True)))
         used = tuple(numbers.get(value, 0) for value in node.inputs)
         for output in node.outputs:
