@@ -21,7 +21,7 @@ from text_models import WORDS, tokenizer
 from onnx_attnq.cli import main
 from onnx_attnq.errors import CannotWrite, ExportFailed, InvalidModel
 from onnx_attnq.evaluate import TextModel, load_tokenizer
-from onnx_attnq.export import Attention, Exporter, export
+from onnx_attnq.export import AttentionImplementation, Exporter, export
 from onnx_attnq.job import compress
 from onnx_attnq.run import RunSettings, Session
 
@@ -35,12 +35,14 @@ ATOL = 1e-4
 """Float32 rounding of a model with two layers."""
 
 
-@pytest.mark.parametrize("attention", list(Attention))
+@pytest.mark.parametrize("attention", list(AttentionImplementation))
 @pytest.mark.parametrize(
     ("head", "task"),
     [("ForQuestionAnswering", "question-answering"), ("ForMaskedLM", "fill-mask"), ("Model", "feature-extraction")],
 )
-def test_optimum_exports_what_it_knows(tmp_path: Path, head: str, task: str, attention: Attention) -> None:
+def test_optimum_exports_what_it_knows(
+    tmp_path: Path, head: str, task: str, attention: AttentionImplementation
+) -> None:
     made = export(source(tmp_path / "bert", "Bert", head), tmp_path / "onnx", attention=attention)
     assert (made.task, made.exporter, made.files) == (task, Exporter.OPTIMUM, ("model.onnx",))
     assert load_tokenizer(made.folder)("red").input_ids == [2, WORDS.index("red"), 3]

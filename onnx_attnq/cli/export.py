@@ -68,11 +68,11 @@ def export(
     architectures that it knows, torch.onnx the others. The tokenizer or processor is saved beside the ONNX files,
     so that the folder is all that `evaluate` and deployment need.
     """
-    from onnx_attnq.export import Attention
+    from onnx_attnq.export import AttentionImplementation
     from onnx_attnq.export import export as run
 
     chosen = scheme_of(scheme, bits, threshold)
-    attention = None if attn is None else Attention(attn)
+    attention = None if attn is None else AttentionImplementation(attn)
     made = run(model, output, task=task, opset=opset, attention=attention, local_only=offline)
     results = _compress(made, chosen) if compressing else []
     if json_path is not None:

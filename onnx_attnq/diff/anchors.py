@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 import onnx_ir as ir
 
 from onnx_attnq.diff.expression_hashes import Expressions
-from onnx_attnq.diff.onnx_text import call_text, operands
+from onnx_attnq.diff.onnx_text import call_text, inputs_of
 
 Signature = tuple[str, ...]
 """Operator, attributes and constants of a node, and the attributes of other nodes that it is nested in."""
@@ -65,13 +65,13 @@ def _unique(found: Iterable[tuple[Signature, ir.Node]]) -> dict[Signature, ir.No
 
 
 def _has_weight(side: Expressions, node: ir.Node) -> bool:
-    texts = (side.constants(value) for value in operands(node) if value is not None)
+    texts = (side.constants(value) for value in inputs_of(node) if value is not None)
     return any(text is not None and " sha256:" in text for text in texts)
 
 
 def _slots(node: ir.Node, reader: ir.Node) -> Iterator[str]:
     """Which results of a node are read, as which operands."""
-    for i, value in enumerate(operands(reader)):
+    for i, value in enumerate(inputs_of(reader)):
         if value is not None and value.producer() is node:
             yield f"{value.index()} as {i}"
 

@@ -30,8 +30,8 @@ from onnx_attnq.diff.node_order import unused_constants
 from onnx_attnq.diff.node_places import Places
 from onnx_attnq.diff.onnx_text import (
     attributes_text,
+    inputs_of,
     op_text,
-    operands,
     ordered_subgraphs,
     results,
     type_text,
@@ -101,7 +101,7 @@ class Matching:
         self._attributes(a, b)
         if [value is None for value in results(a)] != [value is None for value in results(b)]:
             self._report(Kind.WIRING, f"{len(results(a))} results became {len(results(b))}", a, b)
-        for i, (value_a, value_b) in enumerate(zip_longest(operands(a), operands(b))):
+        for i, (value_a, value_b) in enumerate(zip_longest(inputs_of(a), inputs_of(b))):
             self._operand((a, b), f"operand {i}", value_a, value_b)
 
     def _attributes(self, a: ir.Node, b: ir.Node) -> None:
@@ -183,14 +183,14 @@ class Matching:
         elif (a, b) not in self._replaced:
             self._replaced.append((a, b))
             self._between.update((a, b))
-            for value_a, value_b in zip(operands(a), operands(b), strict=False):
+            for value_a, value_b in zip(inputs_of(a), inputs_of(b), strict=False):
                 node_a, node_b = self._fresh_producer(self.a, value_a), self._fresh_producer(self.b, value_b)
                 if node_a is not None and node_b is not None and self._alike(node_a, node_b):
                     self._pair(node_a, node_b)
 
     def _alike(self, a: ir.Node, b: ir.Node) -> bool:
         """Whether two nodes are the same operator on what is the same, or computed by the same operator."""
-        pairs = list(zip(operands(a), operands(b), strict=False))
+        pairs = list(zip(inputs_of(a), inputs_of(b), strict=False))
         producers = ((self.a.producer(x), self.b.producer(y)) for x, y in pairs)
         return op_text(a) == op_text(b) and (
             any(self._same(x, y) for x, y in pairs)
@@ -214,7 +214,7 @@ class Matching:
         seen = {root}
         queue = [root]
         while queue and len(seen) <= _INSERTED_AT_MOST:
-            for value in operands(queue.pop(0)):
+            for value in inputs_of(queue.pop(0)):
                 node = self._fresh_producer(side, value)
                 if node is not None and node not in seen:
                     seen.add(node)
@@ -224,7 +224,7 @@ class Matching:
     def _reaches(self, side: Expressions, root: ir.Node, wanted: Callable[[ir.Value], bool]) -> bool:
         """Whether a new node, or a new one that it is computed from, reads what is wanted."""
         cone = [root, *self._fresh_cone(side, root)]
-        if not any(value is not None and wanted(value) for node in cone for value in operands(node)):
+        if not any(value is not None and wanted(value) for node in cone for value in inputs_of(node)):
             return False
         self._between.update(cone)
         return True
@@ -261,7 +261,7 @@ class Matching:
     def _likeness(self, a: ir.Node, b: ir.Node) -> tuple[int, int, int]:
         attributes_a, attributes_b = attributes_text(a, self.a.graph_hash), attributes_text(b, self.b.graph_hash)
         return (
-            sum(self._same(x, y) for x, y in zip(operands(a), operands(b), strict=False)),
+            sum(self._same(x, y) for x, y in zip(inputs_of(a), inputs_of(b), strict=False)),
             len(attributes_a.items() & attributes_b.items()),
             [name for _, name in self.a.holders(a)] == [name for _, name in self.b.holders(b)],
         )

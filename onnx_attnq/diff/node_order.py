@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import onnx_ir as ir
 
-from onnx_attnq.diff.onnx_text import ConstantTexts, call_text, operands, ordered_subgraphs, results
+from onnx_attnq.diff.onnx_text import ConstantTexts, call_text, inputs_of, ordered_subgraphs, results
 from onnx_attnq.errors import InvalidModel
 from onnx_attnq.graph import constant
 
@@ -58,7 +58,7 @@ def node_order(graph: ir.Graph | ir.Function, constants: ConstantTexts) -> NodeO
 
 def dependencies(node: ir.Node) -> list[ir.Value]:
     """What must be there before a node can run: its operands, then the outputs of its subgraphs."""
-    needed = [value for value in operands(node) if value is not None]
+    needed = [value for value in inputs_of(node) if value is not None]
     for _, graph in ordered_subgraphs(node):
         needed.extend(graph.outputs)
     return needed

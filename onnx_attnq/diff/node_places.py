@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnx_attnq.diff.expression_hashes import Expressions
-from onnx_attnq.diff.onnx_text import node_text, op_text, operands, quote
+from onnx_attnq.diff.onnx_text import inputs_of, node_text, op_text, quote
 from onnx_attnq.diff.result import Place
 
 
@@ -24,7 +24,7 @@ class Places:
         if self._function is not None:
             inside = (*inside, f"function {self._function}")
         before: dict[ir.Node, None] = {}
-        for value in operands(node):
+        for value in inputs_of(node):
             producer = self.expressions.producer(value)
             if producer is not None:
                 before[producer] = None

@@ -103,7 +103,7 @@ def operand_text(value: ir.Value | None, name_of: NameOf) -> str:
     return '""' if value is None else name_of(value)
 
 
-def operands(node: ir.Node) -> tuple[ir.Value | None, ...]:
+def inputs_of(node: ir.Node) -> tuple[ir.Value | None, ...]:
     """A node's inputs without the missing ones at the end, which mean nothing."""
     inputs = list(node.inputs)
     while inputs and inputs[-1] is None:
@@ -129,7 +129,7 @@ def call_text(node: ir.Node, name_of: NameOf, graph_text: GraphText) -> str:
     """The right-hand side: operator, attributes in order of their names, operands."""
     attributes = attributes_text(node, graph_text)
     inside = f" <{', '.join(f'{name} = {text}' for name, text in attributes.items())}>" if attributes else ""
-    return f"{op_text(node)}{inside} ({', '.join(operand_text(value, name_of) for value in operands(node))})"
+    return f"{op_text(node)}{inside} ({', '.join(operand_text(value, name_of) for value in inputs_of(node))})"
 
 
 def node_text(node: ir.Node, name_of: NameOf, graph_text: GraphText) -> str:
@@ -225,10 +225,10 @@ __all__ = [
     "attribute_text",
     "attributes_text",
     "call_text",
+    "inputs_of",
     "node_text",
     "op_text",
     "operand_text",
-    "operands",
     "ordered_subgraphs",
     "quote",
     "results",

@@ -22,7 +22,7 @@ from onnx_attnq.errors import InvalidData, first_line
 from onnx_attnq.extras import quiet_hub, require
 from onnx_attnq.reading import read_regular, unpacked_limit
 
-Rows = Iterable[Mapping[str, Any]]
+TableRows = Iterable[Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def read_questions(path: str | os.PathLike[str]) -> tuple[Question, ...]:
             raise InvalidData(f"{path}: not in SQuAD v1.1 format ({_reason(error)})") from error
 
 
-def questions_from_rows(rows: Rows) -> tuple[Question, ...]:
+def questions_from_rows(rows: TableRows) -> tuple[Question, ...]:
     """Columns ``question``, ``context``, ``answers`` (with ``text``), as ``rajpurkar/squad`` has them."""
     return tuple(
         Question(_text(row, "question"), _text(row, "context"), tuple(_column(_column(row, "answers"), "text")))
@@ -91,7 +91,7 @@ def read_labelled_texts(path: str | os.PathLike[str]) -> tuple[LabelledText, ...
         return tuple(LabelledText(row["sentence"], _number(int, row["label"], path, rows.line_num)) for row in rows)
 
 
-def labelled_texts_from_rows(rows: Rows) -> tuple[LabelledText, ...]:
+def labelled_texts_from_rows(rows: TableRows) -> tuple[LabelledText, ...]:
     """Columns ``sentence`` (or ``text``) and ``label``, as ``stanfordnlp/sst2`` has them."""
     return tuple(LabelledText(_text(row, "sentence", "text"), int(_column(row, "label"))) for row in rows)
 
@@ -112,7 +112,7 @@ def read_pairs(path: str | os.PathLike[str]) -> tuple[Pair, ...]:
         return tuple(pairs)
 
 
-def pairs_from_rows(rows: Rows) -> tuple[Pair, ...]:
+def pairs_from_rows(rows: TableRows) -> tuple[Pair, ...]:
     """Columns ``sentence1``, ``sentence2`` and ``label`` (or ``score``), as ``nyu-mll/glue`` (stsb) has them."""
     return tuple(
         Pair(_text(row, "sentence1"), _text(row, "sentence2"), float(_column(row, "label", "score"))) for row in rows
@@ -129,7 +129,7 @@ def read_texts(path: str | os.PathLike[str]) -> tuple[str, ...]:
         return tuple(line for line in file.read().splitlines() if line.strip())
 
 
-def texts_from_rows(rows: Rows) -> tuple[str, ...]:
+def texts_from_rows(rows: TableRows) -> tuple[str, ...]:
     """Column ``text``, as ``Salesforce/wikitext`` has it; empty rows are skipped."""
     return tuple(text for row in rows if (text := _column(row, "text")) and text.strip())
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, Protocol
 
 from onnx_attnq.errors import InvalidData
 from onnx_attnq.evaluate.causal_lm import CausalLanguageModelling
-from onnx_attnq.evaluate.data import Rows, hub_rows
+from onnx_attnq.evaluate.data import TableRows, hub_rows
 from onnx_attnq.evaluate.masked_lm import MaskedLanguageModelling
 from onnx_attnq.evaluate.question_answering import QuestionAnswering
 from onnx_attnq.evaluate.records import FloatArray, Metric
@@ -86,7 +86,7 @@ def task_from_hub(
         InvalidData: Unknown task or data set, other columns than the task's, or no examples.
     """
     task = _task(name)
-    rows: Rows = hub_rows(dataset, split)
+    rows: TableRows = hub_rows(dataset, split)
     try:
         examples = task.from_rows(rows)
     except (KeyError, TypeError, ValueError) as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_attnq.errors import ExportFailed, InvalidModel
-from onnx_attnq.export.result import ATOL, Attention
+from onnx_attnq.export.result import ATOL, AttentionImplementation
 
 WITH_PAST = "-with-past"
 
@@ -46,7 +46,7 @@ def supports(architecture: str, task: str) -> bool:
 
 
 def export_by_optimum(
-    source: str, output: Path, task: str, opset: int | None, attention: Attention | None, local_only: bool
+    source: str, output: Path, task: str, opset: int | None, attention: AttentionImplementation | None, local_only: bool
 ) -> str:
     """Write the ONNX files, config.json and tokenizer to ``output``; returns the task as optimum spells it.
 

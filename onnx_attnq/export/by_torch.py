@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from onnx_attnq.errors import ExportFailed, first_line
-from onnx_attnq.export.result import ATOL, Attention
+from onnx_attnq.export.result import ATOL, AttentionImplementation
 from onnx_attnq.run import Session
 
 OPSET: Final = 18
@@ -24,7 +24,7 @@ CHECKED: Final = (3, 11)
 
 
 def export_by_torch(
-    source: str, output: Path, task: str, opset: int | None, attention: Attention | None, local_only: bool
+    source: str, output: Path, task: str, opset: int | None, attention: AttentionImplementation | None, local_only: bool
 ) -> None:
     """Write ``model.onnx``, config.json and the tokenizer, if there is one, to ``output``.
 

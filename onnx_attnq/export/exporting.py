@@ -13,7 +13,7 @@ from onnx_attnq.atomic import new_folder
 from onnx_attnq.errors import InvalidModel, first_line
 from onnx_attnq.export.by_optimum import export_by_optimum, infer_task, supports
 from onnx_attnq.export.by_torch import export_by_torch
-from onnx_attnq.export.result import ATOL, Attention, Exported, Exporter
+from onnx_attnq.export.result import ATOL, AttentionImplementation, Exported, Exporter
 from onnx_attnq.extras import OFFLINE, quiet_hub, require
 
 
@@ -23,7 +23,7 @@ def export(
     *,
     task: str | None = None,
     opset: int | None = None,
-    attention: Attention | None = None,
+    attention: AttentionImplementation | None = None,
     local_only: bool = False,
 ) -> Exported:
     """Export a model, by optimum where it knows the architecture, by torch.onnx (dynamo) where it does not.
@@ -87,4 +87,4 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-__all__ = ["ATOL", "Attention", "Exported", "Exporter", "export"]
+__all__ = ["ATOL", "AttentionImplementation", "Exported", "Exporter", "export"]

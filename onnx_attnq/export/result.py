@@ -11,7 +11,7 @@ ATOL: Final = 1e-3
 """How far an output of the ONNX model may be from PyTorch's: float32 rounding that a deep model adds up."""
 
 
-class Attention(enum.StrEnum):
+class AttentionImplementation(enum.StrEnum):
     """The implementation of attention in PyTorch that is traced."""
 
     EAGER = "eager"
@@ -53,4 +53,4 @@ class Exported:
         }
 
 
-__all__ = ["ATOL", "Attention", "Exported", "Exporter"]
+__all__ = ["ATOL", "AttentionImplementation", "Exported", "Exporter"]

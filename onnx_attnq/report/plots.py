@@ -24,7 +24,7 @@ from onnx_attnq.study import (
     EDGES,
     MAJORITIES,
     FloatArray,
-    Metric,
+    HeadMetric,
     SchemeMetric,
     Study,
     scheme_label,
@@ -97,7 +97,7 @@ def sparsity(study: Study, *, relative: bool = False) -> Figure:
 
 
 @styled
-def heatmap(study: Study, metric: Metric) -> Figure:
+def heatmap(study: Study, metric: HeadMetric) -> Figure:
     """A number of every head, layer by head, such as its entropy."""
     grid = _grid([metric.of(site) for site in study.sites])
     return _heat(study, grid, metric.title, metric.unit, provenance(study))

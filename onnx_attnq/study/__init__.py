@@ -2,7 +2,7 @@
 
 from onnx_attnq.study.analysis import analyze
 from onnx_attnq.study.conclusions import SAFE_ERROR, Finding, findings, summary
-from onnx_attnq.study.head_metrics import CONTEXT_ERROR, DIVERGENCE, METRICS, SCHEME_METRICS, Metric, SchemeMetric
+from onnx_attnq.study.head_metrics import CONTEXT_ERROR, DIVERGENCE, METRICS, SCHEME_METRICS, HeadMetric, SchemeMetric
 from onnx_attnq.study.mergeable_arrays import FloatArray
 from onnx_attnq.study.model_study import Study, scheme_label
 from onnx_attnq.study.resistance import Resistance, resistances
@@ -24,7 +24,7 @@ __all__ = [
     "SCHEME_METRICS",
     "Finding",
     "FloatArray",
-    "Metric",
+    "HeadMetric",
     "Resistance",
     "SchemeMetric",
     "SiteStats",

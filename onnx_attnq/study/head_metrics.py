@@ -12,7 +12,7 @@ from onnx_attnq.study.site_statistics import EDGES, MAJORITIES, SiteStats
 
 
 @dataclasses.dataclass(frozen=True)
-class Metric:
+class HeadMetric:
     """A number per head of a site.
 
     Attributes:
@@ -30,7 +30,7 @@ class Metric:
 
 @dataclasses.dataclass(frozen=True)
 class SchemeMetric:
-    """A number per head of a site that a scheme has; fields as of `Metric`."""
+    """A number per head of a site that a scheme has; fields as of `HeadMetric`."""
 
     key: str
     title: str
@@ -38,14 +38,14 @@ class SchemeMetric:
     of: Callable[[SchemeStats], FloatArray]
 
 
-ENTROPY: Final = Metric("entropy", "mean entropy of a row", "bits", lambda s: s.mean_entropy)
-SPREAD: Final = Metric("spread", "spread of the rows' median value", "decades", lambda s: s.spread)
-TO_FIRST: Final = Metric("to_first", "attention to the first token", "share", lambda s: s.attention_to_first)
-TO_SELF: Final = Metric("to_self", "attention to the token itself", "share", lambda s: s.attention_to_self)
-TO_SEPARATOR: Final = Metric(
+ENTROPY: Final = HeadMetric("entropy", "mean entropy of a row", "bits", lambda s: s.mean_entropy)
+SPREAD: Final = HeadMetric("spread", "spread of the rows' median value", "decades", lambda s: s.spread)
+TO_FIRST: Final = HeadMetric("to_first", "attention to the first token", "share", lambda s: s.attention_to_first)
+TO_SELF: Final = HeadMetric("to_self", "attention to the token itself", "share", lambda s: s.attention_to_self)
+TO_SEPARATOR: Final = HeadMetric(
     "to_separator", "attention to separator tokens", "share", lambda s: s.attention_to_separator
 )
-BELOW_UNIFORM: Final = Metric("below_uniform", "values below 1/L", "share", lambda s: s.share_below_uniform)
+BELOW_UNIFORM: Final = HeadMetric("below_uniform", "values below 1/L", "share", lambda s: s.share_below_uniform)
 
 
 def _decade(exponent: int) -> int:
@@ -53,10 +53,10 @@ def _decade(exponent: int) -> int:
     return EDGES.size - 1 + 10 * exponent
 
 
-def share_below(exponent: int, *, relative: bool = False) -> Metric:
+def share_below(exponent: int, *, relative: bool = False) -> HeadMetric:
     """The share of the values below 10**exponent, with ``relative`` of p / row maximum; exponent -10 to 0."""
     index, what, mark = _decade(exponent), *(("p / row maximum", "relative_") if relative else ("p", ""))
-    return Metric(
+    return HeadMetric(
         f"{mark}below_1e{exponent}",
         f"values with {what} < 1e{exponent}",
         "share",
@@ -64,10 +64,10 @@ def share_below(exponent: int, *, relative: bool = False) -> Metric:
     )
 
 
-def mass_lost(exponent: int, *, relative: bool = False) -> Metric:
+def mass_lost(exponent: int, *, relative: bool = False) -> HeadMetric:
     """The share of the mass in values below 10**exponent, with ``relative`` of p / row maximum."""
     index, what, mark = _decade(exponent), *(("p / row maximum", "relative_") if relative else ("p", ""))
-    return Metric(
+    return HeadMetric(
         f"{mark}mass_below_1e{exponent}",
         f"mass in values with {what} < 1e{exponent}",
         "share",
@@ -75,10 +75,10 @@ def mass_lost(exponent: int, *, relative: bool = False) -> Metric:
     )
 
 
-def tokens_to_majority(index: int) -> Metric:
+def tokens_to_majority(index: int) -> HeadMetric:
     """The mean number of tokens that hold a majority of a row's mass, by its index in `MAJORITIES`."""
     percent = round(100 * MAJORITIES[index])
-    return Metric(
+    return HeadMetric(
         f"tokens_to_{percent}",
         f"tokens that hold {percent} % of a row's mass",
         "tokens",
@@ -86,10 +86,10 @@ def tokens_to_majority(index: int) -> Metric:
     )
 
 
-def share_to_majority(index: int) -> Metric:
+def share_to_majority(index: int) -> HeadMetric:
     """The mean share of the valid tokens that hold a majority of a row's mass, by its index in `MAJORITIES`."""
     percent = round(100 * MAJORITIES[index])
-    return Metric(
+    return HeadMetric(
         f"share_to_{percent}",
         f"share of the tokens that hold {percent} % of a row's mass",
         "share",
@@ -97,15 +97,15 @@ def share_to_majority(index: int) -> Metric:
     )
 
 
-METRICS: Final[tuple[Metric, ...]] = (
-    Metric("values", "valid attention values", "", lambda s: s.values.astype(float)),
-    Metric("rows", "rows (query tokens)", "", lambda s: s.rows.astype(float)),
-    Metric("nan_rows", "rows with NaN, left out", "", lambda s: s.nan_rows.astype(float)),
-    Metric("keys", "mean number of valid keys of a row", "tokens", lambda s: s.mean_keys),
-    Metric("min", "smallest value", "", lambda s: s.minimum),
-    Metric("max", "largest value", "", lambda s: s.maximum),
-    Metric("mean", "mean value", "", lambda s: s.mean),
-    Metric("std", "standard deviation of the values", "", lambda s: s.std),
+METRICS: Final[tuple[HeadMetric, ...]] = (
+    HeadMetric("values", "valid attention values", "", lambda s: s.values.astype(float)),
+    HeadMetric("rows", "rows (query tokens)", "", lambda s: s.rows.astype(float)),
+    HeadMetric("nan_rows", "rows with NaN, left out", "", lambda s: s.nan_rows.astype(float)),
+    HeadMetric("keys", "mean number of valid keys of a row", "tokens", lambda s: s.mean_keys),
+    HeadMetric("min", "smallest value", "", lambda s: s.minimum),
+    HeadMetric("max", "largest value", "", lambda s: s.maximum),
+    HeadMetric("mean", "mean value", "", lambda s: s.mean),
+    HeadMetric("std", "standard deviation of the values", "", lambda s: s.std),
     ENTROPY,
     SPREAD,
     BELOW_UNIFORM,
@@ -155,7 +155,7 @@ __all__ = [
     "TO_FIRST",
     "TO_SELF",
     "TO_SEPARATOR",
-    "Metric",
+    "HeadMetric",
     "SchemeMetric",
     "mass_lost",
     "share_below",
