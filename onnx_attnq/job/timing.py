@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import onnx_ir as ir
 
@@ -76,7 +76,8 @@ class Timing:
         cpu_ms: Median of process CPU time, milliseconds.
         wall_ms: Median of elapsed time, milliseconds.
         p99_ms: 99th percentile of elapsed time, milliseconds.
-        ratio: Median CPU time of the original divided by this one's: above 1 is faster.
+        ratio: Median CPU time of the original, of the runs in turn with this one, divided by this one's: above 1 is
+            faster.
         peak_mb: Peak resident memory of a process that runs it once, megabytes; None where it was not measured.
     """
 
@@ -146,7 +147,9 @@ def bench(
     run: RunSettings = RunSettings(),
     progress: Progress = no_progress,
 ) -> tuple[list[Timing], list[str]]:
-    """Time all variants on the same inputs, one run of each after the other.
+    """Time each variant in turn with the original on the same inputs: a run of the one, a run of the other.
+
+    There are no more than two sessions at a time.
 
     A decoder with a cache is timed in both of its phases: prompts, and one token after a past.
 
@@ -171,35 +174,44 @@ def bench(
     result: list[Timing] = []
     with tempfile.TemporaryDirectory() as folder:
         found, missing = variants(original, rewritten, Path(folder), settings.references)
-        sessions = {v.name: Session(v.path, run, native=v.native) for v in found}
-        rounds = Steps(len(wanted) * settings.repeats, progress)
+        taken: list[tuple[Step, Sample]] = []
         refused: InvalidData | None = None
+        session = Session(load(original), run)
         for step, given in wanted:
             try:
                 sample = given or step_sample(model, step, settings.batch, settings.input_shapes)
-                runs = {name: _run_of(session, step, sample, model) for name, session in sessions.items()}
-                runs[ORIGINAL]()
+                _run_of(session, step, sample, model)()
+                taken.append((step, sample))
             except InvalidData as error:
                 refused = error
                 missing.append(f"{step}: {error}")
-                continue
-            cpu: dict[str, list[float]] = {v.name: [] for v in found}
-            wall: dict[str, list[float]] = {v.name: [] for v in found}
-            for round_number in range(settings.repeats + 1):
-                for name, once in runs.items():
-                    spent = _timed(once)
-                    if round_number:
-                        cpu[name].append(spent[0])
-                        wall[name].append(spent[1])
-                rounds.advance(str(step), int(bool(round_number)))
-            base = statistics.median(cpu[ORIGINAL])
-            for v in found:
-                median = statistics.median(cpu[v.name])
-                p99 = sorted(wall[v.name])[min(settings.repeats - 1, int(0.99 * settings.repeats))]
+        others = found[1:] or found
+        rounds = Steps(len(taken) * len(others) * settings.repeats, progress)
+        spent: dict[tuple[int, str], list[_Spent]] = {}
+        bases: dict[tuple[int, str], list[_Spent]] = {}
+        for variant in others:
+            # Two sessions at a time: each has packed weights of its own.
+            rival = Session(load(variant.path), run, native=variant.native)
+            for place, (step, sample) in enumerate(taken):
+                pair = _run_of(session, step, sample, model), _run_of(rival, step, sample, model)
+                for number in range(settings.repeats + 1):
+                    of_original, own = _timed(pair[0]), _timed(pair[1])
+                    if number:
+                        bases.setdefault((place, variant.name), []).append(of_original)
+                        spent.setdefault((place, variant.name), []).append(own)
+                        spent.setdefault((place, ORIGINAL), []).append(of_original)
+                        rounds.advance(f"{variant.name}, {step}")
+            del rival
+        del session
+        for place, (step, _) in enumerate(taken):
+            for variant in found:
+                runs = spent[place, variant.name]
+                base = statistics.median(cpu for cpu, _ in bases.get((place, variant.name), runs))
+                cpu, elapsed = (statistics.median(one[k] for one in runs) for k in (0, 1))
+                p99 = sorted(wall for _, wall in runs)[min(len(runs) - 1, int(0.99 * len(runs)))]
                 measured = settings.memory and not settings.samples
-                peak = _peak_memory(v, original, settings, step, run) if measured else None
-                elapsed = statistics.median(wall[v.name])
-                result.append(Timing(v.name, step, median * 1e3, elapsed * 1e3, p99 * 1e3, base / median, peak))
+                peak = _peak_memory(variant, original, settings, step, run) if measured else None
+                result.append(Timing(variant.name, step, cpu * 1e3, elapsed * 1e3, p99 * 1e3, base / cpu, peak))
     if refused is not None and not result:
         raise refused
     return result, missing
@@ -212,7 +224,11 @@ def _run_of(session: Session, step: Step, sample: Sample, model: ir.Model) -> Ca
     return session.bound(sample, shared_buffers(model))
 
 
-def _timed(run: Callable[[], object]) -> tuple[float, float]:
+_Spent: TypeAlias = tuple[float, float]
+"""CPU and elapsed time of a run, seconds."""
+
+
+def _timed(run: Callable[[], object]) -> _Spent:
     cpu, wall = time.process_time(), time.perf_counter()
     run()
     return time.process_time() - cpu, time.perf_counter() - wall
@@ -244,7 +260,7 @@ def run_once(
     run = RunSettings(threads, tuple(map(Path, custom_ops)))
     model = load(original)
     sample = step_sample(model, step, settings.batch, settings.input_shapes)
-    _run_of(Session(path, run, native=native), step, sample, model)()
+    _run_of(Session(load(path), run, native=native), step, sample, model)()
 
 
 def _peak_memory(

@@ -1,8 +1,9 @@
 """Running models in onnxruntime, with or without the native library. The only package that imports onnxruntime."""
 
 from onnx_attnq.run.native import native_library
-from onnx_attnq.run.sessions import Arrays, Session, optimize_transformer, session
+from onnx_attnq.run.sessions import Arrays, Session, session
 from onnx_attnq.run.settings import MEMORY, RunSettings
+from onnx_attnq.run.transformer_optimizer import optimize_transformer
 from onnx_attnq.run.weight_quantizers import WEIGHTS, quantize_weights
 
 __all__ = [

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
-import logging
 import os
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -211,36 +206,6 @@ def session(path: str | os.PathLike[str], threads: int | None = None) -> onnxrun
     """
     options = _options(RunSettings(threads), native_library() is not None)
     return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-
-
-def optimize_transformer(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
-    """What onnxruntime's transformer optimizer makes of a model: the best that it offers for the original.
-
-    Raises:
-        InvalidModel: The optimizer does not take the model, or finds no attention to fuse.
-    """
-    with warnings.catch_warnings():
-        # Where it fails it leaves its temporary folder to be found by the garbage collector, which tells of it.
-        warnings.simplefilter("ignore", ResourceWarning)
-        failure = _optimized(os.fspath(source), os.fspath(output))
-    if failure is not None:
-        raise InvalidModel(f"onnxruntime's transformer optimizer {failure}")
-
-
-def _optimized(source: str, output: str) -> str | None:
-    """Run the optimizer; returns what went wrong."""
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            optimizer = importlib.import_module("onnxruntime.transformers.optimizer")
-            logging.getLogger("onnxruntime.transformers").setLevel(logging.ERROR)
-            optimized = optimizer.optimize_model(source, model_type="bert", opt_level=0)
-            counts = optimized.get_fused_operator_statistics()
-            if not counts.get("Attention") and not counts.get("MultiHeadAttention"):
-                return "finds no attention to fuse"
-            optimized.save_model_to_file(output)
-    except Exception as error:  # whatever the optimizer stumbles over, it is not the user's fault
-        return f"fails: {first_line(error)}"
-    return None
 
 
 def _options(settings: RunSettings, native: bool) -> onnxruntime.SessionOptions:
