@@ -1,64 +1,108 @@
 """What the proof costs: time as a multiple of loading, saving and one run of each variant; memory as one of the file.
 
-    python benchmarks/cost.py [--layers 12] [--batch 8] [--tokens 128] [--external] [--threads 2]
+    python benchmarks/cost.py [compress bisect bench starts] [--layers 12] [--batch 8] [--tokens 128] [--external]
+        [--threads 2]
 
-The parts and the whole job run in processes of their own, on a BERT with random weights. Prints CPU seconds, wall
-seconds, peak memory, and the two ratios. `--layers 12 --layers 48 --hidden 256` shows how it grows with depth.
+The parts and each command run in processes of their own, on a BERT with random weights. Prints CPU seconds, wall
+seconds, peak memory, and the two ratios; bisect's time as a multiple of a run of the model, and what bench needs beside
+its timed runs. `--layers 12 --layers 48 --hidden 128` shows how it grows with depth; `starts` times the command line.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import onnx
 from bert import bert
 
 _FRAME = """
-import sys, time
+import json, sys, time
 import numpy as np
 from pathlib import Path
-from onnx_attnq.job import compress
+from onnx_attnq.job import TimingSettings, bench, compress
 from onnx_attnq.job.timing import peak_memory
 from onnx_attnq.model import load, save
 from onnx_attnq.run import RunSettings, Session, native_library
-from onnx_attnq.verification import VerifySettings
+from onnx_attnq.verification import VerifySettings, bisect
 source, target = Path(sys.argv[1]), Path(sys.argv[2])
 batch, tokens, threads = map(int, sys.argv[3:])
 run = RunSettings(threads or None)
 random = np.random.default_rng(0)
-samples = ({{"input_ids": random.integers(4, 30000, (batch, tokens)), "attention_mask": np.ones((batch, tokens), np.int64)}},)
-cpu, wall = time.process_time(), time.perf_counter()
+ids = random.integers(4, 900, (batch, tokens))
+samples = ({{"input_ids": ids, "attention_mask": np.ones((batch, tokens), np.int64)}},)
+cpu, wall, more = time.process_time(), time.perf_counter(), 0.0
 {body}
-print(time.process_time() - cpu, time.perf_counter() - wall, peak_memory())
+print(json.dumps([time.process_time() - cpu, time.perf_counter() - wall, peak_memory(), more]))
 """
 _PARTS = """
 model = load(source)
 save(model, target)
 del model
-Session(source, run).run(samples[0])
-Session(target, run).run(samples[0])
-if native_library() is not None:
-    Session(target, run, native=True).run(samples[0])
+for native in (False, False, True)[: 2 + (native_library() is not None)]:
+    session = Session(source, run, native=native)
+    start = time.process_time()
+    session.run(samples[0])
+    more = time.process_time() - start
+    del session
 """
-_WHOLE = """
+_COMPRESS = """
 assert compress(source, target, verification=VerifySettings(samples), run=run).verification.passed
 """
+_REWRITE = """
+compress(source, target, verification=None)
+"""
+_BISECT = """
+bisect(source, target, samples, run=run)
+"""
+_BENCH = """
+timings, _ = bench(source, (target,), settings=TimingSettings((tokens,), batch, repeats=5), run=run)
+rivals = [t for t in timings if t.variant != "original"]
+more = sum(6 * (t.cpu_ms + t.cpu_ms * t.ratio) / 1e3 for t in rivals)
+"""
 
 
-def measure(body: str, *arguments: object) -> tuple[float, float, float]:
-    """CPU seconds, wall seconds and peak megabytes of a process of its own."""
+def measure(body: str, *arguments: object) -> tuple[float, float, float, float]:
+    """CPU seconds, wall seconds and peak megabytes of a process of its own, and what else the body counts."""
     command = [sys.executable, "-c", _FRAME.format(body=body), *map(str, arguments)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    cpu, wall, peak = map(float, printed.split())
-    return cpu, wall, peak
+    environment = {"OPENBLAS_NUM_THREADS": "1"} | os.environ  # as the command line has it
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    cpu, wall, peak, more = json.loads(done.stdout)
+    return cpu, wall, peak, more
+
+
+def starts(folder: Path) -> None:
+    """How long the command line takes to answer."""
+    small = folder / "small.onnx"
+    onnx.save(bert(2, 64, 1, vocabulary=100), small)
+    for arguments in (["--help"], ["--version"], ["fingerprint", str(small)]):
+        wall, cpu = [], []
+        for _ in range(5):
+            begin, used = time.perf_counter(), children()
+            subprocess.run([sys.executable, "-m", "onnx_attnq", *arguments], capture_output=True, check=True)
+            wall.append(time.perf_counter() - begin)
+            cpu.append(children() - used)
+        print(f"{arguments[0]:12} {statistics.median(cpu):.2f} s of CPU, {statistics.median(wall):.2f} s", flush=True)
+
+
+def children() -> float:
+    """CPU seconds of the processes that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="*", default=["compress"], help="compress, bisect, bench, starts")
     parser.add_argument("--layers", type=int, action="append")
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--batch", type=int, default=8)
@@ -66,22 +110,39 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--external", action="store_true", help="weights in a data file")
     arguments = parser.parse_args()
-    print("layers  file MB  parts: CPU s  wall s  whole: CPU s  wall s  CPU ratio  peak MB  peak ratio")
     for layers in arguments.layers or [12]:
         with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder, "bert.onnx")
+            if arguments.what == ["starts"]:
+                starts(Path(folder))
+                return
+            source, target = Path(folder, "bert.onnx"), Path(folder, "out.onnx")
             proto = bert(layers, arguments.hidden, arguments.hidden // 64)
             onnx.save(proto, source, save_as_external_data=arguments.external, location="bert.onnx.data")
             del proto
             size = sum(path.stat().st_size for path in Path(folder).iterdir()) / 2**20
             rest = (arguments.batch, arguments.tokens, arguments.threads)
             parts = measure(_PARTS, source, Path(folder, "copy.onnx"), *rest)
-            whole = measure(_WHOLE, source, Path(folder, "out.onnx"), *rest)
-            print(
-                f"{layers:6} {size:8.0f} {parts[0]:13.1f} {parts[1]:7.1f} {whole[0]:13.1f} {whole[1]:7.1f} "
-                f"{whole[0] / parts[0]:10.2f} {whole[2]:8.0f} {whole[2] / size:11.2f}",
-                flush=True,
-            )
+            print(f"{layers} layers, {size:.0f} MB; load, save and a run of each: {parts[0]:.1f} s of CPU", flush=True)
+            if "compress" in arguments.what:
+                cpu, wall, peak, _ = measure(_COMPRESS, source, target, *rest)
+                show("compress", cpu, wall, peak, size, f"{cpu / parts[0]:.2f} times the parts")
+            else:
+                measure(_REWRITE, source, target, *rest)
+            if "bisect" in arguments.what:
+                cpu, wall, peak, _ = measure(_BISECT, source, target, *rest)
+                show("bisect", cpu, wall, peak, size, f"{cpu / parts[3]:.1f} runs of the model")
+            if "bench" in arguments.what:
+                cpu, wall, peak, timed = measure(_BENCH, source, target, *rest)
+                show("bench", cpu, wall, peak, size, f"{cpu - timed:.1f} s beside the timed runs")
+            if "starts" in arguments.what:
+                starts(Path(folder))
+
+
+def show(what: str, cpu: float, wall: float, peak: float, size: float, ratio: str) -> None:
+    print(
+        f"{what:9} {cpu:7.1f} s of CPU, {wall:6.1f} s, peak {peak:5.0f} MB, {peak / size:.2f} times the file; {ratio}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

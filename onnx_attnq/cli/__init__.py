@@ -35,7 +35,11 @@ class _Terminated(BaseException):
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line and exit; the entry point of the ``onnx-attnq`` script."""
     try:
-        with _ending_cleanly():
+        from onnx_attnq.interruption import stopping_runs
+
+        # Of numpy, which is not imported yet: products of the proof are small, and threads wait longer than they work.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        with _ending_cleanly(), stopping_runs():
             _escape_unprintable()
             code = _run(arguments)
     except KeyboardInterrupt:  # also while modules are imported

@@ -74,8 +74,8 @@ def bench(
 ) -> None:
     """Time ORIGINAL and the models REWRITTEN from it, in turn.
 
-    Each round runs each variant once, so that all meet the same load of the machine. The ratio is the original's
-    median CPU time divided by the variant's: above 1 is faster.
+    Each variant runs in turn with ORIGINAL, so that both meet the same load of the machine, and no more than two models
+    are in memory. The ratio is the original's median CPU time divided by the variant's: above 1 is faster.
 
     A decoder with a cache is timed in both phases: a prompt of the given length, and one token after it. Where past and
     present may be one buffer, as in onnxruntime-genai, it is that, with and without room to spare.
@@ -137,7 +137,7 @@ def _split(timings: list[Timing]) -> list[str]:
     for t in native or [t for t in timings if t.variant.endswith(", portable")]:
         line = f"{t.step}: {t.variant} is {t.ratio:.2f} times as fast as the original"
         if (control := controls.get(t.step)) is not None and t in native:
-            parts = f"{control.ratio:.2f} by its attention kernel, times {control.cpu_ms / t.cpu_ms:.2f} by pruning"
+            parts = f"{control.ratio:.2f} by its attention kernel, times {t.ratio / control.ratio:.2f} by pruning"
             line = f"{line}: {parts}"
         lines.append(line)
     return lines

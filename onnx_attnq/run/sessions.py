@@ -15,6 +15,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from onnx_attnq.errors import InvalidData, InvalidModel, MissingLibrary, first_line
+from onnx_attnq.interruption import running
 from onnx_attnq.model import files, place_of
 from onnx_attnq.run.arrays import fed, from_numpy, from_value, is_extra_type
 from onnx_attnq.run.native import native_library
@@ -99,14 +100,17 @@ class Session:
         found: Arrays = {}
         try:
             feeds = {name: fed(array) for name, array in sample.items() if name in self._fed}
-            if plain:
-                found.update(zip(plain, map(from_numpy, self._session.run(plain, feeds)), strict=True))
-            if extra:
-                values = {
-                    name: onnxruntime.OrtValue.ortvalue_from_numpy(value) if isinstance(value, np.ndarray) else value
-                    for name, value in feeds.items()
-                }
-                found.update(zip(extra, map(from_value, self._session.run_with_ort_values(extra, values)), strict=True))
+            with running(onnxruntime.RunOptions()) as options:
+                if plain:
+                    arrays = self._session.run(plain, feeds, options)
+                    found.update(zip(plain, map(from_numpy, arrays), strict=True))
+                if extra:
+                    values = {
+                        name: onnxruntime.OrtValue.ortvalue_from_numpy(v) if isinstance(v, np.ndarray) else v
+                        for name, v in feeds.items()
+                    }
+                    shown = self._session.run_with_ort_values(extra, values, options)
+                    found.update(zip(extra, map(from_value, shown), strict=True))
             return {name: found[name] for name in names}
         except (*_ERRORS, ValueError, RuntimeError) as error:  # RuntimeError: a type that numpy does not have
             raise InvalidData(f"onnxruntime does not run the model on this sample: {_said(error)}") from None
@@ -135,7 +139,8 @@ class Session:
 
         def run() -> None:
             try:
-                self._session.run_with_iobinding(binding)
+                with running(onnxruntime.RunOptions()) as options:
+                    self._session.run_with_iobinding(binding, options)
             except (*_ERRORS, RuntimeError) as error:
                 raise InvalidData(f"onnxruntime does not run the model on this sample: {_said(error)}") from None
 
