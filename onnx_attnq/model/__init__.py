@@ -1,5 +1,6 @@
 """Model files: loaded, checked, saved, and named by their structure."""
 
+from onnx_attnq.model.external_data import set_reference
 from onnx_attnq.model.files import (
     ExternalData,
     check_output,
@@ -13,12 +14,14 @@ from onnx_attnq.model.files import (
     tensors,
 )
 from onnx_attnq.model.structure_hash import structure_hash
-from onnx_attnq.model.weights_in_file import place_of, sharing_weights
+from onnx_attnq.model.weights_in_file import WeightInFile, bare_proto, place_of, sharing_weights
 from onnx_attnq.model.wellformed import MAX_RANK, check_tensor
 
 __all__ = [
     "MAX_RANK",
     "ExternalData",
+    "WeightInFile",
+    "bare_proto",
     "check",
     "check_output",
     "check_tensor",
@@ -28,6 +31,7 @@ __all__ = [
     "place_of",
     "recheck",
     "save",
+    "set_reference",
     "sha256",
     "sharing_weights",
     "size_on_disk",

@@ -15,9 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_attnq.errors import AttnqError, InvalidModel, first_line
-from onnx_attnq.model import load, save
-from onnx_attnq.model.external_data import set_reference
-from onnx_attnq.model.weights_in_file import WeightInFile, bare_proto
+from onnx_attnq.model import WeightInFile, bare_proto, load, save, set_reference
 
 _READ: Final = 2**20
 """Bytes below which the optimizer may read a weight, which it does with biases and masks."""
