@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from text_models import WORDS, attention, load, tokenizer
 
 from onnx_attnq.evaluate import TextModel, load_task
@@ -30,6 +31,7 @@ def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.slow
 def test_a_classifier_is_fitted_on_one_half_and_studied_on_the_other(tmp_path: Path) -> None:
     (tmp_path / "encoder").mkdir()
     encoder = attention(tmp_path / "encoder", width=16)

@@ -12,10 +12,10 @@ from onnx_attnq.diff import diff_models, format_diff
 MUTATIONS = {
     "bert__dynamo18-functions": 250,
     "bert__int8dyn-qattention": 200,
-    "decoder": 40,
+    "decoder": 12,
     "fused_attention23__gqa_past": 150,
     "fused_gqa__sink": 150,
-    "llama__int4-nbits": 60,
+    "llama__int4-nbits": 20,
     "odd_if__ts17-script": 290,
 }
 """How many for each model, fewer for the larger ones."""
