@@ -1,7 +1,7 @@
 """Follow one axis of a tensor through a graph: forward to a product with V, backward to a product of Q and K.
 
 Axes are counted from the end (-1 is the last), which is what broadcasting keeps. A step answers with
-one of three: the axis lives on in other values (`Passed`), it meets its partner in a product
+one of three: the axis continues in other values (`Passed`), it meets its partner in a product
 (`Product`), or the walk ends with a reason (`Lost`). What makes a product an attention is decided in
 `sites`; here is only where an axis goes.
 """
@@ -60,7 +60,7 @@ class Position:
 
 @dataclasses.dataclass(frozen=True)
 class Passed:
-    """The axis lives on, in each of these."""
+    """The axis continues in these values."""
 
     positions: tuple[Position, ...]
 
