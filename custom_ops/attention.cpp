@@ -174,10 +174,40 @@ class Packed {
 
 }  // namespace
 
+// Few rows and many keys: each task has a part of the keys of a matrix. All that a part gives depends on the maxima of
+// whole rows, so there are two rounds.
+static bool attend_in_parts(const Attention& a, const Kernels& kernels, Host& host, Index parts) {
+  const Index rows = a.groups * a.queries, batches = a.batch[0] * a.batch[1] * a.batch[2];
+  const auto scratch_size = static_cast<Index>(kernels.part_scratch(a));
+  const Index result_size = kernels.part_results(a) * rows;
+  const Scratch memory(host, batches * parts * (scratch_size + result_size + rows));
+  if (!memory.enough()) return false;
+  float* const results = memory.data() + batches * parts * scratch_size;
+  float* const peaks = results + batches * parts * result_size;
+  parallel_for(host, batches * parts, [&](Index i) {
+    kernels.score_part(a, i / parts, i % parts, memory.data() + i * scratch_size, peaks + i * rows);
+  });
+  for (Index i = 0; i < batches * rows; ++i) {
+    float* const first = peaks + i / rows * parts * rows + i % rows;
+    for (Index part = 1; part < parts; ++part) *first = std::max(*first, first[part * rows]);
+  }
+  parallel_for(host, batches * parts, [&](Index i) {
+    const float* const of_rows = peaks + i / parts * parts * rows;
+    kernels.finish_part(a, i / parts, i % parts, memory.data() + i * scratch_size, of_rows, results + i * result_size);
+  });
+  for (Index i = 0; i < batches * rows; ++i) {
+    float* const of_row = results + i / rows * parts * result_size + i % rows * kernels.part_results(a);
+    kernels.end_parts(a, i / rows, i % rows, of_row, result_size);
+  }
+  return true;
+}
+
 bool attend(const Attention& attention, const Kernels& kernels, Host& host) {
   const Index rows = attention.groups * attention.queries;
   const Index batches = attention.batch[0] * attention.batch[1] * attention.batch[2];
   if (batches == 0 || rows == 0 || attention.value_depth == 0) return true;
+  const Index parts = kernels.parts == nullptr ? 1 : kernels.parts(attention);
+  if (parts > 1) return attend_in_parts(attention, kernels, host, parts);
   const Index block = kernels.rows_per_block(attention);
   const Index blocks = (rows + block - 1) / block;
 

@@ -64,7 +64,8 @@ struct Attention {
   // The score of one key more in every row, which has no value: a number for each head. Or null.
   const float* sinks;
   Index sink_batch[kBatchAxes];
-  Index row_length;  // keys as the scheme counts them for its sample: with those that no row sees, and the sink
+  Index row_length;   // keys as the scheme counts them for its sample: with those that no row sees, and the sink
+  Index first_index;  // what the first key counts as there; a multiple of 16
 
   float scale;
   float row_max_floor;
@@ -113,6 +114,27 @@ class Host {
   virtual void release(void* memory) = 0;
 };
 
+// Memory of the host's for the length of a call.
+class Scratch {
+ public:
+  Scratch(Host& host, Index floats)
+      : host_(host),
+        memory_(floats == 0 ? nullptr : host.allocate(static_cast<std::size_t>(floats) * sizeof(float))),
+        enough_(floats == 0 || memory_ != nullptr) {}
+  ~Scratch() {
+    if (memory_ != nullptr) host_.release(memory_);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  float* data() const { return static_cast<float*>(memory_); }
+  bool enough() const { return enough_; }
+
+ private:
+  Host& host_;
+  void* const memory_;
+  const bool enough_;
+};
+
 // One instruction set's kernels. All sizes are in floats.
 struct Kernels {
   const char* name;
@@ -134,6 +156,17 @@ struct Kernels {
   std::size_t (*attend_scratch)(const Attention&);
   void (*attend)(const Attention&, Index batch, Index first, Index last, const float* packed_keys,
                  const float* packed_values, float* scratch);
+
+  // Few rows whose keys are shared out among tasks: how many parts these are in, 1 where rows are not taken like that.
+  // score_part notes the largest score of each row in its part, finish_part what the part gives of each row: as many
+  // numbers as part_results. The scratch memory of a part is kept from one to the other. end_parts makes the context
+  // of a row of what all parts gave.
+  Index (*parts)(const Attention&);
+  std::size_t (*part_scratch)(const Attention&);
+  Index (*part_results)(const Attention&);
+  void (*score_part)(const Attention&, Index batch, Index part, float* scratch, float* peaks);
+  void (*finish_part)(const Attention&, Index batch, Index part, float* scratch, const float* peaks, float* results);
+  void (*end_parts)(const Attention&, Index batch, Index row, float* results, Index part_stride);
 
   std::size_t (*quantize_scratch)(const Rows&);
   void (*quantize)(const Rows&, Index first, Index last, float* scratch);

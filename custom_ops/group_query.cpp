@@ -10,27 +10,6 @@
 namespace onnx_attnq {
 namespace {
 
-// Memory of the host's for the length of a call.
-class Scratch {
- public:
-  Scratch(Host& host, Index floats)
-      : host_(host),
-        memory_(floats == 0 ? nullptr : host.allocate(static_cast<std::size_t>(floats) * sizeof(float))),
-        enough_(floats == 0 || memory_ != nullptr) {}
-  ~Scratch() {
-    if (memory_ != nullptr) host_.release(memory_);
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  float* data() const { return static_cast<float*>(memory_); }
-  bool enough() const { return enough_; }
-
- private:
-  Host& host_;
-  void* const memory_;
-  const bool enough_;
-};
-
 template <class Function>
 void parallel_for(Host& host, Index count, Function function) {
   host.parallel_for(

@@ -220,6 +220,12 @@ const Kernels kScalarKernels = {
     nullptr,
     [](const Attention& attention) { return static_cast<std::size_t>(attention.keys + 1); },
     attend_rows,
+    nullptr,  // nor cut into parts
+    nullptr,
+    nullptr,
+    nullptr,
+    nullptr,
+    nullptr,
     [](const Rows&) -> std::size_t { return 0; },
     quantize_rows,
 };

@@ -26,7 +26,7 @@ class SampledValues {
         members_(reinterpret_cast<std::int32_t*>(scratch + width_)),
         in_register_(pattern(stride_)),
         // The first key's index is a multiple of kLanes.
-        first_(larger(0, round_up(task.first_key, stride_) - task.first_key) / kLanes) {}
+        first_((round_up(index_of(task), stride_) - index_of(task)) / kLanes) {}
 
   const float* sum() const { return sum_; }
   Index stride() const { return stride_; }
@@ -61,6 +61,8 @@ class SampledValues {
   }
 
  private:
+  static Index index_of(const Task& task) { return task.a.first_index + task.first_key; }
+
   // The lanes of a register whose keys are in the sample, of those registers that have any.
   static std::int32_t pattern(Index stride) {
     std::int32_t lanes = 0;

@@ -92,6 +92,27 @@ int check_decoders(const Kernels& best, const NamedForm& named) {
   return failures;
 }
 
+// One query and many keys, which several tasks share: that they do, and that it changes nothing.
+int check_parts(const Kernels& best, const NamedForm& named) {
+  const Table table = sample_table(named.form, 0.01f, 3);
+  const float sinks[] = {1.0f, 3.0f};
+  int failures = 0;
+  for (const Index window : {0, 2500}) {
+    Sample sample = make_sample(named.form, table, 2, 1, 3210, 64, 2.0f, false);
+    sample.attention.bounds = {true, 3200, window};
+    sample.attention.row_length = 3300;
+    if (window == 0) sample.attention.sinks = sinks, sample.attention.sink_batch[1] = 1;
+    const std::vector<float> expected = run(kScalarKernels, sample, 1), got = run(best, sample, 1);
+    const bool differ = share_that_differs(got, expected) > 0.02 || run(best, sample, 3) != got;
+    const bool by_maximum = named.form.reference == Reference::kRowMax && named.form.normalize == Normalize::kUnit;
+    const bool shared = best.parts != nullptr && best.parts(call(sample)) > 1;
+    if (!differ && shared == (by_maximum && best.parts != nullptr)) continue;
+    std::printf("%s%s parts, window %d\n", best.name, named.suffix.c_str(), static_cast<int>(window));
+    ++failures;
+  }
+  return failures;
+}
+
 // Whichever allocation fails, the call says so, and what it had is released (the sanitizers see).
 bool survives_little_memory(const Kernels& kernels) {
   const NamedForm named = all_forms().front();
@@ -119,6 +140,7 @@ int main() {
   for (const NamedForm& named : all_forms()) {
     const Table table = sample_table(named.form, 0.01f, 3);
     failures += check_decoders(best, named);
+    failures += check_parts(best, named);
     for (const Index length : {1, 5, 33, 129, 225, 700}) {
       if (length == 700 && !named.suffix.empty()) continue;  // for what only long calls of the default scheme do
       for (const Index depth : {1, 33, 80}) {

@@ -6,258 +6,78 @@
 // `Products` multiplies matrices, in steps 1 and 3. Rough scores (screening.h) are looked at again in step 2.
 #pragma once
 
-#include "phases.h"
-#include "sampled_values.h"
-#include "screening.h"
+#include "vector_scores.h"
 
 namespace onnx_attnq {
 namespace {
 
-// A mask below this is looked at again when the rows' maxima are known: most often its keys cannot matter.
-constexpr float kLowMask = -1e4f;
-// exp of less than this is zero in float32.
-constexpr float kNegligible = -110.0f;
-
-// Scratch memory of a block, in floats from its start.
-struct Layout {
-  Index rows, score_row;
-  Index scores, peaks, seen, ceilings, extents, context, panel, unmasked, unmasked_row, sampled, products, total;
-};
-
 template <class Products>
-static Layout layout_of(const Attention& a) {
-  Layout l;
-  Room room;
-  l.rows = round_up(smaller(Products::rows_per_block(a), a.groups * a.queries), Products::kBand);
-  // Pad each row by one vector against cache-set conflicts.
-  l.score_row = panel_count(a) * kTileKeys + kLanes;
-  l.scores = room.take(l.rows * l.score_row);
-  l.peaks = room.take(l.rows * kLanes);
-  l.seen = room.take(2 * l.rows);
-  l.ceilings = room.take(l.rows / Products::kBand * panel_count(a));
-  l.extents = room.take(l.rows / Products::kBand);
-  l.context = room.take(Products::kContextRows * value_row(a));
-  l.panel = room.take(Products::panel_floats(a));
-  l.unmasked_row = KeySet::integers(panel_count(a) * kTileKeys);
-  l.unmasked = room.take(a.form.shares ? Products::kContextRows * l.unmasked_row : 0);
-  l.sampled = room.take(a.form.shares ? SampledValues::scratch(a) : 0);
-  l.products = room.take(Products::scratch(a, l.rows));
-  l.total = room.total();
-  return l;
-}
+class Block : private ScoredBlock<Products> {
+  using Base = ScoredBlock<Products>;
+  using Base::a_, Base::layout_, Base::panels_, Base::products_, Base::scratch_, Base::t_;
+  using Base::ceilings, Base::extents, Base::finish_scores, Base::leave_out, Base::noted_peak, Base::panel_of,
+      Base::peaks;
+  using Base::score_rows, Base::scores, Base::sees;
+  using typename Base::Seen;
 
-template <class Products>
-class Block {
  public:
-  static constexpr Index kBand = Products::kBand, kContextRows = Products::kContextRows;
+  using Base::kBand, Base::kContextRows;
 
-  Block(const Task& task, float* scratch)
-      : t_(task),
-        a_(task.a),
-        layout_(layout_of<Products>(task.a)),
-        scratch_(scratch),
-        products_(task, layout_.rows, scratch + layout_.products),
-        sampled_(task, scratch + layout_.sampled),
-        panels_(task.panels()),
-        direct_(Products::direct(task)) {}
+  Block(const Task& task, float* scratch) : Base(task, scratch), sampled_(task, scratch + layout_.sampled) {}
 
   void run() {
-    {
-      const Timed timed(Phase::kScores);
-      products_.copy_queries();
-      score();
+    score_rows();
+    for (Index row = 0; row < t_.rows; row += kContextRows) {
+      finish(row, smaller(kContextRows, t_.rows - row), nullptr);
     }
-    for (Index row = 0; row < t_.rows; row += kContextRows) finish(row, smaller(kContextRows, t_.rows - row));
+  }
+
+  // The same in two steps, for a part of the keys of up to kContextRows rows. Between them the maxima of the rows
+  // become those over all parts.
+  void run_scores(float* peaks_of_rows) {
+    score_rows();
+    for (Index row = 0; row < t_.rows; ++row) peaks_of_rows[row] = noted_peak(row);
+  }
+  void run_rest(const float* peaks_of_rows, float* results) {
+    for (Index row = 0; row < t_.rows; ++row) Simd::store(peaks(row), Simd::set1(peaks_of_rows[row]));
+    finish(0, t_.rows, results);
+  }
+
+  // What a part gives of a row: these numbers, then its context, then the sum of its sample's values.
+  struct PartSums {
+    float numerator, divisor, tail, sampled;
+  };
+  static Index part_results(const Attention& a) { return round_up(4, kLanes) + (a.form.shares ? 2 : 1) * value_row(a); }
+  // Writes the context of a row, of what all parts gave of it; the first of these takes in the others.
+  static void end_parts(const Task& task, float* results, Index part_stride, Index parts) {
+    const Attention& a = task.a;
+    const Index width = value_row(a), sums = round_up(4, kLanes), all_sums = a.form.shares ? 2 * width : width;
+    PartSums& all = *reinterpret_cast<PartSums*>(results);
+    for (Index part = 1; part < parts; ++part) {
+      const float* const more = results + part * part_stride;
+      const PartSums& own = *reinterpret_cast<const PartSums*>(more);
+      all.numerator = all.numerator * own.numerator;  // each is 1, or NaN
+      all.divisor += own.divisor;
+      all.tail += own.tail;
+      all.sampled += own.sampled;
+      add_scaled(more + sums, 1, all_sums, results + sums);
+    }
+    float* const context = results + sums;
+    const float tail = all.sampled == 0 ? 0 : all.tail;
+    if (tail != 0) add_scaled(context + width, tail / all.sampled, width, context);
+    const float factor = Weighed{all.numerator, all.divisor, true}.factor(tail);
+    scale_row(context, 1, a.value_depth, factor, task.context_of(0), a.context_strides.column);
   }
 
  private:
-  float* scores(Index row) { return scratch_ + layout_.scores + row * layout_.score_row; }
-  float* peaks(Index row) { return scratch_ + layout_.peaks + row * kLanes; }
   std::int32_t* unmasked(Index r) {
     return reinterpret_cast<std::int32_t*>(scratch_ + layout_.unmasked + r * layout_.unmasked_row);
   }
 
-  // --- step 1: scores
-
-  void score() {
-    for (Index row = 0; row < t_.rows; ++row) {
-      Simd::store(peaks(row), Simd::set1(-kInfinity));
-      seen()[row] = t_.seen(row);
-    }
-    for (Index row = 0; row < t_.rows; row += kBand) extents()[row / kBand] = 0;
-    bool deferred = false;
-    for (Index panel = 0; panel < panels_; ++panel) {
-      const float* keys = nullptr;
-      for (Index row = 0; row < t_.rows; row += kBand) {
-        const Index count = smaller(kBand, t_.rows - row);
-        const Seen seen = sees(row, count, panel);
-        if (seen == Seen::kNone) {
-          if (t_.mask != nullptr) ceilings()[row / kBand * panels_ + panel] = -kInfinity;
-          leave_out(row, count, panel);
-          continue;
-        }
-        if (t_.mask != nullptr) {
-          const float highest = ceiling(row, count, panel);
-          ceilings()[row / kBand * panels_ + panel] = highest;
-          if (highest == -kInfinity) {
-            leave_out(row, count, panel);
-            continue;
-          }
-          if (highest < kLowMask && !direct_) {
-            deferred = true;
-            continue;
-          }
-        }
-        if (keys == nullptr && !direct_) keys = panel_of(panel);
-        score_band(row, count, panel, keys, seen == Seen::kAll);
-      }
-    }
-    if (deferred) score_deferred();
-  }
-
-  // How much of a panel the rows of a band see.
-  enum class Seen { kNone, kSome, kAll };
-  Seen sees(Index row, Index count, Index panel) {
-    if (!a_.bounds.causal) return Seen::kAll;
-    const Index first = panel * kTileKeys, last = smaller(first + kTileKeys, t_.keys);
-    bool none = true, all = true;
-    for (Index r = row; r < row + count; ++r) {
-      const auto [begin, end] = seen()[r];
-      none = none && (end <= first || begin >= last);
-      all = all && begin <= first && end >= last;
-    }
-    return all ? Seen::kAll : none ? Seen::kNone : Seen::kSome;
-  }
-
-  Range* seen() { return reinterpret_cast<Range*>(scratch_ + layout_.seen); }
-  float* ceilings() { return scratch_ + layout_.ceilings; }
-  // How many panels of each band there are up to the last that was not left out.
-  float* extents() { return scratch_ + layout_.extents; }
-
-  // Keys behind a low mask, after all others: left out where a bound (Cauchy and Schwarz) says that no key of the panel
-  // comes near enough to any row's maximum to count. So causal masks and padding cost nothing, whatever finite number
-  // stands for minus infinity, while rows in which everything is masked are still computed.
-  void score_deferred() {
-    for (Index row = 0; row < t_.rows; row += kBand) {
-      const Index count = smaller(kBand, t_.rows - row);
-      float lowest_peak = kInfinity, norm = 0;
-      float negligible = 0;
-      for (Index r = row; r < row + count; ++r) {
-        const float peak = Simd::largest(Simd::load(peaks(r)));
-        lowest_peak = peak < lowest_peak ? peak : lowest_peak;
-        const float own = query_norm(r);
-        norm = own <= norm ? norm : own;  // NaN stays
-        const float threshold = t_.table_of(r).log_threshold;
-        if (threshold > kLowest && threshold < negligible) negligible = threshold;
-      }
-      negligible += kNegligible;
-      for (Index panel = 0; panel < panels_; ++panel) {
-        const float highest = ceilings()[row / kBand * panels_ + panel];
-        if (!(highest < kLowMask) || highest == -kInfinity) continue;
-        const float* keys = panel_of(panel);
-        const float bound = highest + norm * keys[panel_norms(a_)] * 1.001f;
-        if (bound - lowest_peak < negligible) {
-          ceilings()[row / kBand * panels_ + panel] = -kInfinity;
-          leave_out(row, count, panel);
-        } else {
-          score_band(row, count, panel, keys, sees(row, count, panel) == Seen::kAll);
-        }
-      }
-    }
-  }
-
-  float query_norm(Index row) {
-    const float* in = t_.query_of(row);
-    float squares = 0;
-    for (Index d = 0; d < a_.depth; ++d) {
-      const float x = in[d * a_.query_strides.column] * a_.scale;
-      squares += x * x;
-    }
-    return __builtin_sqrtf(squares);
-  }
-
-  const float* panel_of(Index panel) {
-    if (t_.packed_keys != nullptr) return t_.packed_keys + panel * Products::panel_floats(a_);
-    float* out = scratch_ + layout_.panel;
-    const Numbers first = t_.key + -t_.first_key * a_.key_strides.column;
-    Products::pack_panel(a_, first, t_.first_key / kTileKeys + panel, out);
-    return out;
-  }
-
-  // The mask of kLanes keys; what stands past the last key does not matter.
-  Float mask_of(const float* row, Index key) const {
-    const Index stride = a_.mask_strides.column;
-    if (stride == 0) return Simd::set1(*row);
-    const Index count = t_.keys - key;
-    if (stride == 1)
-      return count >= kLanes ? Simd::load(row + key) : Simd::load_first(row + key, static_cast<int>(larger(count, 0)));
-    alignas(64) float lanes[kLanes] = {};
-    for (Index i = 0; i < smaller(kLanes, count); ++i) lanes[i] = row[(key + i) * stride];
-    return Simd::load(lanes);
-  }
-
-  // The largest mask of a band and a panel.
-  float ceiling(Index row, Index count, Index panel) const {
-    const bool same = a_.mask_strides.row == 0 && a_.mask_group == 0;
-    Float highest = Simd::set1(-kInfinity);
-    Mask nan = Simd::none();
-    for (Index r = row; r < row + (same ? 1 : count); ++r) {
-      const float* m = t_.mask_of(r);
-      for (int v = 0; v < kTileVectors; ++v) {
-        const Index key = panel * kTileKeys + v * kLanes;
-        const Float lanes = mask_of(m, key);
-        nan = Simd::either(nan, Simd::is_nan(lanes));
-        const Index rest = t_.keys - key;
-        if (rest >= kLanes) {
-          highest = Simd::max(lanes, highest);
-        } else if (rest > 0) {
-          highest = Simd::max(Simd::where(Simd::first_lanes(static_cast<int>(rest)), lanes, highest), highest);
-        }
-      }
-    }
-    return Simd::any(nan) ? kInfinity : Simd::largest(highest);
-  }
-
-  void leave_out(Index row, Index count, Index panel) {
-    for (Index r = row; r < row + count; ++r) {
-      for (int v = 0; v < kTileVectors; ++v) {
-        Simd::store(scores(r) + panel * kTileKeys + v * kLanes, Simd::set1(-kInfinity));
-      }
-    }
-  }
-
-  void score_band(Index row, Index count, Index panel, const float* keys, bool all_seen) {
-    const bool whole = t_.mask == nullptr && all_seen && a_.softcap == 0 && (panel + 1) * kTileKeys <= t_.keys;
-    float* out = scores(row) + panel * kTileKeys;
-    float& extent = extents()[row / kBand];
-    extent = extent > static_cast<float>(panel + 1) ? extent : static_cast<float>(panel + 1);
-    if (products_.score(row, count, panel, keys, whole, out, layout_.score_row, peaks(row))) return;
-    for (Index r = row; r < row + count; ++r) finish_scores(r, panel);
-  }
-
-  // Caps the scores, adds the mask, notes the maximum, and puts -inf where the row sees no key.
-  void finish_scores(Index row, Index panel) {
-    float* out = scores(row) + panel * kTileKeys;
-    const auto [begin, end] = seen()[row];
-    const Index before = begin - panel * kTileKeys, rest = smaller(end, t_.keys) - panel * kTileKeys;
-    Float peak = Simd::load(peaks(row));
-    const float* m = t_.mask == nullptr ? nullptr : t_.mask_of(row);
-    for (int v = 0; v < kTileVectors; ++v) {
-      const auto lanes_of = [v](Index n) { return static_cast<int>(larger(0, smaller(kLanes, n - v * kLanes))); };
-      Float lanes = Simd::load(out + v * kLanes);
-      if (a_.softcap != 0) lanes = capped(lanes, a_.softcap);
-      if (m != nullptr) lanes = Simd::add(lanes, mask_of(m, panel * kTileKeys + v * kLanes));
-      lanes = Simd::where(Simd::first_lanes(lanes_of(rest)), lanes, Simd::set1(-kInfinity));
-      if (before > 0) lanes = Simd::where(Simd::first_lanes(lanes_of(before)), Simd::set1(-kInfinity), lanes);
-      peak = Simd::max(lanes, peak);  // a NaN is passed over here and found in step 2
-      Simd::store(out + v * kLanes, lanes);
-    }
-    Simd::store(peaks(row), peak);
-  }
-
   // --- steps 2 to 4: a band of rows from scores to context
 
-  void finish(Index row, Index count) {
+  // With `results`, what a part gives; else the rows' context is written.
+  void finish(Index row, Index count, float* results) {
     float extent = 0;  // in panels
     for (Index r = row / kBand * kBand; r < row + count; r += kBand) {
       const float own = extents()[r / kBand];
@@ -282,6 +102,10 @@ class Block {
     }
     for (Index r = 0; r < count; ++r) {
       float* const own = context + r * value_row(a_);
+      if (results != nullptr) {
+        note_part(own, weighed[r], shared[r], keys, results + r * part_results(a_));
+        continue;
+      }
       const float tail = a_.form.shares ? share_tail(shared[r], keys, own) : 0.0f;
       write(row + r, own, a_.keys == 0 ? 0.0f : weighed[r].factor(tail));
     }
@@ -289,11 +113,28 @@ class Block {
 
   // Adds what the pruned keys of a row share to its context, and returns how much that is: nothing without a sample.
   float share_tail(const Shared& shared, Index keys, float* context) {
-    const bool with_sink = shared.sink && (a_.row_length - 1) % sampled_.stride() == 0;
-    const Index size = sampled_.take(shared.unmasked, keys, products_) + (with_sink ? 1 : 0);
+    const Index size = take_sample(shared, keys);
     if (size == 0 || shared.tail == 0) return 0;
     add_scaled(sampled_.sum(), shared.tail / static_cast<float>(size), value_row(a_), context);
     return shared.tail;
+  }
+
+  Index take_sample(const Shared& shared, Index keys) {
+    const bool with_sink = shared.sink && (a_.row_length - 1) % sampled_.stride() == 0;
+    return sampled_.take(shared.unmasked, keys, products_) + (with_sink ? 1 : 0);
+  }
+
+  void note_part(const float* context, const Weighed& weighed, const Shared& shared, Index keys, float* results) {
+    PartSums sums{weighed.numerator, weighed.divisor, 0, 0};
+    float* const out = results + round_up(4, kLanes);
+    const Index width = value_row(a_);
+    scale_row(context, 1, width, 1, out, 1);
+    if (a_.form.shares) {
+      sums.tail = shared.tail;
+      sums.sampled = static_cast<float>(take_sample(shared, keys));
+      scale_row(sampled_.sum(), 1, width, 1, out + width, 1);
+    }
+    *reinterpret_cast<PartSums*>(results) = sums;
   }
 
   // Whether no key of these rows can be pruned, so that there is nothing to list.
@@ -367,12 +208,6 @@ class Block {
     }
   }
 
-  float noted_peak(Index row) {
-    const float of_keys = Simd::largest(Simd::load(peaks(row))), sink = t_.sink_of(row);
-    const float highest = of_keys > sink ? of_keys : sink;
-    return highest > a_.row_max_floor ? highest : a_.row_max_floor;
-  }
-
   ScoreRow score_row(Index row, Index padded, float peak) {
     return ScoreRow(scores(row), padded, peak, a_.form, t_.table_of(row), t_.sink_of(row));
   }
@@ -381,14 +216,7 @@ class Block {
     scale_row(in, 1, a_.value_depth, factor, t_.context_of(row), a_.context_strides.column);
   }
 
-  const Task& t_;
-  const Attention& a_;
-  const Layout layout_;
-  float* const scratch_;
-  Products products_;
   SampledValues sampled_;
-  const Index panels_;
-  const bool direct_;
 };
 
 }  // namespace
