@@ -6,7 +6,7 @@ Everything after loading relies on it: `node.inputs[1]` of a MatMul is there, `a
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import onnx
@@ -36,7 +36,7 @@ def check_operator(node: onnx.NodeProto, opsets: Mapping[str, int], title: str) 
         return
     for what, names, least, most in (
         ("inputs", node.input, schema.min_input, schema.max_input),
-        ("outputs", node.output, schema.min_output, schema.max_output),
+        ("outputs", _named(node.output), schema.min_output, schema.max_output),
     ):
         if not least <= len(names) <= most:
             allowed = f"{least}" if least == most else f"{least} to {most}" if most < 2**31 - 1 else f"at least {least}"
@@ -57,6 +57,14 @@ def check_operator(node: onnx.NodeProto, opsets: Mapping[str, int], title: str) 
     for name, declared in attributes.items():
         if declared.required and name not in present:
             raise InvalidModel(f"{title} lacks its attribute {name!r}")
+
+
+def _named(outputs: Iterable[str]) -> list[str]:
+    """The outputs up to the last that has a name: onnx_ir writes no others."""
+    names = list(outputs)
+    while names and not names[-1]:
+        names.pop()
+    return names
 
 
 def _is_text(content: bytes) -> bool:

@@ -21,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_attnq.find.fused.builder import Extent, FusedBuilder
+from onnx_attnq.find.fused.outcome import Decline
 from onnx_attnq.graph import dimension, size_of, width_of
 
 
@@ -133,6 +134,8 @@ def _scale(b: FusedBuilder, query: ir.Value, how: Scoring, last: int) -> ir.Valu
     if how.scale is not None:
         return b.constant(how.scale, scores)
     head_size = b.extent(query, last)
+    if head_size == 0:
+        raise Decline("its query has no width: the head size is 0")
     if isinstance(head_size, int):
         return b.constant(head_size**-0.5, scores)
     return b.Div(b.constant(1.0, scores), b.Sqrt(b.cast(head_size, scores)))
