@@ -15,6 +15,7 @@ from onnx_attnq.cli.group import cli
 from onnx_attnq.job import compress
 from onnx_attnq.model import load
 from onnx_attnq.rewriting import read_record
+from onnx_attnq.scheme import preset
 
 pytestmark = CURRENT_KERNELS
 
@@ -154,3 +155,11 @@ def test_a_cache_in_half_precision_stays_fused(tmp_path: Path) -> None:
     onnx.save(onnx.helper.make_model(graph, opset_imports=imports, ir_version=11), tmp_path / "m.onnx")
     found = compress(tmp_path / "m.onnx", verification=None)
     assert "in float32 at every step" in found.plan.sites[0].reason
+
+
+@pytest.mark.parametrize(("kind", "left"), [("gqa", 0), ("mha", 0), ("attention", 2), ("scatter", 2), ("concat", 0)])
+def test_the_scheme_decides_too(kind: str, left: int, tmp_path: Path) -> None:
+    """The shares of pruned values take more than ONNX Attention at a step; the other kernels have that much to spare."""
+    onnx.save(decoder(kind), tmp_path / "m.onnx")
+    found = compress(tmp_path / "m.onnx", scheme=preset("row-log-mean"), verification=None)
+    assert sum("shares of pruned values" in entry.reason for entry in found.plan.sites) == left

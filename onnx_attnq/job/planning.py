@@ -23,7 +23,7 @@ from onnx_attnq.rewriting import (
 )
 from onnx_attnq.scheme import preset
 
-SLOWER: Final = "up to 2.6 times the time of these ops"
+SLOWER: Final = "1.2 to 5 times the time of most such ops"
 """Standard bodies of fused ops against these ops, as `python benchmarks/fused_ops.py` measures it."""
 
 
@@ -42,7 +42,7 @@ def planned(source: Path, rewriting: RewriteSettings, named: Path) -> tuple[ir.M
         scheme = rewriting.scheme or preset()
         plan = uniform_plan(sites.exposed.structure_hash, ids, scheme, rewriting.include, rewriting.exclude)
         if rewriting.keep_fused is None and not rewriting.inline:
-            stay = left_fused(sites)
+            stay = left_fused(sites, scheme)
             entries = (SitePlan(e.site, None, e.reason or stay[e.site]) if e.site in stay else e for e in plan.sites)
             plan = Plan(plan.structure_hash, tuple(entries))
     else:
@@ -63,11 +63,10 @@ def slower(sites: Sites, plan: Plan, rewriting: RewriteSettings) -> tuple[str, .
     """Where fused ops are rewritten into what is slower, a sentence each."""
     if rewriting.inline:
         return ()
-    rewritten = {entry.site for entry in plan.sites if entry.scheme is not None}
     replaced = [
-        slower_because(site, fused) is None
+        slower_because(site, fused, scheme) is None
         for site in sites.sites
-        if site.id in rewritten and (fused := fused_op_of(sites, site)) is not None
+        if (scheme := plan.scheme_of(site.id)) is not None and (fused := fused_op_of(sites, site)) is not None
     ]
     found = []
     if not all(replaced):

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnx_attnq.find import AttentionSite, Form, FusedOp, Sites
 from onnx_attnq.rewriting.group_query import is_taken
+from onnx_attnq.scheme import Pruned, SiteScheme, schemes_of
 
 
 def fused_op_of(sites: Sites, site: AttentionSite) -> FusedOp | None:
@@ -20,30 +21,34 @@ def fused_op_of(sites: Sites, site: AttentionSite) -> FusedOp | None:
     return next((fused for softmax, fused in exposed.fused.items() if exposed.origins[softmax].id == site.id), None)
 
 
-def slower_because(site: AttentionSite, fused: FusedOp) -> str | None:
+def slower_because(site: AttentionSite, fused: FusedOp, scheme: SiteScheme) -> str | None:
     """Why a fused op is faster than what would stand in its place, with the native library; None where it is not."""
     if is_taken(fused):
         return None
     if site.form is not Form.ATTENTION:
         return f"the native library has no kernel for all that this {fused.op_type} does"
-    if _has_half_cache(fused):
+    cache = _cache(fused)
+    if cache is not None and cache.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
         return f"the native library's kernel needs the cache of this {fused.op_type} in float32 at every step"
+    if cache is not None and any(one.pruned is Pruned.MEAN for one in schemes_of(scheme)):
+        return f"at every step the shares of pruned values cost more than this {fused.op_type} takes"
     return None
 
 
-def left_fused(sites: Sites) -> dict[str, str]:
+def left_fused(sites: Sites, scheme: SiteScheme) -> dict[str, str]:
     """For the id of each site of a fused op that is faster as it is, the reason to leave it."""
-    return {
-        site.id: f"{reason}, which would be slower; --rewrite-fused rewrites it all the same"
-        for site in sites.sites
-        if (fused := fused_op_of(sites, site)) is not None and (reason := slower_because(site, fused)) is not None
-    }
+    found = {}
+    for site in sites.sites:
+        fused = fused_op_of(sites, site)
+        if fused is not None and (reason := slower_because(site, fused, scheme)) is not None:
+            found[site.id] = f"it would become slower: {reason}; --rewrite-fused rewrites it all the same"
+    return found
 
 
-def _has_half_cache(fused: FusedOp) -> bool:
-    """Whether ai.onnx's Attention, the only one that onnxruntime runs in float16 on CPUs, has a past in float16."""
-    past = fused.inputs[4] if fused.op_type == "Attention" and len(fused.inputs) > 4 else None
-    return past is not None and past.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+def _cache(fused: FusedOp) -> ir.Value | None:
+    """The past keys of an Attention, or all of its keys where their number differs from row to row."""
+    inputs = dict(enumerate(fused.inputs)) if fused.op_type == "Attention" else {}
+    return inputs.get(4) or (inputs.get(1) if inputs.get(6) is not None else None)
 
 
 __all__ = ["fused_op_of", "left_fused", "slower_because"]
