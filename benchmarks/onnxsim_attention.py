@@ -5,7 +5,7 @@
 
 For each ONNX file, with the sample of the same name beside it (X.npz) or one that is made up: how many attentions each
 tool changes, the relative error and the cosine of the first floating-point output against the original, and CPU time
-of one run relative to the original (above 1 is faster, one thread).
+of one run relative to the original (above 1 is faster, one thread; --repeats 0 leaves it out).
 
 onnxsim changes the products around an attention where it finds one: an attention counts as changed when its
 probabilities are rounded, that is when a Softmax of the original is followed by what onnxsim puts there.
@@ -29,7 +29,6 @@ from onnx_attnq.inputs import Sample, load_samples, made_up_samples
 from onnx_attnq.job import compress
 from onnx_attnq.model import load
 from onnx_attnq.run import RunSettings, Session, native_library
-from onnx_attnq.verification import VerifySettings
 
 RUN = RunSettings(1)
 
@@ -59,10 +58,8 @@ def rounded(model: onnx.ModelProto) -> int:
     return sum(node.op_type == "Softmax" and is_rounded(node.output[0], 3) for node in model.graph.node)
 
 
-def by_us(path: Path, target: Path, sample: Sample) -> int:
-    result = compress(path, target, verification=VerifySettings((sample,)), run=RUN)
-    if result.failed:
-        raise AttnqError(f"not verified: {result.verification and result.verification.failures[:1]}")
+def by_us(path: Path, target: Path) -> int:
+    result = compress(path, target, verification=None, run=RUN)
     return 0 if result.record is None else len(result.record.sites)
 
 
@@ -101,7 +98,7 @@ def row(path: Path, repeats: int, folder: Path) -> tuple[str, tuple[int, int, in
     for name in ("onnxsim", "ours"):
         target = folder / f"{name}.onnx"
         try:
-            count = by_onnxsim(path, target) if name == "onnxsim" else by_us(path, target, sample)
+            count = (by_onnxsim if name == "onnxsim" else by_us)(path, target)
             session = Session(target, RUN, native=name == "ours" and native_library() is not None)
             error, cosine = deviation(original, session, sample)
         except Exception as problem:  # of either tool: the row says which
@@ -111,8 +108,10 @@ def row(path: Path, repeats: int, folder: Path) -> tuple[str, tuple[int, int, in
         changed.append(count)
         sessions.append(session)
         cells.append(f"{count} of {sites}" + (f", {error:.1e}, {cosine:.4f}" if count else ""))
-    base, *others = times(sessions, sample, repeats)
-    ratios = " / ".join(f"{base / other:.2f}" for other in others)
+    ratios = "-"
+    if repeats:
+        base, *others = times(sessions, sample, repeats)
+        ratios = " / ".join(f"{base / other:.2f}" for other in others)
     return f"| {path.stem} | {' | '.join(cells)} | {ratios} |", (sites, changed[0], changed[1])
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import text_models
 from attention_forms import FORMS
 from click.testing import CliRunner
 from small_graphs import parse
@@ -166,3 +167,24 @@ def test_bench_compares_all_four(model: Path) -> None:
     assert done.exit_code == 0, done.output
     names = {timing["variant"] for timing in json.loads(done.output)["timings"]}
     assert {"original", "int8 weights", "attention, portable", "attention and int8 weights, portable"} <= names
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_evaluate_compares_all_four(weights: str, model: Path, tmp_path: Path) -> None:
+    text_models.tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "text.txt").write_text("red house big tree green car " * 20, encoding="utf-8")
+    task = ["--task", "text-generation", "--data", str(tmp_path / "text.txt"), "--max-length", "32", "--resamples", "5"]
+    arguments = ["evaluate", str(model), *task, "--weights", weights, "--scheme", "row-log:bits=2", "--json", "-"]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output)
+    by_name = {Path(entry["path"]).name: entry["metrics"] for entry in found["compressed"]}
+    assert set(by_name) == {f"model.{weights}.onnx", "model.row-log.onnx", f"model.row-log.{weights}.onnx"}
+    losses = [metric["relative_loss"]["estimate"] for metrics in by_name.values() for metric in metrics[:1]]
+    assert len(set(losses)) == 3  # each change does something, and both together something else
+    assert all(abs(loss) < 0.2 for loss in losses)
+    shown = CliRunner().invoke(cli, arguments[:-2])
+    assert all(name in shown.output for name in by_name)
+    refused = CliRunner().invoke(cli, [*arguments, "--compressed", str(model)])
+    assert "--weights makes the models to compare; it does not go with --compressed" in refused.output
+    assert {path.name for path in tmp_path.glob("*.onnx")} == {"model.onnx"}
