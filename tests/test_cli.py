@@ -193,7 +193,7 @@ def test_inspect_shows_a_rewritten_model_as_such(model: Path, run: Run) -> None:
     assert "rewritten by onnx-attnq" in out
     assert re.search(r"Softmax_p +\w+ +ji2021 +4 +0\.001", out)
     assert "no attention found" not in out
-    assert "attention sites" not in out
+    assert "attention site" not in out
 
 
 def test_explain_tells_the_story_of_one_softmax(model: Path, run: Run) -> None:

@@ -36,6 +36,7 @@ NOT_RUN = {
     r"^onnx-attnq \S+/all-MiniLM-L6-v2": "a model on the hub",
     r"^onnx-attnq examples/decoder/model": "exports with torch; tests/test_pipeline.py does it",
     r"--dataset ": "a data set on the hub",
+    r"my-genai-folder": "needs a model of onnxruntime-genai; tests/test_genai.py makes one",
     r"--backend dask": "needs a scheduler of its own; tests/test_tune.py starts one",
 }
 """Commands that are only parsed, and why."""
@@ -60,10 +61,13 @@ class Shown(NamedTuple):
 
 
 def commands(pages: list[Path]) -> list[Shown]:
-    """Every line of an indented block, and every line behind a $, that begins with a program's name."""
+    """Every line of an indented or shell block, and every line behind a $, that begins with a program's name."""
     found = {}
     for page in pages:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        text = re.sub(
+            r"^```shell\n(.*?)^```", lambda found: re.sub("^", "    ", found[1], flags=re.M), text, flags=re.M | re.S
+        )
         for line in re.findall(r"^(?: {4}|\$ )((?:onnx-attnq|make|pip|python|pytest|dask) .*)$", text, re.M):
             for one in re.split(r" && ", re.split(r"\s+#\s|\s{3,}(?=[A-Za-z])(?!.*\s-)", line)[0]):
                 shown = Shown(page, tuple(shlex.split(one)))
@@ -102,6 +106,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "a.onnx",
         "roberta/model.onnx",
         "decoder/model.onnx",
+        "llama/model.onnx",
         "bart/model.onnx",
         "folder/part.onnx",
     ):
@@ -120,7 +125,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).write_text(QUESTIONS, encoding="utf-8")
     (folder / "examples" / "decoder").mkdir(parents=True)
     (folder / "examples" / "decoder" / "held_out.txt").write_text("red house big tree " * 30, encoding="utf-8")
-    for name in ("model.attnq.onnx", "b.onnx", "two.onnx", "B", "MODEL", "decoder/model.attnq.onnx"):
+    for name in (
+        "model.attnq.onnx",
+        "b.onnx",
+        "two.onnx",
+        "B",
+        "MODEL",
+        "decoder/model.attnq.onnx",
+        "llama/model.attnq.onnx",
+    ):
         source = folder / "decoder/model.onnx" if "/" in name else folder / "A"
         compress(source, folder / name, verification=None)
     for plan in ("plan.json", "model.plan.json"):

@@ -82,11 +82,13 @@ def inspect(
         out.print(table)
     if found.sites:
         table = plain_table("site", "form", "scope", "heads", "probabilities", "from scores to context")
+        for text in (1, 2, 4, 5):
+            table.columns[text].justify = "left"
         for site in found.sites:
             heads = "-" if site.heads is None else str(site.heads)
             shape = "-" if site.shape is None else " x ".join("?" if dim is None else str(dim) for dim in site.shape)
             table.add_row(site.id, str(site.form), site.scope, heads, shape, " > ".join(site.chain))
-        out.print(f"{model}: {len(found.sites)} attention sites")
+        out.print(f"{model}: {len(found.sites)} attention site{'' if len(found.sites) == 1 else 's'}")
         out.print(table)
         if problem is not None:
             out.print(f"note: shapes are not all known: {problem}")
