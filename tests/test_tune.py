@@ -413,7 +413,7 @@ def test_a_dask_cluster_gives_the_same_plan_and_outlives_a_worker(
     from distributed import LocalCluster
 
     local = tuner(model, samples, Goal(0.05), jobs=1).run(tmp_path / "local.json")
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster:
 
         def kill_one(what: str, done: int, total: int) -> None:
             if what == "heads" and done == 0:
@@ -422,6 +422,38 @@ def test_a_dask_cluster_gives_the_same_plan_and_outlives_a_worker(
         with dask_cluster(cluster.scheduler_address):
             spread = tuner(model, samples, Goal(0.05), jobs=-1).run(tmp_path / "dask.json", progress=kill_one)
     assert spread.choice == local.choice
+    assert (tmp_path / "dask.json").read_bytes() == (tmp_path / "local.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_workers_that_lack_memory_are_a_clear_line(model: Path, samples: list[Sample], tmp_path: Path) -> None:
+    import dask
+    import joblib
+    from distributed import LocalCluster
+
+    def take_much() -> float:
+        array = np.ones(100_000_000)  # 800 MB
+        time.sleep(30.0)
+        return float(array[0])
+
+    few = {"distributed.scheduler.allowed-failures": 0}
+    limited = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "memory_limit": "400MiB"}
+    with (
+        dask.config.set(few),
+        LocalCluster(**limited, dashboard_address=":0", silence_logs=50) as cluster,
+        pytest.raises(InvalidData, match=r"lack memory; start them with a larger --memory-limit"),
+        dask_cluster(cluster.scheduler_address),
+    ):
+        joblib.Parallel(n_jobs=-1)(joblib.delayed(take_much)() for _ in range(2))
+
+
+@pytest.mark.slow
+def test_a_cluster_of_one_thread_is_refused_where_joblib_would_work_here() -> None:
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0") as single:  # noqa: SIM117
+        with pytest.raises(InvalidData, match="a single thread"), dask_cluster(single.scheduler_address):
+            pass
 
 
 def test_a_cluster_that_does_not_answer_is_one_line() -> None:

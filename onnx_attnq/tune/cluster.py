@@ -23,11 +23,12 @@ def dask_cluster(address: str | None, shared: Sequence[Any] = ()) -> Iterator[No
 
     Raises:
         MissingExtra: dask.distributed is not installed.
-        InvalidData: No address, or no scheduler answers there.
+        InvalidData: No address, no scheduler answers there, it has fewer than two threads, or workers die again and
+            again.
     """
     require("cluster")
     import joblib
-    from distributed import Client
+    from distributed import Client, KilledWorker
 
     if address is None:
         raise InvalidData("--backend dask needs --address HOST:PORT of the scheduler")
@@ -36,7 +37,18 @@ def dask_cluster(address: str | None, shared: Sequence[Any] = ()) -> Iterator[No
     except (OSError, TimeoutError, ValueError) as error:
         raise InvalidData(f"--address {address}: no dask scheduler answers there ({error})") from None
     with client, joblib.parallel_config(backend="dask", wait_for_workers_timeout=30, scatter=list(shared) or None):
-        yield
+        client.wait_for_workers(1, timeout=30)
+        if sum(client.ncores().values()) < 2:  # joblib would work in this process
+            raise InvalidData(
+                f"--address {address}: the cluster has a single thread; give it two workers, or leave it out"
+            )
+        try:
+            yield
+        except KilledWorker:
+            raise InvalidData(
+                f"workers of --address {address} died on the same work again and again: "
+                "most likely they lack memory; start them with a larger --memory-limit, or give shorter samples"
+            ) from None
 
 
 __all__ = ["dask_cluster"]
