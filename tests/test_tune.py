@@ -426,28 +426,6 @@ def test_a_dask_cluster_gives_the_same_plan_and_outlives_a_worker(
 
 
 @pytest.mark.slow
-def test_workers_that_lack_memory_are_a_clear_line(model: Path, samples: list[Sample], tmp_path: Path) -> None:
-    import dask
-    import joblib
-    from distributed import LocalCluster
-
-    def take_much() -> float:
-        array = np.ones(100_000_000)  # 800 MB
-        time.sleep(30.0)
-        return float(array[0])
-
-    few = {"distributed.scheduler.allowed-failures": 0}
-    limited = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "memory_limit": "400MiB"}
-    with (
-        dask.config.set(few),
-        LocalCluster(**limited, dashboard_address=":0", silence_logs=50) as cluster,
-        pytest.raises(InvalidData, match=r"lack memory; start them with a larger --memory-limit"),
-        dask_cluster(cluster.scheduler_address),
-    ):
-        joblib.Parallel(n_jobs=-1)(joblib.delayed(take_much)() for _ in range(2))
-
-
-@pytest.mark.slow
 def test_a_cluster_of_one_thread_is_refused_where_joblib_would_work_here() -> None:
     from distributed import LocalCluster
 
