@@ -93,6 +93,9 @@ def _looked_for(model: ir.Model, session: Session, drafts: tuple[Draft, ...], re
     if found is None or found.doubt is not None:
         doubts = [draft.doubt for draft in (*drafts, *([found] if found else ())) if draft.doubt is not None]
         inferred = f" By shape inference, {doubts[0]}." if doubts else ""
+        if doubts and refusal.partition(": ")[2] in doubts[0]:  # that was the runtime again, not shape inference
+            tried = doubts[0].rpartition("; tried ")[2] if "; tried " in doubts[0] else ""
+            inferred = f"; it says the same with other sizes ({tried})" if tried else ""
         raise InvalidData(f"the model runs on none of the samples that were made up; give it data. {refusal}{inferred}")
     return found.sample()
 
