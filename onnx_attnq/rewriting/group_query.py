@@ -136,6 +136,8 @@ def opened(model: ir.Model, site: RewrittenSite) -> tuple[ir.Model, RewrittenSit
     Raises:
         InvalidModel: The op that the record names is not there.
     """
+    if not any(domain == bodies.DOMAIN and _NAME in name for domain, name, _ in model.functions):
+        return model, site
     node = _producer(model, site)
     if node is None or node.domain != bodies.DOMAIN or _NAME not in node.op_type:
         return model, site

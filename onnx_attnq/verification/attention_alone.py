@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_attnq.errors import InvalidModel
-from onnx_attnq.graph import Dataflow
 from onnx_attnq.model import opset
 from onnx_attnq.rewriting import DOMAIN, DOMAIN_VERSION, RewrittenSite
 from onnx_attnq.run import RunSettings, Session
@@ -49,8 +48,18 @@ class AttentionRows:
 class AttentionAlone:
     """One attention op of a model, taken out of it."""
 
-    def __init__(self, model: ir.Model, site: RewrittenSite, run: RunSettings, native: bool) -> None:
-        output = Dataflow(model).values_in(site.scope).get(site.output)
+    def __init__(
+        self, model: ir.Model, site: RewrittenSite, values: Mapping[str, ir.Value], sessions: AloneSessions
+    ) -> None:
+        """Take the op of a site out of a model.
+
+        Args:
+            model: Has the op's function.
+            site: Of the model's record.
+            values: Those of the site's graph, by name.
+            sessions: Of all sites of the model.
+        """
+        output = values.get(site.output)
         node = None if output is None else output.producer()
         if node is None or node.op_identifier() not in model.functions:
             raise InvalidModel(f"site {site.id!r}: the op that the model's record names is not there")
@@ -62,8 +71,8 @@ class AttentionAlone:
         capped = node.attributes.get("softcap")
         self._softcap = 0.0 if capped is None else float(capped.as_tensor().numpy()[0])
         self._zeroes_masked_rows = bool(np.isfinite(node.attributes["row_max_floor"].as_tensor().numpy()[0]))
-        self._int16_products = native and bool(node.attributes["qk"].as_int())
-        self._session = Session(self._model(node, model), run, native=native, frugal=True)
+        self._int16_products = sessions.native and bool(node.attributes["qk"].as_int())
+        self._session = sessions.of(_alone(node, model))
 
     def rows(self, inputs: Sequence[Array], context: Array) -> Iterator[AttentionRows]:
         """What the op makes of its inputs, a few rows at a time.
@@ -145,17 +154,40 @@ class AttentionAlone:
         zeroed = masked & (probabilities == 0.0).all(axis=-1, keepdims=True)
         return np.where(zeroed, np.nan, probabilities)
 
-    def _model(self, node: ir.Node, model: ir.Model) -> ir.Model:
-        inputs = [ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT)) for name in _INPUTS]
-        identity = tuple(range(len(self._q_perm)))
-        attributes = {**node.attributes, "v_perm": ir.AttrInt64s("v_perm", identity)}
-        attributes["out_perm"] = ir.AttrInt64s("out_perm", identity)
-        alone = ir.Node(DOMAIN, node.op_type, inputs, tuple(attributes.values()))
-        alone.outputs[0].name = "context"
-        alone.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        imports = {"": opset(model), DOMAIN: DOMAIN_VERSION}
-        graph = ir.Graph(inputs, alone.outputs, nodes=[alone], opset_imports=imports, name="attention")
-        return ir.Model(graph, ir_version=model.ir_version, functions=[model.functions[node.op_identifier()].clone()])
+
+class AloneSessions:
+    """Sessions of ops alone, one for all sites whose ops are the same.
+
+    Args:
+        run: Threads and custom ops.
+        native: Run the native library's kernels in place of the ops' standard bodies.
+    """
+
+    def __init__(self, run: RunSettings, native: bool) -> None:
+        self.native = native
+        self._run = run
+        self._sessions: dict[bytes, Session] = {}
+
+    def of(self, model: ir.Model) -> Session:
+        """The session of a model."""
+        key = ir.to_proto(model).SerializeToString(deterministic=True)
+        if key not in self._sessions:
+            self._sessions[key] = Session(model, self._run, native=self.native, frugal=True)
+        return self._sessions[key]
+
+
+def _alone(node: ir.Node, model: ir.Model) -> ir.Model:
+    """A model of one attention op, which leaves the order of the axes of V and of the context as it is."""
+    inputs = [ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT)) for name in _INPUTS]
+    identity = tuple(range(len(node.attributes["q_perm"].as_ints())))
+    attributes = {**node.attributes, "v_perm": ir.AttrInt64s("v_perm", identity)}
+    attributes["out_perm"] = ir.AttrInt64s("out_perm", identity)
+    alone = ir.Node(DOMAIN, node.op_type, inputs, tuple(attributes.values()))
+    alone.outputs[0].name = "context"
+    alone.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    imports = {"": opset(model), DOMAIN: DOMAIN_VERSION}
+    graph = ir.Graph(inputs, alone.outputs, nodes=[alone], opset_imports=imports, name="attention")
+    return ir.Model(graph, ir_version=model.ir_version, functions=[model.functions[node.op_identifier()].clone()])
 
 
 def _wide(array: Array) -> Array:
@@ -180,4 +212,4 @@ def _flips(scores: Array, probabilities: Array, error: Array, scheme: QuantSchem
     return np.asarray(scale * np.where(near, level, 0.0))
 
 
-__all__ = ["AttentionAlone", "AttentionRows"]
+__all__ = ["AloneSessions", "AttentionAlone", "AttentionRows"]

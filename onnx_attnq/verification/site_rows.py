@@ -18,7 +18,7 @@ from onnx_attnq.graph import END_ROW, FIRST_ROW, Dataflow, probe, some_rows
 from onnx_attnq.inputs import Sample
 from onnx_attnq.rewriting import RewrittenSite, opened
 from onnx_attnq.run import RunSettings, Session
-from onnx_attnq.verification.attention_alone import AttentionAlone
+from onnx_attnq.verification.attention_alone import AloneSessions, AttentionAlone
 from onnx_attnq.verification.row_blocks import Place, blocks
 
 Array = npt.NDArray[Any]
@@ -85,9 +85,9 @@ class SiteRows:
         self._queries = queries
         self._session = Session(shown if queries is None else some_rows(shown), run, native=native, frugal=frugal)
         self._loops = {name: flow.loops_around(values[name]) for name in self._names}
-        self._alone = {
-            site.id: AttentionAlone(model, site, run, native) for site in self._sites if site.form is Form.ATTENTION
-        }
+        sessions = AloneSessions(run, native)
+        attentions = (site for site in self._sites if site.form is Form.ATTENTION)
+        self._alone = {site.id: AttentionAlone(model, site, values, sessions) for site in attentions}
 
     def run(self, sample: Sample) -> tuple[dict[str, Array], dict[str, Iterator[Rows]]]:
         """One run, or more where not all queries are asked for at once: outputs, and the rows of each site.
