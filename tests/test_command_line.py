@@ -184,6 +184,9 @@ def test_defaults_that_are_written_twice_are_equal() -> None:
     (task,) = (option for option in get("evaluate").params if "--task" in option.opts)
     assert isinstance(task.type, click.Choice)
     assert tuple(task.type.choices) == tuple(evaluate.TASKS)
+    lines = {" ".join(line.split()) for line in (get("evaluate").help or "").splitlines()}
+    for name, one in evaluate.TASKS.items():  # the table of the help
+        assert f"{name} {one.format} {', '.join(metric.name for metric in one.metrics)}" in lines
 
 
 # --- mistyped commands

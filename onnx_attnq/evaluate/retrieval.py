@@ -27,7 +27,7 @@ class Retrieval:
 
     name: ClassVar = "retrieval"
     unit: ClassVar = "questions"
-    format: ClassVar = "SQuAD v1.1 JSON"
+    format: ClassVar = "SQuAD v1.1 JSON, such as XQuAD"
     read: ClassVar = staticmethod(read_questions)
     from_rows: ClassVar = staticmethod(questions_from_rows)
     metrics: ClassVar = (Metric("accuracy@1", mean_of(0)), Metric("MRR", mean_of(1)))

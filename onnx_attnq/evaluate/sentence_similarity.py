@@ -39,7 +39,7 @@ class SentenceSimilarity:
 
     name: ClassVar = "sentence-similarity"
     unit: ClassVar = "pairs"
-    format: ClassVar = "STS-B: CSV of sentence, sentence, score"
+    format: ClassVar = "STS-B: CSV sentence, sentence, score"
     read: ClassVar = staticmethod(read_pairs)
     from_rows: ClassVar = staticmethod(pairs_from_rows)
     metrics: ClassVar = (Metric("Spearman", spearman),)

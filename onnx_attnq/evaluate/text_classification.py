@@ -29,7 +29,7 @@ class TextClassification:
 
     name: ClassVar = "text-classification"
     unit: ClassVar = "texts"
-    format: ClassVar = "SST-2: tab-separated, a header with sentence and label"
+    format: ClassVar = "SST-2: TSV with sentence and label"
     read: ClassVar = staticmethod(read_labelled_texts)
     from_rows: ClassVar = staticmethod(labelled_texts_from_rows)
     metrics: ClassVar = (Metric("accuracy", mean_of(0)), Metric("NLL", mean_of(1), higher_is_better=False))
