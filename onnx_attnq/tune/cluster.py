@@ -23,7 +23,7 @@ def dask_cluster(address: str | None, shared: Sequence[Any] = ()) -> Iterator[No
 
     Raises:
         MissingExtra: dask.distributed is not installed.
-        InvalidData: No address, no scheduler answers there, or it has fewer than two threads.
+        InvalidData: No address, no scheduler answers there, or it has no workers, or a single thread.
     """
     require("cluster")
     import joblib
@@ -36,7 +36,10 @@ def dask_cluster(address: str | None, shared: Sequence[Any] = ()) -> Iterator[No
     except (OSError, TimeoutError, ValueError) as error:
         raise InvalidData(f"--address {address}: no dask scheduler answers there ({error})") from None
     with client, joblib.parallel_config(backend="dask", wait_for_workers_timeout=30, scatter=list(shared) or None):
-        client.wait_for_workers(1, timeout=30)
+        try:
+            client.wait_for_workers(1, timeout=30)
+        except TimeoutError:
+            raise InvalidData(f"--address {address}: the scheduler has no workers; start some") from None
         if sum(client.ncores().values()) < 2:  # joblib would work in this process
             raise InvalidData(
                 f"--address {address}: the cluster has a single thread; give it two workers, or leave it out"
