@@ -175,6 +175,13 @@ def test_inputs_of_any_number_are_bounded_together() -> None:
         generate_samples(model_of(f" m ({inputs}) => (float[n] y) {{ y = Identity(x0) }}"))
 
 
+def test_samples_of_any_number_are_bounded_together() -> None:
+    model = model_of(" m (float[4194304] x) => (float[n] y) { y = Identity(x) }")
+    assert len(generate_samples(model, 2)) == 2
+    with pytest.raises(InvalidData, match="100 samples need 1600 MiB, which is too large to be made up"):
+        generate_samples(model, 100)
+
+
 def test_where_nothing_fits_one_line_says_what_was_tried() -> None:
     model = model_of("""
     m (float[batch, n, 4] x) => (float[batch, 8] y) <float[1, 5, 4] a, float[1, 6, 4] b, int64[1] axis = {1}> {

@@ -50,6 +50,9 @@ SPARE: Final = 5
 MAX_BYTES: Final = 2**28
 """The largest sample that is made: a hostile model may declare inputs of any size and number."""
 
+MAX_TOTAL_BYTES: Final = 2**30
+"""All samples together: they are kept for the whole of a verification."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
@@ -83,6 +86,16 @@ class Draft:
             entry.item.name: values_of(entry, shapes[entry.item.name], lengths, random).astype(entry.item.dtype)
             for entry in self.inputs
         }
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays.
+
+        Raises:
+            InvalidData: An input is too large to be made up.
+        """
+        shapes = self.shapes()
+        return sum(math.prod(shapes[entry.item.name]) * entry.item.dtype.itemsize for entry in self.inputs)
 
     def misfit(self, check: ShapeCheck) -> Misfit | None:
         """What speaks against the sizes, by shape inference."""
@@ -178,6 +191,11 @@ def draft_samples(
             # What the graph fixes it fixes for every sample.
             learned |= {dim: size for dim, size in draft.sizes.items() if size != first[dim]}
         drafts.append(draft)
+    if (total := sum(draft.nbytes for draft in drafts)) > MAX_TOTAL_BYTES:
+        raise InvalidData(
+            f"{count} samples need {total >> 20} MiB, which is too large to be made up "
+            f"(limit {MAX_TOTAL_BYTES >> 20} MiB); ask for fewer, or give data"
+        )
     return tuple(drafts)
 
 
