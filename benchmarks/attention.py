@@ -1,10 +1,12 @@
 """QuantizedAttention of the native library against onnxruntime's MultiHeadAttention.
 
     make native && python benchmarks/attention.py [--int16] [--pruned 60] [--phases] [--lengths 128 512]
+    python benchmarks/attention.py --scheme row-log:threshold=.1 --scheme row-log:threshold=.1,pruned=mean --pruned 83
 
 All contenders run interleaved; times are medians of process CPU time, and what is printed is the time of
 MultiHeadAttention divided by theirs: above 1 is faster. ``dense`` is the same kernel with every key kept and exact
 probabilities: the step from 1 to it is what the kernel gives, the step from it to the schemes what pruning gives.
+``--scheme``, repeated, measures others than the default, beside it; ``--pruned`` is about the first.
 ``--beside torch openvino`` adds their scaled_dot_product_attention, without a mask.
 """
 
@@ -28,7 +30,7 @@ from onnx import TensorProto, helper
 
 from onnx_attnq.rewriting import bodies
 from onnx_attnq.run import native_library
-from onnx_attnq.scheme import QuantScheme, numerics, preset
+from onnx_attnq.scheme import QuantScheme, numerics, parse_scheme, preset
 
 HEADS = 12
 LENGTHS = [(128, 128), (384, 384), (512, 512), (1024, 1024), (2048, 2048), (4096, 4096), (1, 8192)]
@@ -147,7 +149,7 @@ def sparsity(tensors: Tensors, scheme: QuantScheme) -> float:
     """The share of keys that the scheme prunes; of one head's first 64 queries."""
     query = tensors["q"][0, :64, 0].astype(np.float64)
     scores = query @ tensors["k"][0, :, 0].T * query.shape[-1] ** -0.5
-    return float((numerics.quantize_scores(scores, scheme) == 0).mean())
+    return float((numerics.codes(numerics.relative(numerics.softmax(scores), scheme), scheme) == 0).mean())
 
 
 def spread_for(shape: Shape, scheme: QuantScheme, share: float) -> float:
@@ -203,6 +205,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--spread", type=float, default=3.0, help="standard deviation of the scores")
     parser.add_argument("--pruned", type=float, help="choose the spread so that this percentage of keys is pruned")
+    parser.add_argument("--scheme", action="append", help="NAME[:bits=B,threshold=T,pruned=P]; row-log and ji2021")
     parser.add_argument("--mask", choices=["causal", "padding", "bias"], help="padding: a quarter of the keys")
     parser.add_argument("--int16", action="store_true", help="also 16-bit products of queries and keys")
     parser.add_argument("--seconds", type=float, default=6.0, help="for each length")
@@ -212,7 +215,8 @@ def main() -> None:
     if native_library() is None:
         sys.exit("the native library was not built: make native")
     lengths = [(n, n) for n in arguments.lengths] if arguments.lengths else LENGTHS
-    scheme = preset("row-log")
+    schemes = {text: parse_scheme(text) for text in arguments.scheme or ["row-log", "ji2021"]}
+    scheme = next(iter(schemes.values()))
 
     def spread_of(shape: Shape) -> float:
         return arguments.spread if arguments.pruned is None else spread_for(shape, scheme, arguments.pruned / 100)
@@ -232,12 +236,12 @@ def main() -> None:
         mask = mask_of(arguments.mask, shape) if arguments.mask else None
         runs: dict[str, Run] = {
             "mha": multi_head_attention(tensors, threads, mask),
-            "row-log": quantized_attention(tensors, scheme, threads, mask=mask),
-            "ji2021": quantized_attention(tensors, preset("ji2021"), threads, mask=mask),
+            **{text: quantized_attention(tensors, own, threads, mask=mask) for text, own in schemes.items()},
             "dense": quantized_attention(tensors, DENSE, threads, mask=mask),
         }
         if arguments.int16:
-            runs["row-log int16"] = quantized_attention(tensors, scheme, threads, int16=True, mask=mask)
+            for text, own in schemes.items():
+                runs[f"{text} int16"] = quantized_attention(tensors, own, threads, int16=True, mask=mask)
         for other in arguments.beside:
             runs[other] = OTHERS[other](tensors, threads)
         seconds = medians(runs, arguments.seconds)

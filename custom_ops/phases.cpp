@@ -1,11 +1,13 @@
 // Prints where one thread spends the time of QuantizedAttention, in nanoseconds and in cycles for 8 scores:
-//   phases KEYS DEPTH [BITS THRESHOLD SPREAD INT16]
+//   phases KEYS DEPTH [BITS THRESHOLD SPREAD INT16 SHARED]
+// SHARED: pruned values share what they summed to.
 #include "phases.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 
 #if defined(__GLIBC__)
 #include <malloc.h>
@@ -18,8 +20,15 @@ namespace onnx_attnq {
 
 std::uint64_t phase_ticks[static_cast<int>(Phase::kCount)];
 
+// Nanoseconds: where there is such a clock those of this thread alone, since other programs take time too.
 std::uint64_t ticks() {
+#if defined(CLOCK_THREAD_CPUTIME_ID)
+  timespec now;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1000000000u + static_cast<std::uint64_t>(now.tv_nsec);
+#else
   return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
+#endif
 }
 
 // Cycles in a nanosecond while this thread computes: an addition takes one, and each waits for the one before.
@@ -51,7 +60,7 @@ int main(int argc, char** argv) {
   const auto keys = static_cast<Index>(argument(1, 512)), depth = static_cast<Index>(argument(2, 64));
   const int bits = static_cast<int>(argument(3, 3));
   const Form form = bits == 0 ? Form{Reference::kAbsolute, Spacing::kNone, Normalize::kNone}
-                              : Form{Reference::kRowMax, Spacing::kLog, Normalize::kUnit};
+                              : Form{Reference::kRowMax, Spacing::kLog, Normalize::kUnit, argument(7, 0) != 0};
   const auto threshold = static_cast<float>(argument(4, 0.01));
   const Table table = bits == 0 ? make_table(form, 0, 0, 0, 0) : sample_table(form, threshold, bits);
   Sample sample = make_sample(form, table, 12, keys, keys, depth, static_cast<float>(argument(5, 3)), false);

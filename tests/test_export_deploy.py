@@ -26,6 +26,7 @@ from onnx_attnq.inputs import Sample
 from onnx_attnq.job import compress
 from onnx_attnq.rewriting import RewriteSettings
 from onnx_attnq.run import RunSettings, Session
+from onnx_attnq.scheme import preset
 
 pytestmark = [
     pytest.mark.pipeline,
@@ -59,6 +60,25 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def shared(encoder: Path, decoder: Path) -> dict[str, Path]:
+    """Copies of both folders' files, with pruned values that share what they summed to."""
+    for folder in (encoder, decoder):
+        (folder / "shared").mkdir()
+        shutil.copytree(
+            folder, folder / "shared", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.onnx", "shared")
+        )
+        for name, inline in (("model.attnq.onnx", False), ("model.inline.onnx", True)):
+            compress(
+                folder / "model.onnx",
+                folder / "shared" / name,
+                scheme=preset("row-log-mean"),
+                rewriting=RewriteSettings(inline=inline),
+                verification=None,
+            )
+    return {"encoder": encoder / "shared", "decoder": decoder / "shared"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Deployed:
     """A folder as of the fixtures above, what its model is fed, and the logits of onnxruntime."""
@@ -87,11 +107,14 @@ def tokens_with_a_past(folder: Path) -> Sample:
 
 
 @pytest.fixture(
-    scope="module", params=[("encoder", tokens), ("decoder", tokens_with_a_past)], ids=lambda param: param[0]
+    scope="module",
+    params=[(name, is_shared) for is_shared in (False, True) for name in ("encoder", "decoder")],
+    ids=lambda param: f"{param[0]}-{'shared' if param[1] else 'zero'}",
 )
 def deployed(request: pytest.FixtureRequest) -> Deployed:
-    name, feed = request.param
-    folder = request.getfixturevalue(name)
+    name, is_shared = request.param
+    feed = {"encoder": tokens, "decoder": tokens_with_a_past}[name]
+    folder = request.getfixturevalue("shared")[name] if is_shared else request.getfixturevalue(name)
     sample = feed(folder)
     return Deployed(folder, sample, Session(folder / "model.attnq.onnx", RunSettings(1)).run(sample)["logits"])
 
@@ -153,13 +176,14 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
     return run
 
 
-def test_onnxruntime_web(encoder: Path, web: Callable[..., list[str]]) -> None:
+def test_onnxruntime_web(encoder: Path, shared: dict[str, Path], web: Callable[..., list[str]]) -> None:
     """WebAssembly under Node."""
     sample = tokens(encoder)
     ids = sample["input_ids"]
-    found = np.array(web("run.mjs", encoder / "model.attnq.onnx", *ids.shape, *ids.ravel()), dtype=np.float64)
-    expected = Session(encoder / "model.attnq.onnx", RunSettings(1)).run(sample)["logits"]
-    np.testing.assert_allclose(found, expected.ravel(), atol=ATOL)
+    for folder in (encoder, shared["encoder"]):
+        found = np.array(web("run.mjs", folder / "model.attnq.onnx", *ids.shape, *ids.ravel()), dtype=np.float64)
+        expected = Session(folder / "model.attnq.onnx", RunSettings(1)).run(sample)["logits"]
+        np.testing.assert_allclose(found, expected.ravel(), atol=ATOL)
 
 
 def test_onnxruntime_web_generates_with_a_past(decoder: Path, web: Callable[..., list[str]]) -> None:

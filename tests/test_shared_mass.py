@@ -101,6 +101,17 @@ def test_any_length_bits_and_threshold(keys: int, bits: int, threshold: float, s
     assert check_rows(x, y, scheme, is_scores=True).passed
 
 
+@pytest.mark.parametrize("keys", [200, 600])
+def test_openvino_takes_the_inlined_rows(keys: int) -> None:
+    openvino = pytest.importorskip("openvino", reason="needs openvino")
+    x = masked_scores(keys, seed=3)
+    core, model = openvino.Core(), inlined(ir.to_proto(one_op_model("softmax", SHARED, 17, rank=2)))
+    compiled = core.compile_model(
+        core.read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    assert check_rows(x, compiled([x])[0], SHARED, is_scores=True).passed
+
+
 def wrong(scheme: QuantScheme, scores: np.ndarray, case: str) -> np.ndarray:
     """What an execution with a mistake would give."""
     x = numerics.relative_scores(scores)

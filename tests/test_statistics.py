@@ -187,6 +187,19 @@ def test_head_diversity_is_the_divergence_of_the_heads_rows():
     assert measure("s", p, valid).head_diversity == pytest.approx(np.mean(pairs) / math.log2(3), rel=SUM_TOLERANCE)
 
 
+def test_the_sample_of_long_rows_moves_the_divergence_and_hardly_the_context():
+    """docs/analyze.md says so: what a scheme that shares does to a row of 1024 keys is to be read off the context."""
+    random = np.random.default_rng(0)
+    scheme = preset("row-log-mean")
+    found = {}
+    for keys in (255, 1024):
+        p = numerics.softmax(random.normal(0.0, 1.5, (1, 2, 40, keys)))
+        value = random.normal(1.0, 0.5, (1, 2, keys, 8))
+        (found[keys],) = measure("site", p, schemes=[scheme], value=value).schemes
+    assert (found[1024].mean_divergence > 1.5 * found[255].mean_divergence).all()
+    assert (found[1024].context_error / found[1024].context_rows < 0.05).all()
+
+
 def test_rows_that_are_masked_altogether_are_left_out():
     p = np.full((1, 1, 2, 4), 0.25)
     valid = np.array([[True] * 4, [False] * 4])[None, None]

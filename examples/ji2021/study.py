@@ -3,9 +3,9 @@
     pip install 'onnx-attnq[examples]'
     python examples/ji2021/study.py --task text-generation
 
-prints the rows of RESULTS.md for one task, and with --grid those of GRID.md. Everything is offline. Each model goes
-through the same steps as on the command line: `onnx-attnq export`, `onnx-attnq compress`, `onnx-attnq evaluate`. With
---model and --data it prints the same rows for any model that `onnx-attnq export` has written.
+prints the rows of RESULTS.md for one task. Everything is offline. Each model goes through the same steps as on the
+command line: `onnx-attnq export`, `onnx-attnq compress`, `onnx-attnq evaluate`. With --model and --data it prints the
+same rows for any model that `onnx-attnq export` has written.
 """
 
 from __future__ import annotations
@@ -42,14 +42,6 @@ SCHEMES = {
     )
     for bits in (4, 3, 2)
 }
-
-GRID = {
-    f"pruned {label}, {bits} bits, threshold {threshold:g}": preset(name, bits=bits, threshold=threshold)
-    for label, name, thresholds in (("zero", "row-log", (0.01, 0.1)), ("mean", "row-log-mean", (0.05, 0.1, 0.2, 0.3)))
-    for bits in (3, 2)
-    for threshold in thresholds
-}
-"""`row-log` with pruned values that are zero, and with those that share what they summed to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,15 +170,13 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=320, help="for --model: tokens of a window")
     parser.add_argument("--limit", type=int, help="only the first so many examples")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--grid", action="store_true", help="bits and thresholds of row-log, pruned zero and mean")
     options = parser.parse_args()
-    schemes = GRID if options.grid else SCHEMES
     if options.model is not None:
         if options.task is None or options.data is None:
             parser.error("--model needs --task and --data")
         task = load_task(options.task, options.data, max_length=options.max_length, limit=options.limit)
         title = f"{options.model.parent.name}/{options.model.name}, {options.task}"
-        print(markdown(title, schemes, measure(options.model, task, schemes, options.threads)))
+        print(markdown(title, SCHEMES, measure(options.model, task, SCHEMES, options.threads)))
         return
     subjects = [subject for subject in SUBJECTS if options.task in (None, subject.task)]
     if not subjects:
@@ -195,8 +185,8 @@ def main() -> None:
         limit = options.limit or subject.limit
         task = load_task(subject.task, subject.data, max_length=subject.max_length, limit=limit)
         with tempfile.TemporaryDirectory() as folder:
-            found = measure(exported(subject, Path(folder)), task, schemes, options.threads)
-        print(markdown(subject.title, schemes, found) + "\n", flush=True)
+            found = measure(exported(subject, Path(folder)), task, SCHEMES, options.threads)
+        print(markdown(subject.title, SCHEMES, found) + "\n", flush=True)
 
 
 if __name__ == "__main__":

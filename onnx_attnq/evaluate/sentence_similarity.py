@@ -21,7 +21,6 @@ def spearman(records: FloatArray) -> float:
     >>> spearman(np.array([[1.0, 0.1], [2.0, 0.2], [3.0, 0.9]]))
     1.0
     """
-    require("evaluate")
     from scipy.stats import spearmanr
 
     return float(spearmanr(records[:, 0], records[:, 1]).statistic)
@@ -46,6 +45,7 @@ class SentenceSimilarity:
 
     def records(self, model: TextModel, progress: Progress = no_progress) -> FloatArray:
         """(pairs, 2), float64."""
+        require("evaluate")
         rows = []
         for done, pair in enumerate(self.pairs, start=1):
             cosine = embed(model, pair.first, self.max_length) @ embed(model, pair.second, self.max_length)
