@@ -31,7 +31,7 @@ class Objective(enum.StrEnum):
     """What a plan should be small in."""
 
     SPARSE = "sparse"
-    """The share of values kept: products with V that remain."""
+    """The share of values kept, which is that of the products with V that remain."""
     NARROW = "narrow"
     """The bits of a code."""
     SPARSE_AND_NARROW = "sparse-and-narrow"

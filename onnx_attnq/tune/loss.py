@@ -57,7 +57,7 @@ class Measured:
 
     @property
     def noise(self) -> tuple[str, ...]:
-        """The figures that cannot tell a loss from none: their interval has 0 within, and another's is narrower.
+        """The figures that cannot tell a loss from none, since their interval has 0 within and another's is narrower.
 
         The figure with the narrowest interval always tells; so does one without an interval.
 
