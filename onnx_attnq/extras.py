@@ -24,17 +24,22 @@ OFFLINE: Final = "without a network, HF_HUB_OFFLINE=1 looks only for what was do
 
 
 @contextlib.contextmanager
-def quiet_hub() -> Iterator[None]:
-    """Keeps a warning for each try to reach the hub from the user; what came of it is raised."""
-    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
-    levels = [logger.level for logger in loggers]
+def only_errors(*loggers: str) -> Iterator[None]:
+    """Keeps what these loggers say below errors from the user."""
+    found = [logging.getLogger(name) for name in loggers]
+    levels = [logger.level for logger in found]
     try:
-        for logger in loggers:
+        for logger in found:
             logger.setLevel(logging.ERROR)
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in zip(found, levels, strict=True):
             logger.setLevel(level)
+
+
+def quiet_hub() -> contextlib.AbstractContextManager[None]:
+    """Keeps a warning for each try to reach the hub from the user; what came of it is raised."""
+    return only_errors("huggingface_hub", "datasets")
 
 
 def require(extra: str) -> None:
@@ -75,4 +80,4 @@ def first_problem(requirements: Iterable[str], extra: str) -> str | None:
     return None
 
 
-__all__ = ["OFFLINE", "first_problem", "quiet_hub", "require"]
+__all__ = ["OFFLINE", "first_problem", "only_errors", "quiet_hub", "require"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from onnx_attnq.errors import InvalidModel, first_line
 from onnx_attnq.export.by_optimum import export_by_optimum, infer_task, supports
 from onnx_attnq.export.by_torch import export_by_torch
 from onnx_attnq.export.result import ATOL, AttentionImplementation, Exported, Exporter
-from onnx_attnq.extras import OFFLINE, quiet_hub, require
+from onnx_attnq.extras import OFFLINE, only_errors, quiet_hub, require
 
 
 def export(
@@ -75,16 +74,8 @@ def export(
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps what the exporters say about their own internals from the user; deviations are raised, not logged."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "transformers", "optimum")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(action="ignore"):
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    with warnings.catch_warnings(action="ignore"), only_errors("torch.onnx", "transformers", "optimum"):
+        yield
 
 
 __all__ = ["ATOL", "AttentionImplementation", "Exported", "Exporter", "export"]
