@@ -89,8 +89,9 @@ std::vector<Op> make_ops() {
     ops.push_back(make_op(Kind::kAttention, named.form, adjective + "Attention" + named.suffix));
     ops.push_back(make_op(Kind::kAttention, named.form, adjective + "Attention" + named.suffix + "_softcap"));
     ops.back().capped = true;
-    // Layers of one model may differ, and a function has one body for each name: one op under several names.
-    for (const char* variant : {"", "_2", "_3", "_4"}) {
+    // Layers of one model may differ, and a function has one body for each name: one op under two names. Not more,
+    // since each op that is registered takes a tenth of a millisecond of every session.
+    for (const char* variant : {"", "_2"}) {
       const std::string name = adjective + "GroupQueryAttention" + named.suffix + variant;
       for (const ElementType type : {kFloat, kFloat16}) {
         for (const ElementType cache : {type, kInt8, kUint8}) {

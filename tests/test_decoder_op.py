@@ -184,13 +184,13 @@ def test_scores_as_an_output_stay_standard_ops(kind: int) -> None:
 
 
 @BOTH
-def test_another_body_gets_another_name_and_the_fifth_stays_standard_ops(native: bool) -> None:
+def test_another_body_gets_another_name_and_the_third_stays_standard_ops(native: bool) -> None:
     """onnxruntime would run the wrong one of two functions of one name."""
     rng = np.random.default_rng(0)
     case = decoding((6,), capacity=8)
     model = ir.from_proto(case.model())
     (first,) = model.graph
-    for window in (2, 3, 2, 4, 5):
+    for window in (2, 3, 2):
         attributes = {**first.attributes, "local_window_size": ir.AttrInt64("local_window_size", window)}
         node = ir.Node(first.domain, first.op_type, first.inputs, tuple(attributes.values()), num_outputs=3)
         for i, output in enumerate(node.outputs):
@@ -207,14 +207,7 @@ def test_another_body_gets_another_name_and_the_fifth_stays_standard_ops(native:
     rewrite(model, sites, uniform_plan(exposed.structure_hash, [s.id for s in sites.sites], preset("identity")))
     name = "PrunedGroupQueryAttention_absolute_none"
     # The last is given its name first; the second and the fourth have one body.
-    assert sorted(ops(model)) == [
-        name,
-        f"{name}_2",
-        f"{name}_3",
-        f"{name}_3",
-        f"{name}_4",
-        "PrunedSoftmax_absolute_none",
-    ]
+    assert sorted(ops(model)) == [name, name, f"{name}_2", "PrunedSoftmax_absolute_none"]
     feeds = {**case.feeds(), "i0": random_array(rng, (1, 1, 64))}
     found, expected = session(model, native=native).run(None, feeds), run(original, feeds)
     assert_close(

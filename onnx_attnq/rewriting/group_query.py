@@ -36,7 +36,7 @@ _CACHES: Final = {0: (ir.DataType.FLOAT, ir.DataType.FLOAT16), 8: (ir.DataType.I
 _NAME: Final = "GroupQueryAttention"
 _NUMBERS: Final = frozenset({"threshold", "step", "offset", "levels"})
 """Attributes that a body takes from the op that calls it; what else an op of ours has is the body's own."""
-_VARIANTS: Final = ("", "_2", "_3", "_4")
+_VARIANTS: Final = ("", "_2")
 """Behind the name of the op, where layers differ: with and without a window, a rotation, or other numbers of heads."""
 
 
