@@ -45,9 +45,10 @@ SHORTER = {
     "bench": ["--repeats", "1", "--no-memory"],
     "analyze": ["--no-report"],
     "tune": ["--jobs", "1"],
+    "sweep": ["--bits", "2", "--threshold", "0.1", "--pruned", "zero", "--repeats", "1", "--no-report", "--limit", "4"],
     "evaluate": ["--resamples", "5", "--max-length", "32"],
 }
-"""What is added so that a command takes less time; the pictures of `analyze` have tests of their own."""
+"""What is added so that a command takes less time; the pictures of `analyze` and `sweep` have tests of their own."""
 
 
 class Shown(NamedTuple):
