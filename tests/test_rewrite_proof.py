@@ -9,6 +9,7 @@ from small_graphs import parse
 
 import onnx_attnq.verification.rewrite_proof as proof
 from onnx_attnq.find import expose, find_sites
+from onnx_attnq.find.inlining import inline_functions
 from onnx_attnq.inputs import generate_samples
 from onnx_attnq.rewriting import rewrite, uniform_plan
 from onnx_attnq.run import RunSettings
@@ -56,8 +57,8 @@ def test_a_wrong_rewrite_fails_and_names_the_site(broken: int, monkeypatch: pyte
     """As if the rewrite had taken another operand for one of the sites."""
     right = proof.rewrite
 
-    def wrong(model: ir.Model, sites, plan, **options):  # type: ignore[no-untyped-def]
-        record = right(model, sites, plan, **options)
+    def wrong(model: ir.Model, sites, plan, *options):  # type: ignore[no-untyped-def]
+        record = right(model, sites, plan, *options)
         for site in record.sites:
             if site.id == ids[broken]:
                 op = next(n for n in model.graph if n.outputs[0].name == site.output)
@@ -81,6 +82,22 @@ def test_random_ops_draw_the_same_numbers_in_both_models() -> None:
     assert found.passed, found.failures
     assert found.standard.outputs["z"].deviation.max_abs < 1e-5
     assert "1 ops draw random numbers; both models got the same seeds" in found.notes
+
+
+@pytest.mark.parametrize("inlined", [False, True])
+def test_random_ops_of_functions_draw_the_same_numbers_too(inlined: bool) -> None:
+    original = parse(NOISE.replace("n = RandomNormalLike(u)", "v = own.noise(u) n = own.noise(v)"), inferred=False)
+    noise = parse("(float[N] x) => (float[N] r) { r = RandomNormalLike(x) }").graph
+    original.functions["own", "noise", ""] = ir.Function("own", "noise", graph=noise, attributes=[])
+    original.graph.opset_imports["own"] = 1
+    model = rewritten(original, preset("identity"))
+    if inlined:
+        inline_functions(model, lambda function: function.domain == "own")
+        assert [node.op_type for node in model.graph].count("RandomNormalLike") == 2
+    found = verify(original, model, generate_samples(original, 3, 0), run=RunSettings(1))
+    assert found.passed, found.failures
+    assert found.standard.outputs["z"].deviation.max_abs < 1e-5
+    assert found.random_ops == 1
 
 
 def test_lengths_that_depend_on_values_are_reported() -> None:

@@ -19,7 +19,7 @@ from onnx_attnq.verification.codes import CodeCheck, check_rows
 from onnx_attnq.verification.interface import check_interface
 from onnx_attnq.verification.limits import ATOL, RTOL, Limits
 from onnx_attnq.verification.outputs import OutputComparison, OutputDeviation, is_distribution
-from onnx_attnq.verification.random_ops import with_seeds
+from onnx_attnq.verification.random_ops import seed_note, with_seeds
 from onnx_attnq.verification.rewrite_proof import RewriteProof, prove_rewrite
 from onnx_attnq.verification.site_groups import SiteGroup, site_groups
 from onnx_attnq.verification.site_rows import Rows, SiteRows
@@ -114,7 +114,7 @@ class Verification:
                 share = check.not_finite / check.codes
                 notes.append(f"site {name!r}: {share:.1%} of the probabilities are NaN, before and after")
         if self.random_ops:
-            notes.append(f"{self.random_ops} ops draw random numbers; both models got the same seeds")
+            notes.append(seed_note(self.random_ops))
         for name, output in run.outputs.items():
             if output.deviation.not_finite:
                 share = output.deviation.not_finite_share
