@@ -19,11 +19,12 @@ from small_transformers import bert_like
 import onnx_attnq.verification.rewrite_proof as proof
 from onnx_attnq.cli import main
 from onnx_attnq.cli.group import cli
-from onnx_attnq.errors import InvalidModel, NothingToRewrite
+from onnx_attnq.errors import CannotWrite, InvalidModel, NothingToRewrite
 from onnx_attnq.job import compress_weights
 from onnx_attnq.model import load, save
 from onnx_attnq.rewriting import Record, read_record
 from onnx_attnq.run import Session, quantize_weights
+from onnx_attnq.verification import VerifySettings
 
 
 @pytest.fixture
@@ -79,6 +80,21 @@ def test_what_failed_is_not_there_and_may_be_kept_under_another_name(model: Path
     assert stopped.value.code == 1
     assert old.read_text() == "what was there"
     assert read_record(load(model.with_name("model.attnq.failed.onnx"))) is not None
+
+
+@pytest.mark.parametrize("verification", [None, VerifySettings(keep_failed=True)])
+@pytest.mark.parametrize("output", ["model.onnx", "weights.bin", "link.onnx", "kept.onnx"])
+def test_no_file_of_the_input_is_overwritten(output: str, verification: VerifySettings | None, tmp_path: Path) -> None:
+    if output == "kept.onnx" and verification is None:
+        return
+    data = "kept.failed.onnx" if output == "kept.onnx" else "weights.bin"
+    proto = ir.to_proto(bert_like(17))
+    onnx.save(proto, tmp_path / "model.onnx", save_as_external_data=True, location=data, size_threshold=0)
+    (tmp_path / "link.onnx").symlink_to("model.onnx")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(CannotWrite, match="is a file of the input model, which is never overwritten"):
+        compress_weights(tmp_path / "model.onnx", tmp_path / output, "int8", verification=verification)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_an_interrupted_run_leaves_nothing(model: Path) -> None:

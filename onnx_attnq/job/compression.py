@@ -163,6 +163,11 @@ def output_of(source: Path, output: str | os.PathLike[str] | None) -> Path:
     return source.with_name(f"{source.stem}.attnq.onnx") if output is None else Path(output)
 
 
+def failed_path(target: Path) -> Path:
+    """Where a model that failed is kept."""
+    return target.with_name(f"{target.stem}.failed{target.suffix}")
+
+
 def put_in_place(
     model: ir.Model,
     target: Path,
@@ -194,7 +199,7 @@ def put_in_place(
         return target, checked
     if not keep_failed:
         return None, checked
-    kept = target.with_name(f"{target.stem}.failed{target.suffix}")
+    kept = failed_path(target)
     save(model, kept, external_data)
     return kept, checked
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from onnx_attnq.inputs import MadeUp, Sample
-from onnx_attnq.job.compression import Compression, made_up_for, output_of, put_in_place, rewritten
+from onnx_attnq.job.compression import Compression, failed_path, made_up_for, output_of, put_in_place, rewritten
 from onnx_attnq.model import check_output, load, save, size_on_disk
 from onnx_attnq.progress import Progress, no_progress
 from onnx_attnq.rewriting import RewriteSettings
@@ -79,6 +79,10 @@ def compress_weights(
     source = Path(source)
     target = output_of(source, output)
     original = load(source)  # a damaged model, and one whose data leads out of its folder, gets no further
+    # What is saved is made from a copy, and does not know the files of the source.
+    check_output(original, target)
+    if verification is not None and verification.keep_failed:
+        check_output(original, failed_path(target))
     with tempfile.TemporaryDirectory() as folder:
         quantized = Path(folder) / source.name
         quantize_weights(source, quantized, weights)
@@ -87,7 +91,6 @@ def compress_weights(
             save(done.model, target)
             result = done.result(source, target)
             return WeightCompression(result, weights, (size_on_disk(original), size_on_disk(load(target))), None)
-        check_output(done.model, target)
         made_up = made_up_for(original, verification, run) if verification.samples is None else None
         given = made_up or MadeUp(verification.samples or ())
         samples = given.samples
