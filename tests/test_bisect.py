@@ -127,6 +127,31 @@ def test_what_it_suggests_mends_the_model(original, tmp_path, capsys):
     assert not stop.value.code
 
 
+@pytest.mark.parametrize("noise", ["RandomNormalLike<scale = 0.1>(x1)", "own.noise(x1)"])
+def test_random_ops_draw_the_same_numbers_in_both_models(noise, tmp_path, capsys):
+    """Also on the second sample, where a session that is used again would draw others."""
+    text = layered(3).replace("x1", "noisy").replace("noisy = Mul", "x1 = Mul")
+    text = text.replace("query1 =", f"noise = {noise} noisy = Add(x1, noise) query1 =")
+    text = text.replace('["" : 17]', '["" : 17, "own" : 1]')
+    if "own" in noise:
+        text += ' <opset_import: ["" : 17], domain: "own"> noise (t) => (r) { r = RandomNormalLike<scale = 0.1>(t) }'
+    path = small_models.write(small_models.parse(text), tmp_path / "a.onnx")
+    compress(path, tmp_path / "b.onnx", rewriting=RewriteSettings(preset("identity")), verification=None)
+    samples = generate_samples(load(path), 3)
+    unseeded = Session(load(path), RunSettings(1))
+    found = bisect(path, tmp_path / "b.onnx", samples, expected=[unseeded.run(sample) for sample in samples])
+    assert found.random_ops == 1
+    assert max(found.deviation, *(max(site.without, site.local_error) for site in found.sites)) < 1e-5
+    ids = rewrite(path, tmp_path / "c.onnx", [1])
+    limits = Limits((Limit("cosine", 0.9999),))
+    found = bisect(path, tmp_path / "c.onnx", samples, limits=limits)
+    assert found.exclude == (ids[1],)
+    with pytest.raises(SystemExit) as stop:
+        main(["bisect", str(path), str(tmp_path / "b.onnx")])
+    assert not stop.value.code
+    assert "note: 1 ops draw random numbers; both models got the same seeds" in capsys.readouterr().out
+
+
 def test_progress_is_reported_for_each_site(original, tmp_path):
     ids = rewrite(original, tmp_path / "b.onnx", [1])
     calls = []

@@ -76,6 +76,8 @@ def _show(result: Bisection) -> None:
         table.add_row(site.site, f"{site.contribution:+.2e}", f"{site.without:.2e}", f"{site.local_error:.2e}")
     out.print(table)
     out.print(f"deviation of all: {result.deviation:.2e}, relative, of the output that deviates most")
+    for note in result.notes:
+        out.print(f"note: {note}")
     if not result.exclude:
         out.print("No site has to be left.")
         return

@@ -26,6 +26,7 @@ from onnx_attnq.verification.deviation import Deviation, deviation_of
 from onnx_attnq.verification.exchange import Exchange
 from onnx_attnq.verification.limits import Limits
 from onnx_attnq.verification.outputs import OutputComparison, OutputDeviation, is_distribution
+from onnx_attnq.verification.random_ops import seed_note, with_seeds
 
 Outputs: TypeAlias = Mapping[str, OutputDeviation]
 """Of one model, compared with the original's."""
@@ -62,6 +63,7 @@ class Bisection:
         exclude: Sites to leave; empty if none has to be or none would help.
         remaining: Deviation without them.
         samples: Number of samples.
+        random_ops: Number of ops that draw random numbers; they got the same seeds in both models.
     """
 
     deviation: float
@@ -69,6 +71,12 @@ class Bisection:
     exclude: tuple[str, ...]
     remaining: float
     samples: int
+    random_ops: int = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the result does not say, a sentence each."""
+        return (seed_note(self.random_ops),) if self.random_ops else ()
 
     @property
     def options(self) -> str:
@@ -93,6 +101,7 @@ class Bisection:
             "plan": list(self.plan_lines),
             "remaining": self.remaining,
             "samples": self.samples,
+            "notes": list(self.notes),
         }
 
 
@@ -120,7 +129,7 @@ def bisect(
         a: The original.
         b: The rewritten model.
         samples: Inputs.
-        expected: What ``a`` gives on each of them, if it was run on them before.
+        expected: What ``a`` gives on each of them, if it was run on them before and draws no random numbers.
         limits: What is asked of the outputs.
         run: Threads and custom ops.
         progress: Called after each step.
@@ -135,6 +144,9 @@ def bisect(
     if record.structure_hash != structure_hash(original):
         raise InvalidModel(f"{b} was made from another model than {a}")
     limits.check(original)
+    (original, rewritten), random_ops = with_seeds(original, rewritten)
+    if random_ops:
+        expected, run = (), dataclasses.replace(run, memory=0)  # a session draws other numbers in its second run
     steps = Steps(len(samples) * (1 + len(record.sites)) + 1, progress)
     trials = _Trials(original, {site.id: site.scheme for site in record.sites}, samples, run, limits, expected)
     exchange = Exchange(trials.exposed, rewritten, trials.pairs(record), run)
@@ -163,7 +175,7 @@ def bisect(
     sites.sort(key=lambda site: site.contribution, reverse=True)
     exclude, remaining = _mend(trials, total.result(), sites)
     steps.advance("what to leave")
-    return Bisection(deviation, tuple(sites), exclude, remaining, len(samples))
+    return Bisection(deviation, tuple(sites), exclude, remaining, len(samples), random_ops)
 
 
 def _mend(trials: _Trials, total: Outputs, sites: Sequence[SiteContribution]) -> tuple[tuple[str, ...], float]:
@@ -266,6 +278,8 @@ class _Trials:
         return model
 
     def _run(self, model: ir.Model) -> list[Arrays]:
+        if not self._settings.memory:  # a session for each sample, as `Exchange` has
+            return [Session(model, self._settings, frugal=True).run(sample) for sample in self._samples]
         session = Session(model, self._settings, frugal=True)
         return [session.run(sample) for sample in self._samples]
 
