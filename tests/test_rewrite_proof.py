@@ -193,3 +193,36 @@ def test_samples_that_prove_little_are_said() -> None:
     assert verify(original, model, [same]).notes == (
         "the samples prove little: 100% of the rows are uniform, one-hot or NaN",
     )
+
+
+WEIGHTS = TWO.replace("z = MatMul(q, y)", "u = MatMul(q, y) z = Mul(u, w)").replace(
+    "{ xt", "<float[4] w = {1, 2, 3, 4}> { yes = Constant<value=bool {1}>() xt"
+)
+BRANCHES = WEIGHTS.replace(
+    "z = Mul(u, w)",
+    "z = If(yes) <then_branch = a () => (float[B,L,4] v) { c = Constant<value=float {2.0}>() v = Mul(u, c) },"
+    " else_branch = b () => (float[B,L,4] v) { c = Constant<value=float {3.0}>() v = Mul(u, c) }>",
+).replace("<float[4] w = {1, 2, 3, 4}> ", "")
+
+
+@pytest.mark.parametrize("tensor", [np.array([1, 2, 3, 5], np.float32), np.array([[1, 2, 3, 4]], np.float32)])
+def test_another_weight_fails_and_is_named(tensor: np.ndarray) -> None:
+    original = parse(WEIGHTS, inferred=True)
+    model = rewritten(original)
+    samples = generate_samples(original, 2, 0)
+    assert verify(original, model, samples).passed
+    model.graph.initializers["w"].const_value = ir.tensor(tensor, name="w")
+    found = verify(original, model, samples)
+    assert found.failures == ("weight 'w' is not that of A",)
+    assert found.to_json()["rewrite"]["other_weights"] == ["w"]
+
+
+def test_another_weight_of_a_branch_fails_though_the_other_branch_has_one_of_its_name() -> None:
+    original = parse(BRANCHES, inferred=True)
+    model = rewritten(original)
+    samples = generate_samples(original, 2, 0)
+    assert verify(original, model, samples).passed
+    (node,) = (node for node in model.graph if node.op_type == "If")
+    constant = next(n for n in node.attributes["else_branch"].as_graph() if n.op_type == "Constant")
+    constant.attributes["value"] = ir.AttrTensor("value", ir.tensor([2.0]))
+    assert verify(original, model, samples).failures == ("weight 'c' is not that of A",)

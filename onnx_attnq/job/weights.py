@@ -109,7 +109,8 @@ def compress_weights(
             if done.record is None:
                 return found
             session = Session(before, run, frugal=True)
-            proof = prove_rewrite(before, done.record, samples, [session.run(sample) for sample in samples], run)
+            expected = [session.run(sample) for sample in samples]
+            proof = prove_rewrite(before, model, done.record, samples, expected, run)
             return dataclasses.replace(found, rewrite=proof)
 
         written, checked = put_in_place(done.model, target, check, keep_failed=verification.keep_failed)

@@ -14,7 +14,7 @@ from onnx_attnq.model.files import (
     tensors,
 )
 from onnx_attnq.model.structure_hash import structure_hash
-from onnx_attnq.model.weights_in_file import WeightInFile, bare_proto, place_of, sharing_weights
+from onnx_attnq.model.weights_in_file import WeightInFile, bare_proto, place_of, same_bytes, sharing_weights
 from onnx_attnq.model.wellformed import MAX_RANK, check_tensor
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "opset",
     "place_of",
     "recheck",
+    "same_bytes",
     "save",
     "set_reference",
     "sha256",

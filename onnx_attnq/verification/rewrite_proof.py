@@ -15,6 +15,7 @@ from onnx_attnq.rewriting import Plan, Record, RewriteSettings, SitePlan, rewrit
 from onnx_attnq.run import Arrays, RunSettings, Session
 from onnx_attnq.scheme import preset
 from onnx_attnq.verification.outputs import OutputComparison, OutputDeviation
+from onnx_attnq.verification.same_weights import other_weights
 
 FLOAT32: Final = 1e-3
 """Relative error of an output in float32: sums in another order, through dozens of layers."""
@@ -39,63 +40,75 @@ class RewriteProof:
         tolerance: Largest relative error that is allowed.
         wrong: Sites whose rewrite alone moves an output further than that; empty where all is right, or where only
             several sites together do.
+        weights: Names of weights of the rewritten model that are not those of the original.
     """
 
     outputs: Mapping[str, OutputDeviation]
     tolerance: float
     wrong: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
 
     @property
     def failures(self) -> tuple[str, ...]:
         """What did not pass, a sentence each."""
         blame = f", by the sites {', '.join(map(repr, self.wrong))}" if self.wrong else ""
-        return tuple(
+        moved = (
             f"output {name!r}: the rewrite moves it even without quantization: {_reason(output)}{blame}"
             for name, output in self.outputs.items()
             if not _is_right(output, self.tolerance)
         )
+        return (*(f"weight {name!r} is not that of A" for name in self.weights), *moved)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form that ``onnx-attnq verify`` writes."""
         return {
             "tolerance": self.tolerance,
             "wrong_sites": list(self.wrong),
+            "other_weights": list(self.weights),
             "outputs": {name: output.to_json() for name, output in self.outputs.items()},
         }
 
 
 def prove_rewrite(
-    original: ir.Model, record: Record, samples: Sequence[Sample], expected: Sequence[Arrays], run: RunSettings
+    original: ir.Model,
+    rewritten: ir.Model,
+    record: Record,
+    samples: Sequence[Sample],
+    expected: Sequence[Arrays],
+    run: RunSettings,
 ) -> RewriteProof | None:
     """Rewrite the sites of a record with the identity scheme, and compare with the original.
 
-    All sites at once; one by one only where that fails.
+    All sites at once; one by one only where that fails. What is run is made from the original; so the weights of the
+    rewritten model are compared, too.
 
     Args:
         original: The model before.
+        rewritten: The model that came of it.
         record: What the rewritten model says about itself.
         samples: Inputs.
         expected: The original's outputs on them.
         run: Threads and custom ops.
 
     Returns:
-        None where the sites cannot be found again.
+        None where the sites cannot be found again, and no weight is another.
     """
     ids = [site.id for site in record.sites]
     tolerance = _tolerance(original)
+    weights = other_weights(original, rewritten)
     whole = _identity(original, record, ids)
     if whole is None:
-        return None
+        return RewriteProof({}, tolerance, weights=weights) if weights else None
     outputs = _compare(whole, samples, expected, run)
     if all(_is_right(output, tolerance) for output in outputs.values()):
-        return RewriteProof(outputs, tolerance)
+        return RewriteProof(outputs, tolerance, weights=weights)
     wrong = []
     for site in ids:
         alone = _identity(original, record, [site])
         if alone is not None:
             found = _compare(alone, samples, expected, run)
             wrong += [] if all(_is_right(output, tolerance) for output in found.values()) else [site]
-    return RewriteProof(outputs, tolerance, tuple(wrong))
+    return RewriteProof(outputs, tolerance, tuple(wrong), weights)
 
 
 def _identity(original: ir.Model, record: Record, ids: Sequence[str]) -> ir.Model | None:

@@ -206,7 +206,7 @@ def verify(
     proof = None
     if proving:
         assert record is not None
-        proof = prove_rewrite(a, record, samples, expected, run)
+        proof = prove_rewrite(a, b, record, samples, expected, run)
         steps.advance("identity in place of the scheme", len(samples))
     distributions = {value.name for value in a.graph.outputs if is_distribution(value)}
     runs: dict[str, VariantCheck] = {}
