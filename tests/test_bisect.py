@@ -108,6 +108,13 @@ def test_tolerances_say_how_many_sites_to_leave(original, tmp_path):
     assert everything.remaining == 0.0
 
 
+def test_a_limit_on_a_figure_that_no_output_has_is_an_error(original, tmp_path):
+    rewrite(original, tmp_path / "b.onnx")
+    samples = generate_samples(load(original))
+    with pytest.raises(InvalidScheme, match=r"kl<=9: no output has this figure"):
+        bisect(original, tmp_path / "b.onnx", samples, limits=Limits((Limit.parse("kl<=9"),)))
+
+
 def test_what_it_suggests_mends_the_model(original, tmp_path, capsys):
     rewrite(original, tmp_path / "b.onnx", [1, 3])
     arguments = ["bisect", str(original), str(tmp_path / "b.onnx"), "--metric", "cosine>=0.99999", "--json", "-"]

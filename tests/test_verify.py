@@ -173,7 +173,7 @@ def test_nan_where_there_was_none_does_not_pass() -> None:
 
 @pytest.mark.parametrize(
     ("limit", "met"),
-    [("max_abs=1e9", True), ("max_abs=0", False), ("cosine=-1", True), ("cosine=1.0001", False), ("kl=0", True)],
+    [("max_abs=1e9", True), ("max_abs=0", False), ("cosine=-1", True), ("cosine=1.0001", False)],
 )
 def test_a_limit_decides(limit: str, met: bool) -> None:
     original, model = rewritten(PLAIN, preset())
@@ -181,6 +181,27 @@ def test_a_limit_decides(limit: str, met: bool) -> None:
     assert result.passed == met
     if not met:
         assert result.failures[0].startswith(f"standard: output 'y': {limit.partition('=')[0]} is ")
+
+
+@pytest.mark.parametrize(
+    ("limit", "whose"),
+    [("y:kl=9", "output 'y' does not have"), ("kl=9", "no output has"), ("top1_agreement=0", "no output has")],
+)
+def test_a_limit_on_a_figure_that_is_missing_is_violated(limit: str, whose: str) -> None:
+    original, model = rewritten(PLAIN, preset())
+    asked = Limit.parse(limit)
+    result = verify(original, model, generate_samples(original, 1, 0), limits=Limits((asked,)))
+    text = f"{asked}: {whose} this figure, which is of logits and probabilities only"
+    assert result.failures == tuple(f"{way}: {text}" for way in result.runs)
+
+
+def test_a_limit_on_all_outputs_holds_for_those_that_have_the_figure() -> None:
+    plain, logits = OutputComparison(), OutputComparison(distribution=True)
+    for output in (plain, logits):
+        output.add(np.ones((2, 3)), np.ones((2, 3)))
+    both = {"state": plain.result(), "logits": logits.result()}
+    assert Limits((Limit.parse("kl=0"),)).hold(both)
+    assert not Limits((Limit.parse("kl=0"), Limit.parse("state:kl=0"))).hold(both)
 
 
 @pytest.mark.parametrize("text", ["", "max_abs", "max_abs=", "max_abs=x", "max_abs=nan", "rms=1", "=1"])
@@ -232,6 +253,30 @@ def test_samples_of_different_lengths_add_up() -> None:
     assert check.codes == 3 * 3 + 8 * 8
     first, second = (result.standard.outputs["y"].deviation for result in each)
     assert both.standard.outputs["y"].deviation == first.merge(second)
+
+
+BRANCHES = (
+    "(float[B,L,4] x, bool yes) => (float[B,L,4] y) { xt = Transpose<perm=[0,2,1]>(x) s = MatMul(x, xt) y = If(yes)"
+    " <then_branch = a () => (float[B,L,4] u) { p = Softmax<axis=-1>(s) u = MatMul(p, x) },"
+    " else_branch = b () => (float[B,L,4] v) { v = Identity(x) }> }"
+)
+
+
+@pytest.mark.parametrize("first", ["", "r = Softmax<axis=-1>(s) w = MatMul(r, x) "], ids=["one site", "two sites"])
+def test_a_site_that_did_not_run_is_not_called_checked(first: str) -> None:
+    text = BRANCHES.replace("y = If", f"{first}y = If").replace(
+        "Identity(x)", "Identity(w)" if first else "Identity(x)"
+    )
+    original, model = rewritten(text, preset())
+    x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    ran, not_run = (verify(original, model, [{"x": x, "yes": np.array(yes)}]) for yes in (True, False))
+    assert ran.passed, ran.failures
+    assert not any("did not run" in note for note in ran.notes)
+    (name,) = (name for name, check in not_run.standard.sites.items() if not check.codes)
+    assert f"site {name!r} did not run on these samples: nothing of it was checked" in not_run.notes
+    assert not any("prove little" in note for note in not_run.notes)
+    none = tuple(f"{way}: no site ran on these samples: no code was checked" for way in not_run.runs)
+    assert not_run.failures == (() if first else none)
 
 
 def test_progress_reaches_its_end() -> None:

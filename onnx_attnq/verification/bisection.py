@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from onnx_attnq.errors import InvalidModel
+from onnx_attnq.errors import InvalidModel, InvalidScheme
 from onnx_attnq.find import AttentionSite, expose, find_sites
 from onnx_attnq.graph import Dataflow, probe
 from onnx_attnq.inputs import Sample
@@ -136,6 +136,7 @@ def bisect(
 
     Raises:
         InvalidModel: ``b`` has no record, or was made from another model than ``a``.
+        InvalidScheme: A limit on an output that the models do not have, or on a figure that the output does not have.
     """
     original, rewritten = load(a), load(b)
     record = read_record(rewritten)
@@ -184,6 +185,8 @@ def _mend(trials: _Trials, total: Outputs, sites: Sequence[SiteContribution]) ->
     if not trials.limits:
         worst = sites[0]
         return ((worst.site,), worst.without) if worst.contribution > 0.0 else ((), _deviation(total))
+    if missing := trials.limits.missing(total):
+        raise InvalidScheme(missing[0])
     if trials.limits.hold(total):
         return (), _deviation(total)
     # Of the worst sites, `low` are too few and `high` are enough: without any, the model is the original.

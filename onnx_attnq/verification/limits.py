@@ -65,10 +65,8 @@ class Limit:
         """``>=`` where higher is better, else ``<=``."""
         return ">=" if self.figure in HIGHER_IS_BETTER else "<="
 
-    def is_met(self, figure: float | None) -> bool:
-        """Whether a figure is within the bound; one that the output does not have is, and NaN is not."""
-        if figure is None:
-            return True
+    def is_met(self, figure: float) -> bool:
+        """Whether a figure is within the bound; NaN is not."""
         return figure >= self.value if self.sign == ">=" else figure <= self.value
 
     def __str__(self) -> str:
@@ -115,8 +113,19 @@ class Limits:
                 found.append(f"output {name!r}: {output.shapes[0]}")
             for limit in limits:
                 figure = output.figure(limit.figure)
-                if not limit.is_met(figure):
+                if figure is not None and not limit.is_met(figure):
                     found.append(f"output {name!r}: {limit.figure} is {figure:.6g}, not {limit}")
+        return found + self.missing(outputs)
+
+    def missing(self, outputs: Mapping[str, OutputDeviation]) -> list[str]:
+        """Limits on a figure that their output does not have, or none of the outputs does, a sentence each."""
+        found = []
+        for limit in self.figures:
+            names = [name for name in outputs if limit.output in (None, name)]
+            compared = not any(outputs[name].shapes for name in names)
+            if compared and all(outputs[name].figure(limit.figure) is None for name in names):
+                whose = "no output has" if limit.output is None else f"output {limit.output!r} does not have"
+                found.append(f"{limit}: {whose} this figure, which is of logits and probabilities only")
         return found
 
     def hold(self, outputs: Mapping[str, OutputDeviation]) -> bool:

@@ -47,6 +47,8 @@ class VariantCheck:
             for name, check in self.sites.items()
             if not check.passed
         ]
+        if self.sites and not self.codes.codes:
+            wrong.append("no site ran on these samples: no code was checked")
         return (*wrong, *limits.violations(self.outputs))
 
     @property
@@ -104,12 +106,14 @@ class Verification:
         """What the result does not say, a sentence each."""
         notes = []
         run = self.standard
-        if run.sites and not run.codes.positive:
+        if run.codes.codes and not run.codes.positive:
             notes.append("the samples prove little: every key is hidden, or every row is NaN")
         elif run.sites and run.codes.telling * 2 < run.codes.rows:
             share = 1.0 - run.codes.telling / run.codes.rows
             notes.append(f"the samples prove little: {share:.0%} of the rows are uniform, one-hot or NaN")
         for name, check in run.sites.items():
+            if not check.codes:
+                notes.append(f"site {name!r} did not run on these samples: nothing of it was checked")
             if check.not_finite:
                 share = check.not_finite / check.codes
                 notes.append(f"site {name!r}: {share:.1%} of the probabilities are NaN, before and after")
