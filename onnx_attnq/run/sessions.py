@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,23 +16,15 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from onnx_attnq.errors import InvalidData, InvalidModel, MissingLibrary, first_line
 from onnx_attnq.interruption import running
-from onnx_attnq.model import files, place_of
+from onnx_attnq.model import files
 from onnx_attnq.run.arrays import fed, from_numpy, from_value, is_extra_type
 from onnx_attnq.run.native import native_library
 from onnx_attnq.run.settings import RunSettings
+from onnx_attnq.run.shared_weights import without_large_weights
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
-
-_SHARED_SIZE: Final = 1024
-"""Bytes from which a weight in memory does not pass through protobuf."""
-
-_SHARED_TYPES: Final = frozenset(
-    {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT8, ir.DataType.UINT8}
-    | {ir.DataType.INT32, ir.DataType.INT64}
-)
-"""The types that numpy and onnxruntime have in common."""
 
 
 class Session:
@@ -68,7 +60,13 @@ class Session:
         source: str | bytes
         if isinstance(model, ir.Model):
             name = "the model"
-            source, self._weights = _with_shared_weights(model, options)
+            bare = without_large_weights(model)
+            source, self._weights = bare.content, bare.arrays
+            if bare.folder is not None:
+                options.add_session_config_entry(_FOLDER, str(bare.folder))
+            if bare.arrays:
+                values = map(onnxruntime.OrtValue.ortvalue_from_numpy, bare.arrays.values())
+                options.add_external_initializers(list(bare.arrays), list(values))
         else:
             name = source = os.fspath(model)
         try:
@@ -151,55 +149,6 @@ def _has_quantized_weights(model: ir.Model) -> bool:
     """Whether weights are integers of few bits: unpacked, they are multiplied by kernels that round otherwise."""
     matrices = (tensor for tensor in files.tensors(model) if len(tensor.shape) > 1)
     return any(tensor.dtype.is_integer() and tensor.dtype.bitwidth <= 8 for tensor in matrices)
-
-
-def _with_shared_weights(model: ir.Model, options: onnxruntime.SessionOptions) -> tuple[bytes, list[npt.NDArray[Any]]]:
-    """The model without its large weights, which onnxruntime maps from the file that they are in, or gets as arrays.
-
-    Serializing them would make two copies for each session, and take longer than a run. All files have to be in one
-    folder: weights in another one are read.
-
-    Returns:
-        The model, and the arrays, which have to live as long as the session does.
-    """
-    bare = model.clone()
-    inputs = set(bare.graph.inputs)
-    external = [tensor for tensor in files.tensors(model) if isinstance(tensor, ir.ExternalTensor)]
-    folder = Path(external[0].base_dir) if external else None
-    shared: dict[str, onnxruntime.OrtValue] = {}
-    arrays: list[npt.NDArray[Any]] = []
-    for name, value in bare.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is None or value in inputs:
-            continue
-        place = place_of(tensor)
-        if place is not None:
-            file = Path(os.path.realpath(place.file))
-            folder = file.parent if folder is None else folder
-            if file.is_relative_to(folder):
-                location = file.relative_to(folder)
-                value.const_value = ir.ExternalTensor(
-                    location,
-                    place.offset,
-                    place.nbytes,
-                    tensor.dtype,
-                    shape=ir.Shape(tensor.shape.numpy()),
-                    name=name,
-                    base_dir=folder,
-                )
-                continue
-        if tensor.nbytes < _SHARED_SIZE or tensor.dtype not in _SHARED_TYPES:
-            continue
-        array = np.ascontiguousarray(tensor.numpy())
-        shared[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
-        arrays.append(array)
-        shape = ir.Shape(array.shape)
-        value.const_value = ir.ExternalTensor("shared", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
-    if shared:
-        options.add_external_initializers(list(shared), list(shared.values()))
-    if folder is not None:
-        options.add_session_config_entry(_FOLDER, str(folder))
-    return ir.to_proto(bare).SerializeToString(), arrays
 
 
 def session(path: str | os.PathLike[str], threads: int | None = None) -> onnxruntime.InferenceSession:
