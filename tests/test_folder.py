@@ -177,7 +177,11 @@ MISTAKES = [
     (output_is_not_empty, [], "model.attnq is not empty; give a new folder"),
     (None, ["-o", "{folder}"], "give another folder"),
     (None, ["-o", "{folder}/out"], "give another folder"),
-    (None, ["-o", "/nonexistent/out"], "cannot write /nonexistent/out: No such file or directory"),
+    (
+        None,
+        ["-o", "/nonexistent/out"],
+        "--output /nonexistent/out: the folder /nonexistent does not exist; make it first",
+    ),
     (None, ["--data", "x.npz"], "x.npz does not exist"),
     (None, ["--plan", "plan.json"], "is a folder; it does not go with --plan"),
     (None, ["--write-plan", "plan.json"], "is a folder; it does not go with --write-plan"),

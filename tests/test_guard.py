@@ -166,6 +166,43 @@ def test_no_output_replaces_another(arguments: list[str], folder: Path, capsys: 
     refused(arguments, folder, capsys)
 
 
+WRITING = [
+    *(([*call, "--json", "IN/no/x.json"], "--json") for call, _ in INPUTS.values()),
+    (["compress", MODEL, "--write-plan", "IN/no/x.json"], "--write-plan"),
+    (["analyze", MODEL, "--no-report", "--write-plan", "IN/no/x.json"], "--write-plan"),
+    (["analyze", MODEL, "--no-report", "-o", "IN/no", "--write-plan", "IN/no/x.json"], "--write-plan"),
+    (["compress", MODEL, "-o", "IN/no/x.onnx"], "--output"),
+    (["compress", "IN/", "-o", "NEW/no/x"], "--output"),
+    (["tune", MODEL, "--data", SAMPLES, "-o", "IN/no/x.json"], "--output"),
+    (["revert", SMALL, "-o", "IN/no/x.onnx"], "--output"),
+    (["canonical", MODEL, "-o", "IN/no/x.txt"], "--output"),
+    (["sweep", MODEL, "--data", SAMPLES, "-o", "NEW", "--json", "IN/no/x.json"], "--json"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "option"), WRITING, ids=lambda value: str(value[0]))
+def test_the_folder_of_an_output_is_there_before_any_work(
+    arguments: list[str], option: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = commands()[arguments[0]]
+    monkeypatch.setattr(command, "callback", lambda **_: pytest.fail("the command ran"))
+    before = contents(folder.parent)
+    capsys.readouterr()
+    assert run(*(place(argument, folder) for argument in arguments)) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1), err
+    assert f"error: {option} " in err
+    assert "/no does not exist; make it first" in err
+    assert contents(folder.parent) == before
+
+
+def test_a_command_makes_the_folder_of_its_output(folder: Path) -> None:
+    study = folder / "new" / "study"
+    arguments = ["analyze", folder / "model.onnx", "--no-report", "-o", study, "--json", study / "x.json"]
+    assert run(*arguments) == 0
+    assert (study / "x.json").exists()
+
+
 def test_a_study_is_not_merged_into_itself(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = folder.parent / "study"
     assert run("analyze", folder / "model.onnx", "--no-report", "-o", study) == 0

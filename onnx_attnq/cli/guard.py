@@ -26,6 +26,9 @@ _ANALYSIS: Final = ("study.npz", "numbers.json", "heads.csv", "report.html")
 
 _OUTPUT: Final = ("--output", "the output")
 
+_MAKE_FOLDERS: Final = ("analyze", "sweep", "export")
+"""Commands whose output is a folder, which they make, and those that it lies in."""
+
 _WRITE_MODELS: Final = ("compress", "revert")
 
 CONFIG: Final = "onnx_attnq.config"
@@ -36,7 +39,8 @@ def guard(ctx: click.Context) -> None:
     """Refuse paths of a command line that would do harm.
 
     Raises:
-        CannotWrite: An output is an input, or the same as another output, or there is something that is no file.
+        CannotWrite: An output is an input, or the same as another output, or there is something that is no file, or the
+            folder that it belongs into does not exist.
         InvalidData: An input is a device, a pipe or a socket.
     """
     paths = [
@@ -63,6 +67,7 @@ def guard(ctx: click.Context) -> None:
             if not folder:
                 check_replaceable(file)
                 _refuse_input(file, inputs, is_model=ctx.command.name in _WRITE_MODELS and option in _OUTPUT)
+    _refuse_missing_folders(ctx, outputs)
 
 
 def _values(value: object) -> Iterable[str | os.PathLike[str]]:
@@ -131,6 +136,19 @@ def _refuse_input(output: Path, inputs: Iterable[Path], *, is_model: bool) -> No
         # `save` compares a model with the data files of its input itself, when it has read them.
         elif path.exists() and (output.samefile(path) or (not is_model and _is_data_of(path, output))):
             raise CannotWrite(f"{output} is an input, which is never overwritten; name another file")
+
+
+def _refuse_missing_folders(ctx: click.Context, outputs: Iterable[tuple[str, Path]]) -> None:
+    """What was not named lies beside the model, which the command looks for itself."""
+    made: set[Path] = set()
+    for option, path in outputs:
+        if ctx.command.name in _MAKE_FOLDERS and option in _OUTPUT:
+            made |= {path.absolute(), *path.absolute().parents}
+    for option, path in outputs:
+        folder = path.absolute().parent
+        later = option != "--write-plan" and folder in made  # a plan is written first
+        if option != "the output" and not later and not os.path.isdir(folder):
+            raise CannotWrite(f"{option} {path}: the folder {path.parent} does not exist; make it first")
 
 
 def _is_data_of(model: Path, file: Path) -> bool:
