@@ -75,3 +75,14 @@ def write_external(proto: onnx.ModelProto, path: Path, location: str = "weights.
     onnx.external_data_helper.convert_model_to_external_data(proto, location=location, size_threshold=0)
     onnx.save(proto, path)
     return path
+
+
+def in_hub_cache(path: Path, location: str) -> Path:
+    """Move a model and its data to where the cache of the Hugging Face hub has them: behind symbolic links."""
+    blobs, snapshot = path.parent / "blobs", path.parent / "snapshots" / "main"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate((path, path.with_name(location))):
+        file.rename(blobs / str(number))
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    return snapshot / path.name

@@ -62,17 +62,6 @@ def written(folder: Path, changed: str = "") -> Path:
     return small_models.write(proto, folder / "model.onnx")
 
 
-def in_hub_cache(path: Path) -> Path:
-    """The files of a model as the cache of the Hugging Face hub has them: links to files named by what they hold."""
-    blobs, snapshot = path.parent / "blobs", path.parent / "snapshots" / "main"
-    blobs.mkdir()
-    snapshot.mkdir(parents=True)
-    for number, file in enumerate((path, path.with_name("model.bin"))):
-        file.rename(blobs / str(number))
-        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
-    return snapshot / path.name
-
-
 def in_memory(path: Path) -> bytes:
     """The model without files, which onnxruntime cannot take from elsewhere."""
     proto = onnx.load(path, load_external_data=False)
@@ -94,7 +83,7 @@ def sample() -> dict[str, np.ndarray]:
 def test_a_model_with_all_tensors_in_a_file_runs(hub: bool, tmp_path: Path) -> None:
     path = written(tmp_path / "a")
     expected = onnxruntime.InferenceSession(in_memory(path)).run(None, sample())[0]
-    model = load(in_hub_cache(path) if hub else path)
+    model = load(small_models.in_hub_cache(path, "model.bin") if hub else path)
     assert all(isinstance(tensor, ir.ExternalTensor) for tensor in files.tensors(model))
     np.testing.assert_array_equal(Session(model).run(sample())["y"], expected)
     # The model itself is as it was.
@@ -109,7 +98,7 @@ def test_what_differs_is_read_from_its_own_model(changed: str, hub: bool, tmp_pa
         onnxruntime.InferenceSession(in_memory(path)).run(None, sample())[0] for path in (first, second)
     )
     assert not np.allclose(before, expected, atol=0.01)
-    a, b = (load(in_hub_cache(path) if hub else path) for path in (first, second))
+    a, b = (load(small_models.in_hub_cache(path, "model.bin") if hub else path) for path in (first, second))
     sharing = sharing_weights(b, a)
     assert {tensor.base_dir for tensor in files.tensors(sharing) if tensor.name == "large"} != {
         tensor.base_dir for tensor in files.tensors(sharing) if tensor.name == "small"

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import small_models
 import text_models
 from attention_forms import FORMS
 from click.testing import CliRunner
@@ -95,6 +96,14 @@ def test_no_file_of_the_input_is_overwritten(output: str, verification: VerifySe
     with pytest.raises(CannotWrite, match="is a file of the input model, which is never overwritten"):
         compress_weights(tmp_path / "model.onnx", tmp_path / output, "int8", verification=verification)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_a_model_in_the_cache_of_the_hub_is_quantized(weights: str, tmp_path: Path) -> None:
+    path = small_models.write_external(ir.to_proto(bert_like(17)), tmp_path / "model.onnx")
+    path = small_models.in_hub_cache(path, "weights.bin")
+    done = compress_weights(path, tmp_path / "q.onnx", weights, verification=VerifySettings(count=1))
+    assert done.compression.output == tmp_path / "q.onnx"
 
 
 def test_an_interrupted_run_leaves_nothing(model: Path) -> None:

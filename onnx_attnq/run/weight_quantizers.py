@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -12,6 +13,7 @@ from typing import Final, Literal, TypeAlias
 import onnx
 
 from onnx_attnq.errors import InvalidModel
+from onnx_attnq.model import load, save
 
 Weights: TypeAlias = Literal["int8", "int4"]
 
@@ -39,12 +41,13 @@ def quantize_weights(source: str | os.PathLike[str], output: str | os.PathLike[s
     Raises:
         InvalidModel: The quantizer does not take the model, or finds no weights to quantize.
     """
+    model = _whole(Path(source))
     try:
         with _quiet():
             if weights == "int8":
-                _int8(Path(source), Path(output))
+                _int8(model, Path(output))
             else:
-                _int4(Path(source), Path(output))
+                _int4(model, Path(output))
     except Exception as error:  # whatever the quantizer stumbles over, it is not the user's fault
         raise InvalidModel(f"{source}: onnxruntime's quantizer for {weights} weights fails: {error}") from error
     domains = {"int8": ("MatMulInteger", "DynamicQuantizeMatMul", "DequantizeLinear"), "int4": ("MatMulNBits",)}
@@ -53,11 +56,20 @@ def quantize_weights(source: str | os.PathLike[str], output: str | os.PathLike[s
         raise InvalidModel(f"{source}: onnxruntime's quantizer finds no weights to make {weights}")
 
 
-def _int8(source: Path, output: Path) -> None:
+def _whole(source: Path) -> onnx.ModelProto:
+    """The model with its weights: of a file, the quantizer would write a copy beside it.
+
+    onnx refuses data behind symbolic links, such as the cache of the Hugging Face hub has; it reads a copy.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / source.name
+        save(load(source), copy)
+        return onnx.load(copy)
+
+
+def _int8(model: onnx.ModelProto, output: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    # A model in memory: of a file, the quantizer writes a copy beside it.
-    model = onnx.load(source)
     # What follows an op that onnx does not know, such as a fused attention, has no type; it is that of the weights.
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
     matrices = [t.data_type for t in model.graph.initializer if len(t.dims) == 2 and t.data_type in floats]
@@ -71,11 +83,11 @@ def _int8(source: Path, output: Path) -> None:
     )
 
 
-def _int4(source: Path, output: Path) -> None:
+def _int4(model: onnx.ModelProto, output: Path) -> None:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     quantizer = MatMulNBitsQuantizer(
-        onnx.load(source), bits=4, block_size=_BLOCK, is_symmetric=True, accuracy_level=_INT8_ACTIVATIONS
+        model, bits=4, block_size=_BLOCK, is_symmetric=True, accuracy_level=_INT8_ACTIVATIONS
     )
     quantizer.process()
     quantizer.model.save_model_to_file(os.fspath(output), use_external_data_format=False)
