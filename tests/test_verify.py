@@ -22,7 +22,7 @@ from onnx_attnq.scheme import PRESETS, QuantScheme, numerics, preset
 from onnx_attnq.verification import Limit, Limits, VariantCheck, Verification, verify
 from onnx_attnq.verification.codes import CodeCheck, check_rows
 from onnx_attnq.verification.deviation import deviation_of
-from onnx_attnq.verification.outputs import OutputComparison
+from onnx_attnq.verification.outputs import OutputComparison, token_masks
 
 
 def rewritten(text: str, scheme: QuantScheme, *, inline: bool = False) -> tuple[ir.Model, ir.Model]:
@@ -239,6 +239,31 @@ def test_padding_changes_neither_the_share_of_pruned_values_nor_the_deviation(sc
     assert b.standard.outputs["y"].deviation.max_abs == pytest.approx(
         a.standard.outputs["y"].deviation.max_abs, rel=1e-3
     )
+
+
+CACHE = (
+    "(float[B,L,8] x, int64[B,L] attention_mask) => (float[B,{axis}] present) {{ shape = Constant<value_ints=[0,0,4,2]>()"
+    " r = Reshape(x, shape) t = Transpose<perm=[0,2,1,3]>(r) scale = Constant<value=float[1,4,1,1] {{1,1,{scale},2}}>()"
+    " present = Mul(t, scale) }}"
+)
+
+
+@pytest.mark.parametrize("axis", ["4,L,2", "H,L,2", "L,L,2"])
+def test_a_cache_of_as_many_heads_as_tokens_is_not_taken_for_padding(axis: str) -> None:
+    a, b = (parse(CACHE.format(axis=axis, scale=scale)) for scale in (1, 5))
+    sample = {
+        "x": np.ones((1, 4, 8), np.float32),
+        "attention_mask": np.array([[1, 1, 0, 0]]),
+    }
+    assert verify(a, b, [sample]).passed == (axis == "L,L,2")  # there the model says that it is one row for each token
+
+
+def test_an_output_goes_with_the_mask_of_its_length() -> None:
+    model = parse(
+        "(float[B,L,4] x, float[B,M,4] e, int64[B,M] attention_mask, int64[B,L] mask) =>"
+        " (float[B,L,4] y, float[B,M,4] z, float[B,6,4] w) { y = Identity(x) z = Identity(e) w = Identity(e) }"
+    )
+    assert token_masks(model) == {"y": ("mask",), "z": ("attention_mask",), "w": ()}
 
 
 def test_samples_of_different_lengths_add_up() -> None:

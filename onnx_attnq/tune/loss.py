@@ -23,7 +23,7 @@ from onnx_attnq.evaluate import compare as compare_records
 from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load
 from onnx_attnq.run import RunSettings, Session
-from onnx_attnq.verification import deviation_of, is_distribution, real_tokens
+from onnx_attnq.verification import deviation_of, is_distribution, real_tokens, token_masks
 
 RESAMPLES: Final = 400
 
@@ -130,6 +130,7 @@ class Agreement:
     ) -> None:
         model = load(original)
         self._distributions = frozenset(str(value.name) for value in model.graph.outputs if is_distribution(value))
+        self._masks = token_masks(model)
         known = AGREEMENT if self._distributions else AGREEMENT[:1]
         self._figures = [name for name in _chosen(figures, AGREEMENT) if name in known] or list(known[:1])
         self._samples = halves(samples)
@@ -148,7 +149,7 @@ class Agreement:
             for name, before in expected.items():
                 if before.dtype.kind != "f" or before.shape != found[name].shape:
                     continue
-                after, tokens = found[name], real_tokens(before.shape, sample)
+                after, tokens = found[name], real_tokens(before.shape, sample, self._masks[name])
                 if tokens is not None:
                     before, after = before[tokens], after[tokens]
                 moved = deviation_of(before, after, distribution=name in self._distributions)

@@ -25,7 +25,7 @@ from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load
 from onnx_attnq.run import RunSettings, Session
 from onnx_attnq.scheme import QuantScheme, numerics
-from onnx_attnq.verification import deviation_of, is_distribution, real_tokens
+from onnx_attnq.verification import deviation_of, is_distribution, real_tokens, token_masks
 
 HEADS_OF_A_UNIT: Final = 4
 """Few enough that an interruption loses little, enough that running what precedes a site costs little beside them."""
@@ -139,7 +139,7 @@ def measure_unit(
             for scheme in schemes:
                 changed, pruned, positive = _with_head(feeds[part.start], site, head, scheme)
                 moved = behind.run({**feeds, part.start: changed})
-                effect = _Effect(pruned, positive, _divergence(expected, moved, opened.distributions, sample))
+                effect = _Effect(pruned, positive, _divergence(expected, moved, opened, sample))
                 total.setdefault((head, scheme), []).append(effect)
         if index + 1 == SCREENED_WITH:
             kept = {head: _undominated(schemes, head, total) for head, schemes in kept.items()}
@@ -195,16 +195,18 @@ class _Opened:
     model: ir.Model
     sites: Mapping[str, AttentionSite]
     distributions: frozenset[str]
+    masks: Mapping[str, tuple[str, ...]]
 
 
 @functools.lru_cache(maxsize=1)
 def _opened(path: str) -> _Opened:
     model = load(path)
     distributions = frozenset(str(value.name) for value in model.graph.outputs if is_distribution(value))
+    masks = token_masks(model)
     exposed = expose(model)
     ShapeInferencePass()(model)  # the parts of a model need the types of what they read
     sites = {site.id: site for site in find_sites(exposed).sites if site.scope == "main"}
-    return _Opened(model, sites, distributions)
+    return _Opened(model, sites, distributions, masks)
 
 
 @functools.lru_cache(maxsize=1)
@@ -231,17 +233,15 @@ def _with_head(p: Array, site: AttentionSite, head: int, scheme: QuantScheme) ->
     return np.moveaxis(changed, -1, site.axis), int((positive & ~kept).sum()), int(positive.sum())
 
 
-def _divergence(
-    expected: Mapping[str, Array], moved: Mapping[str, Array], distributions: frozenset[str], sample: Sample
-) -> float:
+def _divergence(expected: Mapping[str, Array], moved: Mapping[str, Array], opened: _Opened, sample: Sample) -> float:
     total = 0.0
     for name, before in expected.items():
         if before.dtype.kind != "f" or before.shape != moved[name].shape:
             continue
-        after, tokens = moved[name], real_tokens(before.shape, sample)
+        after, tokens = moved[name], real_tokens(before.shape, sample, opened.masks[name])
         if tokens is not None:
             before, after = before[tokens], after[tokens]
-        found = deviation_of(before, after, distribution=name in distributions)
+        found = deviation_of(before, after, distribution=name in opened.distributions)
         if found.one_sided:  # NaN or infinity, which the figures leave aside
             return _BROKEN
         kl = found.kl

@@ -3,7 +3,7 @@
 from onnx_attnq.verification.bisection import Bisection, bisect
 from onnx_attnq.verification.deviation import Deviation, deviation_of
 from onnx_attnq.verification.limits import Limit, Limits
-from onnx_attnq.verification.outputs import is_distribution, real_tokens
+from onnx_attnq.verification.outputs import is_distribution, real_tokens, token_masks
 from onnx_attnq.verification.rewrite_proof import RewriteProof, prove_rewrite
 from onnx_attnq.verification.settings import VerifySettings
 from onnx_attnq.verification.site_groups import site_groups
@@ -29,5 +29,6 @@ __all__ = [
     "prove_rewrite",
     "real_tokens",
     "site_groups",
+    "token_masks",
     "verify",
 ]

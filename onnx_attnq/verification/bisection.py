@@ -25,7 +25,7 @@ from onnx_attnq.scheme import SiteScheme
 from onnx_attnq.verification.deviation import Deviation, deviation_of
 from onnx_attnq.verification.exchange import Exchange
 from onnx_attnq.verification.limits import Limits
-from onnx_attnq.verification.outputs import OutputComparison, OutputDeviation, is_distribution
+from onnx_attnq.verification.outputs import OutputComparison, OutputDeviation, is_distribution, token_masks
 from onnx_attnq.verification.random_ops import seed_note, with_seeds
 
 Outputs: TypeAlias = Mapping[str, OutputDeviation]
@@ -229,6 +229,7 @@ class _Trials:
         self._settings = run
         self._expected = list(expected) if len(expected) == len(samples) else self._run(original)
         self._distributions = {value.name for value in original.graph.outputs if is_distribution(value)}
+        self._masks = token_masks(original)
         self.exposed = original.clone()
         exposed = expose(self.exposed)
         ShapeInferencePass()(self.exposed)  # parts of the model need the types of what they read
@@ -243,7 +244,7 @@ class _Trials:
     def comparison(self) -> _Compared:
         """For outputs that are to be compared with the original's, sample by sample."""
         compared = {
-            name: OutputComparison(name in self._distributions, self.limits.rtol, self.limits.atol)
+            name: OutputComparison(name in self._distributions, self.limits.rtol, self.limits.atol, self._masks[name])
             for name in self._expected[0]
         }
         return _Compared(compared, self._samples, self._expected)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_attnq.inputs import Sample, attention_mask_of
+from onnx_attnq.inputs import MASK_NAMES, Sample, attention_mask_of
 from onnx_attnq.verification.deviation import Deviation, deviation_of
 
 QUANTILES: Final = {"median_abs": 0.5, "p90_abs": 0.9, "p99_abs": 0.99, "p999_abs": 0.999}
@@ -59,6 +60,7 @@ class OutputComparison:
         distribution: The last axis holds logits or probabilities.
         rtol: Relative tolerance of each element, or None.
         atol: Absolute tolerance of each element, or None.
+        masks: Inputs that say which rows of the output are padding, as `token_masks` gives them.
 
     >>> output = OutputComparison(rtol=0.1)
     >>> output.add(np.array([1.0, np.nan, 3.0]), np.array([1.5, np.nan, np.inf]))
@@ -67,8 +69,15 @@ class OutputComparison:
     (1, 1, 0.5)
     """
 
-    def __init__(self, distribution: bool = False, rtol: float | None = None, atol: float | None = None) -> None:
+    def __init__(
+        self,
+        distribution: bool = False,
+        rtol: float | None = None,
+        atol: float | None = None,
+        masks: Sequence[str] = (),
+    ) -> None:
         self._distribution = distribution
+        self._masks = masks
         self._rtol, self._atol = rtol, atol
         self._total = Deviation()
         self._far = 0
@@ -84,7 +93,7 @@ class OutputComparison:
         if a.dtype.kind not in "biuf" or b.dtype.kind not in "biuf":
             # Strings and what else is no number: 1 where equal, so that the relative error is of those that differ.
             a, b = np.ones(a.shape), (a == b).astype(np.float64)
-        tokens = None if sample is None else real_tokens(a.shape, sample)
+        tokens = None if sample is None else real_tokens(a.shape, sample, self._masks)
         if tokens is not None:
             padding = deviation_of(a[~tokens], b[~tokens])
             a, b = a[tokens], b[tokens]
@@ -128,15 +137,39 @@ def is_distribution(value: ir.Value) -> bool:
     return "logit" in name or "prob" in name or (node is not None and node.op_type in ("Softmax", "LogSoftmax"))
 
 
-def real_tokens(shape: tuple[int, ...], sample: Sample) -> npt.NDArray[np.bool_] | None:
-    """The mask of real tokens, if an output of this shape has one row for each token.
+def token_masks(model: ir.Model) -> dict[str, tuple[str, ...]]:
+    """For each output, the masks of padding that are about its second axis: the model gives both lengths one name.
+
+    Where a length is a number, or has no name or another one, no mask is: an output that only happens to have the
+    mask's shape, a cache of as many heads as there are tokens, would be left out of the comparison. Figures that
+    include padding hide nothing.
+    """
+    masks = {str(v.name): v.shape for v in model.graph.inputs if v.name in MASK_NAMES}
+    return {
+        str(value.name): tuple(
+            name
+            for name, shape in masks.items()
+            if _length(shape) is not None and _length(shape) == _length(value.shape)
+        )
+        for value in model.graph.outputs
+    }
+
+
+def _length(shape: ir.Shape | None) -> str | None:
+    """The name of the second axis; None where it has none."""
+    axis = shape[1] if shape is not None and len(shape) > 1 else None
+    return axis.value if isinstance(axis, ir.SymbolicDim) else None
+
+
+def real_tokens(shape: tuple[int, ...], sample: Sample, masks: Sequence[str]) -> npt.NDArray[np.bool_] | None:
+    """The mask of real tokens for an output of this shape and these `token_masks`; None where all of it counts.
 
     A text of nothing but padding is there for a reason: all of it counts.
     """
-    mask = attention_mask_of(sample)
+    mask = attention_mask_of({name: sample[name] for name in masks if name in sample})
     if mask is None or mask.ndim != 2 or shape[:2] != mask.shape:
         return None
     return np.asarray(mask | ~mask.any(axis=1, keepdims=True))
 
 
-__all__ = ["QUANTILES", "OutputComparison", "OutputDeviation", "is_distribution", "real_tokens"]
+__all__ = ["QUANTILES", "OutputComparison", "OutputDeviation", "is_distribution", "real_tokens", "token_masks"]

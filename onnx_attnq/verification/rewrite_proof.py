@@ -14,7 +14,7 @@ from onnx_attnq.inputs import Sample
 from onnx_attnq.rewriting import Plan, Record, RewriteSettings, SitePlan, rewrite
 from onnx_attnq.run import Arrays, RunSettings, Session
 from onnx_attnq.scheme import preset
-from onnx_attnq.verification.outputs import OutputComparison, OutputDeviation
+from onnx_attnq.verification.outputs import OutputComparison, OutputDeviation, token_masks
 from onnx_attnq.verification.same_weights import other_weights
 
 FLOAT32: Final = 1e-3
@@ -135,7 +135,7 @@ def _compare(
     model: ir.Model, samples: Sequence[Sample], expected: Sequence[Arrays], run: RunSettings
 ) -> dict[str, OutputDeviation]:
     session = Session(model, run, frugal=True)
-    outputs = {str(value.name): OutputComparison() for value in model.graph.outputs}
+    outputs = {name: OutputComparison(masks=masks) for name, masks in token_masks(model).items()}
     for sample, before in zip(samples, expected, strict=True):
         for name, array in session.run(sample).items():
             outputs[name].add(before[name], array, sample)

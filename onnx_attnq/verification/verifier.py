@@ -18,7 +18,7 @@ from onnx_attnq.run import Arrays, RunSettings, Session, native_library
 from onnx_attnq.verification.codes import CodeCheck, check_rows
 from onnx_attnq.verification.interface import check_interface
 from onnx_attnq.verification.limits import ATOL, RTOL, Limits
-from onnx_attnq.verification.outputs import OutputComparison, OutputDeviation, is_distribution
+from onnx_attnq.verification.outputs import OutputComparison, OutputDeviation, is_distribution, token_masks
 from onnx_attnq.verification.random_ops import seed_note, with_seeds
 from onnx_attnq.verification.rewrite_proof import RewriteProof, prove_rewrite
 from onnx_attnq.verification.site_groups import SiteGroup, site_groups
@@ -216,7 +216,8 @@ def verify(
     runs: dict[str, VariantCheck] = {}
     for way in ways:
         outputs = {
-            str(v.name): OutputComparison(v.name in distributions, limits.rtol, limits.atol) for v in a.graph.outputs
+            name: OutputComparison(name in distributions, limits.rtol, limits.atol, masks)
+            for name, masks in token_masks(a).items()
         }
         checks = {site.id: CodeCheck() for site in sites}
         # The outputs come with the first sites.
