@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 from small_graphs import parse
 
 import onnx_attnq.verification.rewrite_proof as proof
+from onnx_attnq.cli.compress import _show_verification
+from onnx_attnq.cli.output import console
+from onnx_attnq.errors import InvalidModel
 from onnx_attnq.find import expose, find_sites
 from onnx_attnq.find.inlining import inline_functions
 from onnx_attnq.inputs import generate_samples
 from onnx_attnq.rewriting import rewrite, uniform_plan
 from onnx_attnq.run import RunSettings
 from onnx_attnq.scheme import QuantScheme, preset
-from onnx_attnq.verification import Verification, verify
+from onnx_attnq.verification import NATIVE, STANDARD, Verification, verify
 from onnx_attnq.verification.codes import check_rows
 
 TWO = (
@@ -75,6 +80,29 @@ def test_a_wrong_rewrite_fails_and_names_the_site(broken: int, monkeypatch: pyte
     assert found.rewrite is not None
     assert found.rewrite.wrong == (ids[broken],)
     assert "even without quantization" in found.failures[0]
+
+
+def test_it_is_said_where_there_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise InvalidModel("its sites overlap")
+
+    monkeypatch.setattr(proof, "rewrite", refuse)
+    found = verified(TWO)
+    assert found.passed, found.failures
+    assert "it was not proved that the rewrite alone changes nothing: its sites overlap" in found.notes
+    assert found.to_json()["rewrite"]["missing"] == "its sites overlap"
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_native_library_is_verified_with_the_whole_only(right: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    found = verified(TWO)
+    found = dataclasses.replace(found, runs={STANDARD: found.standard, NATIVE: found.standard})
+    if not right:
+        found = dataclasses.replace(found, rewrite=proof.RewriteProof(found.standard.outputs, proof.FLOAT32))
+    _show_verification(found, console(), real_data=False)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Native library"))
+    expected = "verified (" if right else "not verified, though it is right by itself ("
+    assert line.startswith(f"Native library: {expected}")
 
 
 def test_random_ops_draw_the_same_numbers_in_both_models() -> None:

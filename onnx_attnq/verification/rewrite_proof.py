@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import onnx_ir as ir
 
-from onnx_attnq.errors import AttnqError
+from onnx_attnq.errors import AttnqError, InvalidModel
 from onnx_attnq.find import expose, find_sites
 from onnx_attnq.inputs import Sample
 from onnx_attnq.rewriting import Plan, Record, RewriteSettings, SitePlan, rewrite
@@ -41,12 +41,14 @@ class RewriteProof:
         wrong: Sites whose rewrite alone moves an output further than that; empty where all is right, or where only
             several sites together do.
         weights: Names of weights of the rewritten model that are not those of the original.
+        missing: Why there is no proof, and are no outputs; empty where there is one.
     """
 
     outputs: Mapping[str, OutputDeviation]
     tolerance: float
     wrong: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
+    missing: str = ""
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -64,6 +66,7 @@ class RewriteProof:
         return {
             "tolerance": self.tolerance,
             "wrong_sites": list(self.wrong),
+            "missing": self.missing,
             "other_weights": list(self.weights),
             "outputs": {name: output.to_json() for name, output in self.outputs.items()},
         }
@@ -76,7 +79,7 @@ def prove_rewrite(
     samples: Sequence[Sample],
     expected: Sequence[Arrays],
     run: RunSettings,
-) -> RewriteProof | None:
+) -> RewriteProof:
     """Rewrite the sites of a record with the identity scheme, and compare with the original.
 
     All sites at once; one by one only where that fails. What is run is made from the original; so the weights of the
@@ -91,43 +94,39 @@ def prove_rewrite(
         run: Threads and custom ops.
 
     Returns:
-        None where the sites cannot be found again, and no weight is another.
+        What was found; where the original cannot be rewritten so, the reason.
     """
     ids = [site.id for site in record.sites]
     tolerance = _tolerance(original)
     weights = other_weights(original, rewritten)
-    whole = _identity(original, record, ids)
-    if whole is None:
-        return RewriteProof({}, tolerance, weights=weights) if weights else None
+    try:
+        whole = _identity(original, record, ids)
+    except AttnqError as error:
+        return RewriteProof({}, tolerance, weights=weights, missing=str(error))
     outputs = _compare(whole, samples, expected, run)
     if all(_is_right(output, tolerance) for output in outputs.values()):
         return RewriteProof(outputs, tolerance, weights=weights)
     wrong = []
     for site in ids:
-        alone = _identity(original, record, [site])
-        if alone is not None:
-            found = _compare(alone, samples, expected, run)
-            wrong += [] if all(_is_right(output, tolerance) for output in found.values()) else [site]
+        try:
+            alone = _identity(original, record, [site])
+        except AttnqError:  # a site that is only rewritten with others is not blamed
+            continue
+        found = _compare(alone, samples, expected, run)
+        wrong += [] if all(_is_right(output, tolerance) for output in found.values()) else [site]
     return RewriteProof(outputs, tolerance, tuple(wrong), weights)
 
 
-def _identity(original: ir.Model, record: Record, ids: Sequence[str]) -> ir.Model | None:
+def _identity(original: ir.Model, record: Record, ids: Sequence[str]) -> ir.Model:
     model = original.clone()
-    try:
-        sites = find_sites(expose(model, keep=lambda site: site not in ids))
-        entries = [
-            SitePlan(site.id, preset("identity"))
-            if site.id in ids
-            else SitePlan(site.id, None, "left out of the proof")
-            for site in sites.sites
-        ]
-        if not any(entry.scheme for entry in entries):
-            return None
-        rewrite(
-            model, sites, Plan(sites.exposed.structure_hash, tuple(entries)), RewriteSettings(inline=record.inlined)
-        )
-    except AttnqError:
-        return None
+    sites = find_sites(expose(model, keep=lambda site: site not in ids))
+    entries = [
+        SitePlan(site.id, preset("identity")) if site.id in ids else SitePlan(site.id, None, "left out of the proof")
+        for site in sites.sites
+    ]
+    if not any(entry.scheme for entry in entries):
+        raise InvalidModel("its sites are not found again")
+    rewrite(model, sites, Plan(sites.exposed.structure_hash, tuple(entries)), RewriteSettings(inline=record.inlined))
     return model
 
 

@@ -117,6 +117,8 @@ class Verification:
             if check.not_finite:
                 share = check.not_finite / check.codes
                 notes.append(f"site {name!r}: {share:.1%} of the probabilities are NaN, before and after")
+        if self.rewrite is not None and self.rewrite.missing:
+            notes.append(f"it was not proved that the rewrite alone changes nothing: {self.rewrite.missing}")
         if self.random_ops:
             notes.append(seed_note(self.random_ops))
         for name, output in run.outputs.items():
