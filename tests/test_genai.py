@@ -131,6 +131,7 @@ def test_samples_for_the_only_model_of_a_folder(folder: Path) -> None:
     assert "given" not in found.models[0].warnings
 
 
+@pytest.mark.slow
 def test_samples_for_each_of_several_models(folder: Path, tmp_path: Path) -> None:
     (folder / "more").mkdir()
     shutil.copy(folder / "model.onnx", folder / "other.onnx")

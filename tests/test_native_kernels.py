@@ -200,6 +200,7 @@ LENGTHS = [*range(1, 36), *range(60, 70), 95, 96, 97, 126, 127, 128, 129, 130, 1
 EVERY_LENGTH = [*range(1, 131), *(n + d for n in (192, 256, 384, 512) for d in (-1, 0, 1))]
 
 
+@pytest.mark.slow
 @ALL_KERNELS
 def test_lengths_around_tiles(kernels: str) -> None:
     for length in LENGTHS:
@@ -225,6 +226,7 @@ def test_every_length(kernels: str, scheme: QuantScheme) -> None:
             check_attention(kernels, q, k, v, scheme)
 
 
+@pytest.mark.slow
 @ALL_KERNELS
 @pytest.mark.parametrize("queries", [1, 30])
 def test_head_sizes(kernels: str, queries: int) -> None:

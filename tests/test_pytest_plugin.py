@@ -95,6 +95,7 @@ def test_close(pytester: pytest.Pytester) -> None:
     assert "@@ sample 0, rtol 0.0001, atol 1e-05\noutput 'y': 3 of 8 values are too far apart" in output
 
 
+@pytest.mark.slow
 def test_example_repository_catches_a_change_in_a_subgraph(pytester: pytest.Pytester) -> None:
     """A pull request that changes one attribute of one node in one branch of a merged decoder."""
     shutil.copytree(EXAMPLE, pytester.path / "example")

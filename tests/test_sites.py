@@ -242,6 +242,7 @@ def calls_of(model: ir.Model) -> int:
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inferred", [True, False], ids=["with shapes", "without shapes"])
 @pytest.mark.parametrize("graph", [layers, residual, residual_scores, residual_probabilities])
 def test_the_search_grows_with_the_number_of_nodes_and_not_its_square(

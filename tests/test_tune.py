@@ -395,6 +395,7 @@ def test_a_time_budget_ends_the_measurements_and_says_so(model: Path, samples: l
         run.run(tmp_path / "plan.json")
 
 
+@pytest.mark.slow
 def test_processes_and_one_process_give_the_same_plan(model: Path, samples: list[Sample], tmp_path: Path) -> None:
     one = tuner(model, samples, Goal(0.05), jobs=1).run(tmp_path / "one.json")
     two = tuner(model, samples, Goal(0.05), jobs=2).run(tmp_path / "two.json")
@@ -540,6 +541,7 @@ def take_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no signals for one process")
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])  # the second is Ctrl-C
 def test_a_command_that_is_killed_in_the_middle_resumes_to_the_same_plan(
