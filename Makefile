@@ -24,7 +24,7 @@ test-slow: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m slow
 
 # Export, evaluation and deployment, of trained models: what needs torch (2 GB with what comes with it).
-test-pipeline: $(VENV)/.test,examples,olive-installed
+test-pipeline: $(VENV)/.test,examples-installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m pipeline tests
 
 # Small wrong changes, one at a time, and whether the tests nearest to them notice. MUTATION_OF narrows it down, such as
