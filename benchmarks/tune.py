@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import importlib.util
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,7 +31,7 @@ from onnx_attnq.evaluate import Interval, load_task, load_tokenizer
 from onnx_attnq.export import export
 from onnx_attnq.job import compress
 from onnx_attnq.rewriting import RewriteSettings, load_plan
-from onnx_attnq.run import RunSettings, Session, native_library
+from onnx_attnq.run import RunSettings, Session, cpu_times, native_library
 from onnx_attnq.tune import Effort, Goal, Measured, Part, TaskLoss, Tuner
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -156,13 +155,7 @@ def over(tuned: Path, default: Path, sample: Any, repeats: int = 9) -> float:
     """CPU time of the first over that of the second, medians of runs in turn."""
     one = RunSettings(threads=1)
     sessions = [Session(path, one, native=native_library() is not None) for path in (tuned, default)]
-    spent: list[list[float]] = [[], []]
-    for _ in range(repeats + 1):
-        for session, times in zip(sessions, spent, strict=True):
-            started = time.process_time()
-            session.run(sample)
-            times.append(time.process_time() - started)
-    first, second = (statistics.median(times[1:]) for times in spent)
+    first, second = cpu_times(sessions, sample, repeats)
     return first / second
 
 

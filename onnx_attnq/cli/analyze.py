@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -24,8 +23,8 @@ from onnx_attnq.cli.options import (
     scheme_of,
     seed_option,
 )
-from onnx_attnq.cli.output import console, progress_bar, show_refused, write_json
-from onnx_attnq.errors import CannotWrite, MissingExtra
+from onnx_attnq.cli.output import console, progress_bar, require_pictures, show_refused, write_json
+from onnx_attnq.errors import CannotWrite
 
 _MOST_EXPLAINED: Final = 3
 """Heads whose resistance is explained in the terminal; the report and the JSON explain all."""
@@ -146,7 +145,7 @@ def analyze(
     if combine and write_plan is not None:
         raise click.UsageError("--write-plan is for the graph of MODEL; it does not go with --combine")
     if not no_report:
-        _require_extra()
+        require_pictures()
     if combine:
         if output is None:
             raise click.UsageError("--combine needs -o, a folder to write to")
@@ -183,14 +182,6 @@ def analyze(
     if json_path != "-":
         _show(study, safe_error, output, written, write_plan)
     return 0
-
-
-def _require_extra() -> None:
-    for package in ("jinja2", "matplotlib"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtra(
-                f"the report needs {package}: pip install 'onnx-attnq[analyze]', or take the numbers with --no-report"
-            )
 
 
 def _write(study: Study, folder: Path, limit: float, figures: str | None, *, report: bool) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from onnx_attnq.atomic import replacing
+from onnx_attnq.errors import MissingExtra
 from onnx_attnq.one_line import one_line
 from onnx_attnq.progress import no_progress
 
@@ -100,6 +102,19 @@ def show_refused(out: Console, samples: MadeUp) -> None:
         out.print(f"{len(samples.refused)} of {made} made-up samples left out, on which the original does not run:")
         for line in samples.refused:
             out.print(f"  {line}", soft_wrap=True)
+
+
+def require_pictures() -> None:
+    """Check that the packages of a report are there, before anything is measured for it.
+
+    Raises:
+        MissingExtra: One is not.
+    """
+    for package in ("jinja2", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(
+                f"the report needs {package}: pip install 'onnx-attnq[analyze]', or take the numbers with --no-report"
+            )
 
 
 def in_megabytes(size: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +10,8 @@ import click
 from onnx_attnq.atomic import replacing
 from onnx_attnq.cli.command import command
 from onnx_attnq.cli.options import json_option, max_length_option, path_type, run_options
-from onnx_attnq.cli.output import console, plain_table, progress_bar, write_json
-from onnx_attnq.cli.tuning import BACKENDS, Lossy, cluster, loss_and_samples, sweep_loss_options
-from onnx_attnq.errors import InvalidData, MissingExtra
+from onnx_attnq.cli.output import console, plain_table, progress_bar, require_pictures, write_json
+from onnx_attnq.cli.tuning import Cluster, Lossy, backend_options, limit_option, loss_and_samples, sweep_loss_options
 
 if TYPE_CHECKING:
     from onnx_attnq.run import RunSettings
@@ -54,9 +52,7 @@ if TYPE_CHECKING:
 )
 @sweep_loss_options
 @max_length_option
-@click.option(
-    "--limit", type=click.IntRange(4), metavar="COUNT", help="Use only the first examples of --task.  [default: all]"
-)
+@limit_option
 @click.option(
     "--samples",
     type=click.IntRange(1),
@@ -75,10 +71,7 @@ if TYPE_CHECKING:
 )
 @click.option("--resume", is_flag=True, help="Continue an earlier run.")
 @click.option("--no-report", is_flag=True, help="Write the numbers only, which needs neither matplotlib nor jinja2.")
-@click.option("--backend", type=click.Choice(BACKENDS), default="local", show_default=True, help="Where to work.")
-@click.option(
-    "--address", metavar="HOST:PORT", help="Scheduler of the dask cluster, which --backend dask needs.  [default: none]"
-)
+@backend_options("Where to work.")
 @run_options
 @json_option
 def sweep(
@@ -87,6 +80,7 @@ def sweep(
     output: Path | None,
     lossy: Lossy,
     run: RunSettings,
+    cluster: Cluster,
     json_path: str | None,
     **options: Any,
 ) -> None:
@@ -99,9 +93,7 @@ def sweep(
     from onnx_attnq.tune import Sweep, Swept, grid
 
     if not options["no_report"]:
-        _require_extra()
-    if options["backend"] == "local" and options["address"] is not None:
-        raise InvalidData("--address goes with --backend dask")
+        require_pictures()
     wanted = grid(
         options["schemes"],
         options["bits"],
@@ -111,7 +103,7 @@ def sweep(
     counts = {"max_length": options["max_length"], "limit": options["limit"]}
     loss, samples = loss_and_samples(model, data, lossy, run, options["samples"], **counts)
     folder = model.with_name(f"{model.stem}.sweep") if output is None else output
-    with cluster(options["backend"], options["address"], [samples, loss]), progress_bar("Sweeping") as progress:
+    with cluster([samples, loss]), progress_bar("Sweeping") as progress:
         job = Sweep(model, samples, loss, wanted, options["repeats"], lossy.jobs, run.custom_ops)
         points = job.run(folder / "points.journal", resume=options["resume"], progress=progress)
     swept = Swept(model.name, data.name, loss.name, points)
@@ -120,14 +112,6 @@ def sweep(
         write_json(swept.to_json(), json_path)
     if json_path != "-":
         _show(swept, folder)
-
-
-def _require_extra() -> None:
-    for package in ("jinja2", "matplotlib"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtra(
-                f"the report needs {package}: pip install 'onnx-attnq[analyze]', or take the numbers with --no-report"
-            )
 
 
 def _write(swept: Swept, folder: Path, *, report: bool) -> None:

@@ -11,16 +11,16 @@ from onnx_attnq.cli.command import command
 from onnx_attnq.cli.options import json_option, max_length_option, path_type, run_options
 from onnx_attnq.cli.output import console, write_json
 from onnx_attnq.cli.tuning import (
-    BACKENDS,
     TUNING_SAMPLES,
+    Cluster,
     Lossy,
-    cluster,
+    backend_options,
+    limit_option,
     loss_and_samples,
     loss_options,
     run_tuning,
     show_tuning,
 )
-from onnx_attnq.errors import InvalidData
 
 if TYPE_CHECKING:
     from onnx_attnq.run import RunSettings
@@ -49,9 +49,7 @@ if TYPE_CHECKING:
     help="Loss of a number that a function of yours gives, see below.  [default: none]",
 )
 @max_length_option
-@click.option(
-    "--limit", type=click.IntRange(4), metavar="COUNT", help="Use only the first examples of --task.  [default: all]"
-)
+@limit_option
 @click.option(
     "--samples",
     type=click.IntRange(1),
@@ -68,16 +66,7 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="Longest time for all; heads that are not reached in 70 % of it are left alone.  [default: no limit]",
 )
-@click.option(
-    "--backend",
-    type=click.Choice(BACKENDS),
-    default="local",
-    show_default=True,
-    help="Where heads are measured: processes of this machine, or a dask cluster.",
-)
-@click.option(
-    "--address", metavar="HOST:PORT", help="Scheduler of the dask cluster, which --backend dask needs.  [default: none]"
-)
+@backend_options("Where heads are measured: processes of this machine, or a dask cluster.")
 @run_options
 @json_option
 def tune(
@@ -85,6 +74,7 @@ def tune(
     data: Path,
     lossy: Lossy,
     run: RunSettings,
+    cluster: Cluster,
     resume: bool,
     json_path: str | None,
     output: Path | None,
@@ -103,8 +93,6 @@ def tune(
     """
     from onnx_attnq.tune import Effort, Goal, Objective
 
-    if options["backend"] == "local" and options["address"] is not None:
-        raise InvalidData("--address goes with --backend dask")
     max_loss = 0.005 if lossy.max_loss is None and lossy.min_pruned is None else lossy.max_loss
     goal = Goal(max_loss, lossy.min_pruned, Objective(options["objective"]))
     loss, samples = loss_and_samples(
@@ -118,7 +106,7 @@ def tune(
         limit=options["limit"],
     )
     plan = output or model.with_name(f"{model.stem}.plan.json")
-    with cluster(options["backend"], options["address"], [samples]):
+    with cluster([samples]):
         effort = Effort(options["time_budget"], lossy.jobs, run.custom_ops)
         found = run_tuning(model, plan, loss, samples, goal, effort, resume=resume)
     if json_path is not None:

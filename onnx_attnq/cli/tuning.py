@@ -62,14 +62,15 @@ class Lossy:
         jobs: Processes; -1 is one a core.
     """
 
-    max_loss: float | None
-    min_pruned: float | None
     task: str | None
     figures: tuple[str, ...]
     tokenizer: Path | None
     jobs: int
+    max_loss: float | None = None
+    min_pruned: float | None = None
 
 
+Cluster = Callable[[Sequence[Any]], contextlib.AbstractContextManager[None]]
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 _GOAL: Final[tuple[_Decorator, ...]] = (
@@ -117,24 +118,55 @@ _LOSS: Final[tuple[_Decorator, ...]] = (
 
 def loss_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--max-loss, --min-pruned, --task, --figure, --tokenizer and --jobs, which reach the command as ``lossy``."""
-
-    @functools.wraps(command)
-    def with_loss(**options: Any) -> Any:
-        own = {field.name: options.pop(field.name) for field in dataclasses.fields(Lossy)}
-        return command(lossy=Lossy(**own), **options)
-
-    return _decorated(with_loss, (*_GOAL, *_LOSS))
+    return _lossy(command, (*_GOAL, *_LOSS))
 
 
 def sweep_loss_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The same without a goal."""
+    return _lossy(command, _LOSS)
 
+
+def _lossy(command: Callable[..., Any], options: Sequence[_Decorator]) -> Callable[..., Any]:
     @functools.wraps(command)
-    def with_loss(**options: Any) -> Any:
-        own = {name: options.pop(name) for name in ("task", "figures", "tokenizer", "jobs")}
-        return command(lossy=Lossy(None, None, **own), **options)
+    def with_loss(**given: Any) -> Any:
+        own = {field.name: given.pop(field.name) for field in dataclasses.fields(Lossy) if field.name in given}
+        return command(lossy=Lossy(**own), **given)
 
-    return _decorated(with_loss, _LOSS)
+    return _decorated(with_loss, options)
+
+
+limit_option = click.option(
+    "--limit", type=click.IntRange(4), metavar="COUNT", help="Use only the first examples of --task.  [default: all]"
+)
+
+
+def backend_options(where: str) -> _Decorator:
+    """--backend and --address, which reach the command as ``cluster``.
+
+    That is a function of what the workers share: it gives the place where joblib works while it is open, and a cluster
+    gets these objects once.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_backend(*, backend: str, address: str | None, **given: Any) -> Any:
+            if backend == "local" and address is not None:
+                raise InvalidData("--address goes with --backend dask")
+            return command(cluster=functools.partial(_cluster, backend, address), **given)
+
+        return _decorated(
+            with_backend,
+            (
+                click.option("--backend", type=click.Choice(BACKENDS), default="local", show_default=True, help=where),
+                click.option(
+                    "--address",
+                    metavar="HOST:PORT",
+                    help="Scheduler of the dask cluster, which --backend dask needs.  [default: none]",
+                ),
+            ),
+        )
+
+    return decorate
 
 
 def _decorated(command: Callable[..., Any], options: Sequence[_Decorator]) -> Callable[..., Any]:
@@ -176,8 +208,7 @@ def loss_and_samples(
     ]
 
 
-def cluster(backend: str, address: str | None, shared: Sequence[Any] = ()) -> contextlib.AbstractContextManager[None]:
-    """Where joblib works while it is open; the cluster gets the shared objects once."""
+def _cluster(backend: str, address: str | None, shared: Sequence[Any]) -> contextlib.AbstractContextManager[None]:
     if backend == "local":
         return contextlib.nullcontext()
     from onnx_attnq.tune import dask_cluster

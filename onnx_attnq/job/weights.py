@@ -9,9 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +18,7 @@ from onnx_attnq.job.compression import Compression, failed_path, made_up_for, ou
 from onnx_attnq.model import check_output, load, save, size_on_disk
 from onnx_attnq.progress import Progress, no_progress
 from onnx_attnq.rewriting import RewriteSettings
-from onnx_attnq.run import RunSettings, Session, native_library, quantize_weights
+from onnx_attnq.run import RunSettings, Session, cpu_times, native_library, quantize_weights
 from onnx_attnq.verification import Limits, Verification, VerifySettings, prove_rewrite, verify
 
 ROUNDS: Final = 5
@@ -119,16 +117,10 @@ def compress_weights(
 
 
 def _times(source: Path, target: Path, sample: Sample, run: RunSettings) -> tuple[float, float]:
-    """Median CPU time of one run of each model, milliseconds, measured in turn."""
+    """Median CPU time of one run of each model, milliseconds."""
     sessions = (Session(source, run), Session(target, run, native=native_library() is not None))
-    spent: tuple[list[float], list[float]] = ([], [])
-    for number in range(ROUNDS + 1):
-        for session, times in zip(sessions, spent, strict=True):
-            start = time.process_time()
-            session.run(sample)
-            if number:
-                times.append(1e3 * (time.process_time() - start))
-    return statistics.median(spent[0]), statistics.median(spent[1])
+    before, after = cpu_times(sessions, sample, ROUNDS)
+    return 1e3 * before, 1e3 * after
 
 
 __all__ = ["WeightCompression", "compress_weights"]

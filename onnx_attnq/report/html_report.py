@@ -6,18 +6,17 @@ Needs jinja2 and matplotlib (extra ``analyze``).
 from __future__ import annotations
 
 import dataclasses
-import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
 from onnx_attnq.progress import Progress, no_progress
 from onnx_attnq.report import plots
 from onnx_attnq.report.head_panels import panels
+from onnx_attnq.report.page import page, svg_address
 from onnx_attnq.report.picture_style import to_bytes
 from onnx_attnq.study import (
     MAJORITIES,
@@ -91,7 +90,7 @@ def report_html(study: Study, limit: float = SAFE_ERROR, progress: Progress = no
     planned = pictures(study, limit)
     drawn = []
     for index, picture in enumerate(planned):
-        drawn.append((picture, _data_url(picture.draw())))
+        drawn.append((picture, svg_address(to_bytes(picture.draw(), "svg"))))
         progress(picture.name, index + 1, len(planned))
     return page_html(study, limit, drawn)
 
@@ -108,13 +107,8 @@ def page_html(study: Study, limit: float, drawn: Iterable[tuple[Picture, str]]) 
     for picture, address in drawn:
         shown = {"name": picture.name, "caption": picture.caption, "source": address}
         sections.setdefault(picture.section, []).append(shown)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("onnx_attnq.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    return environment.get_template("analysis.html").render(
+    return page(
+        "analysis.html",
         study=study,
         findings=(found := findings(study, limit)),
         verdict=(advice := verdict(study, limit)),
@@ -286,12 +280,6 @@ def _number(value: float, unit: str = "") -> str:
     if not np.isfinite(value):
         return "-"
     return f"{value:.1%}" if unit == "share" else f"{value:.3g}"
-
-
-def _data_url(figure: Figure) -> str:
-    """An SVG as an address that holds it, which keeps its ids and styles apart from those of the others."""
-    svg = to_bytes(figure, "svg").decode()
-    return "data:image/svg+xml," + urllib.parse.quote(svg, safe=" /:;=,.()<>?!&'*+@[]{}|^`~-_$")
 
 
 __all__ = ["Picture", "page_html", "pictures", "report_html"]

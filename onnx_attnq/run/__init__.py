@@ -1,5 +1,6 @@
 """Running models in onnxruntime, with or without the native library. The only package that imports onnxruntime."""
 
+from onnx_attnq.run.cpu_times import cpu_times
 from onnx_attnq.run.native import native_library
 from onnx_attnq.run.sessions import Arrays, Session, session
 from onnx_attnq.run.settings import MEMORY, RunSettings
@@ -12,6 +13,7 @@ __all__ = [
     "Arrays",
     "RunSettings",
     "Session",
+    "cpu_times",
     "native_library",
     "optimize_transformer",
     "quantize_weights",

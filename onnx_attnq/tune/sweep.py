@@ -10,9 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +24,7 @@ from onnx_attnq.inputs import Sample
 from onnx_attnq.job import compress, plan_only
 from onnx_attnq.model import sha256
 from onnx_attnq.progress import Progress, no_progress
-from onnx_attnq.run import RunSettings, Session, native_library
+from onnx_attnq.run import RunSettings, Session, cpu_times, native_library
 from onnx_attnq.scheme import Pruned, QuantScheme, Reference, preset, spell_scheme
 from onnx_attnq.tune.journal import Lines, Purpose
 from onnx_attnq.tune.loss import Loss, Measured, Part
@@ -214,13 +212,7 @@ def _speed(original: Path, rewritten: Path, sample: Sample, repeats: int, run: R
     if repeats == 0:
         return math.nan
     sessions = (Session(original, run), Session(rewritten, run, native=native_library() is not None))
-    spent: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats + 1):
-        for session, times in zip(sessions, spent, strict=True):
-            started = time.process_time()
-            session.run(sample)
-            times.append(time.process_time() - started)
-    before, after = (statistics.median(times[1:]) for times in spent)
+    before, after = cpu_times(sessions, sample, repeats)
     return before / after if after > 0.0 else math.nan
 
 

@@ -9,7 +9,6 @@ import csv
 import dataclasses
 import io
 import math
-import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -135,25 +134,12 @@ def sweep_page(swept: Swept, drawn: Sequence[tuple[str, str, bytes]]) -> str:
         swept: Any sweep.
         drawn: Name, sentence and SVG of each picture.
     """
-    import jinja2
+    from onnx_attnq.report.page import page, svg_address
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("onnx_attnq.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    return environment.get_template("sweep.html").render(
+    return page(
+        "sweep.html",
         swept=swept,
-        pictures=[
-            {
-                "name": name,
-                "caption": caption,
-                "source": "data:image/svg+xml,"
-                + urllib.parse.quote(svg.decode(), safe=" /:;=,.()<>?!&'*+@[]{}|^`~-_$"),
-            }
-            for name, caption, svg in drawn
-        ],
+        pictures=[{"name": name, "caption": caption, "source": svg_address(svg)} for name, caption, svg in drawn],
         spell=spell_scheme,
         figures=list(swept.points[0].loss.figures),
         isnan=math.isnan,
