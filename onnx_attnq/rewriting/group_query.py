@@ -16,24 +16,22 @@ from onnx_ir.passes.common import InlinePass
 
 from onnx_attnq.errors import InvalidModel
 from onnx_attnq.find import FusedOp
-from onnx_attnq.graph import Dataflow, subgraphs
+from onnx_attnq.graph import FUSED_SIGNATURES, Dataflow, subgraphs
 from onnx_attnq.model import files
 from onnx_attnq.rewriting import bodies
 from onnx_attnq.rewriting.record import RewrittenSite
 from onnx_attnq.scheme import QuantScheme, SiteScheme, schemes_of
 
-_INPUTS: Final = (
-    *("query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length"),
-    *("cos_cache", "sin_cache", "position_ids", "attention_bias", "head_sink", "k_scale", "v_scale"),
-)
-"""What the kernel takes of the inputs of GroupQueryAttention: all up to here."""
+_NAME: Final = "GroupQueryAttention"
+_INPUTS: Final = tuple(item.name for item in FUSED_SIGNATURES["com.microsoft", _NAME].inputs)
+_TAKEN: Final = _INPUTS[: _INPUTS.index("v_scale") + 1]
+"""What the kernel takes of the inputs of GroupQueryAttention."""
 
 _OTHER_TYPES: Final = ("seqlens_k", "total_sequence_length", "position_ids", "k_scale", "v_scale")
 """Inputs whose type is not that of query and key."""
 
 _CACHES: Final = {0: (ir.DataType.FLOAT, ir.DataType.FLOAT16), 8: (ir.DataType.INT8,), 4: (ir.DataType.UINT8,)}
 """By kv_cache_bit_width, what caches may be."""
-_NAME: Final = "GroupQueryAttention"
 _NUMBERS: Final = frozenset({"threshold", "step", "offset", "levels"})
 """Attributes that a body takes from the op that calls it; what else an op of ours has is the body's own."""
 _VARIANTS: Final = ("", "_2")
@@ -57,9 +55,9 @@ def is_taken(fused: FusedOp) -> bool:
     attributes = fused.attributes
     sliding = "sliding_window_cache" in attributes and attributes["sliding_window_cache"].as_int()
     bits = attributes["kv_cache_bit_width"].as_int() if "kv_cache_bit_width" in attributes else 0
-    few = all(value is None or not value.name for value in fused.inputs[len(_INPUTS) :])
+    few = all(value is None or not value.name for value in fused.inputs[len(_TAKEN) :])
     types: set[ir.DataType] = set()
-    for name, value in zip(_INPUTS, fused.inputs, strict=False):
+    for name, value in zip(_TAKEN, fused.inputs, strict=False):
         if value is None or value.dtype is None or name in _OTHER_TYPES:
             continue
         if bits and name.startswith("past"):
@@ -88,7 +86,7 @@ def fold(model: ir.Model, fused: FusedOp, op: ir.Node, scheme: SiteScheme, known
     """
     outputs = [output for output in fused.outputs[:3] if output is not None]
     graph, first = op.graph, fused.outputs[0]
-    inputs = [None if value is None or not value.name else value for value in fused.inputs[: len(_INPUTS)]]
+    inputs = [None if value is None or not value.name else value for value in fused.inputs[: len(_TAKEN)]]
     while inputs[-1] is None:  # onnxruntime finds no type for them
         inputs.pop()
     nodes = _between(inputs, outputs)
@@ -213,7 +211,7 @@ def _function(
     opset: int,
 ) -> ir.Function:
     """A function of nodes that are in no graph any more."""
-    parameters = [ir.Value(name=_INPUTS[place]) for place in range(len(inputs))]
+    parameters = [ir.Value(name=_TAKEN[place]) for place in range(len(inputs))]
     by_input: Mapping[ir.Value | None, ir.Value] = dict(zip(inputs, parameters, strict=True))
     inside = [inner for node in nodes for inner in (node, *_within(node))]
     for number, node in enumerate(inside):

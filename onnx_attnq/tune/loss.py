@@ -23,7 +23,7 @@ from onnx_attnq.evaluate import compare as compare_records
 from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load
 from onnx_attnq.run import RunSettings, Session
-from onnx_attnq.verification import deviation_of, is_distribution, real_tokens, token_masks
+from onnx_attnq.verification import FloatOutputs
 
 RESAMPLES: Final = 400
 
@@ -129,9 +129,8 @@ class Agreement:
         figures: Sequence[str] = AGREEMENT[:2],
     ) -> None:
         model = load(original)
-        self._distributions = frozenset(str(value.name) for value in model.graph.outputs if is_distribution(value))
-        self._masks = token_masks(model)
-        known = AGREEMENT if self._distributions else AGREEMENT[:1]
+        self._outputs = FloatOutputs(model)
+        known = AGREEMENT if self._outputs.distributions else AGREEMENT[:1]
         self._figures = [name for name in _chosen(figures, AGREEMENT) if name in known] or list(known[:1])
         self._samples = halves(samples)
         self._run = run
@@ -146,13 +145,7 @@ class Agreement:
         for sample, expected in zip(self._samples[part], self._expected[part], strict=True):
             found = session.run(sample)
             cosine, kl, top1 = 0.0, 0.0, 0.0
-            for name, before in expected.items():
-                if before.dtype.kind != "f" or before.shape != found[name].shape:
-                    continue
-                after, tokens = found[name], real_tokens(before.shape, sample, self._masks[name])
-                if tokens is not None:
-                    before, after = before[tokens], after[tokens]
-                moved = deviation_of(before, after, distribution=name in self._distributions)
+            for moved in self._outputs.deviations(expected, found, sample):
                 if moved.one_sided:  # NaN or infinity, which the figures leave aside
                     cosine, kl, top1 = 1.0, 1.0, 1.0
                 cosine, kl = max(cosine, 1.0 - moved.cosine), max(kl, moved.kl or 0.0)

@@ -25,7 +25,7 @@ from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load
 from onnx_attnq.run import RunSettings, Session
 from onnx_attnq.scheme import QuantScheme, numerics
-from onnx_attnq.verification import deviation_of, is_distribution, real_tokens, token_masks
+from onnx_attnq.verification import FloatOutputs
 
 HEADS_OF_A_UNIT: Final = 4
 """Few enough that an interruption loses little, enough that running what precedes a site costs little beside them."""
@@ -194,19 +194,17 @@ class _Effect:
 class _Opened:
     model: ir.Model
     sites: Mapping[str, AttentionSite]
-    distributions: frozenset[str]
-    masks: Mapping[str, tuple[str, ...]]
+    outputs: FloatOutputs
 
 
 @functools.lru_cache(maxsize=1)
 def _opened(path: str) -> _Opened:
     model = load(path)
-    distributions = frozenset(str(value.name) for value in model.graph.outputs if is_distribution(value))
-    masks = token_masks(model)
+    outputs = FloatOutputs(model)
     exposed = expose(model)
     ShapeInferencePass()(model)  # the parts of a model need the types of what they read
     sites = {site.id: site for site in find_sites(exposed).sites if site.scope == "main"}
-    return _Opened(model, sites, distributions, masks)
+    return _Opened(model, sites, outputs)
 
 
 @functools.lru_cache(maxsize=1)
@@ -235,13 +233,7 @@ def _with_head(p: Array, site: AttentionSite, head: int, scheme: QuantScheme) ->
 
 def _divergence(expected: Mapping[str, Array], moved: Mapping[str, Array], opened: _Opened, sample: Sample) -> float:
     total = 0.0
-    for name, before in expected.items():
-        if before.dtype.kind != "f" or before.shape != moved[name].shape:
-            continue
-        after, tokens = moved[name], real_tokens(before.shape, sample, opened.masks[name])
-        if tokens is not None:
-            before, after = before[tokens], after[tokens]
-        found = deviation_of(before, after, distribution=name in opened.distributions)
+    for found in opened.outputs.deviations(expected, moved, sample):
         if found.one_sided:  # NaN or infinity, which the figures leave aside
             return _BROKEN
         kl = found.kl

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -155,6 +155,30 @@ def token_masks(model: ir.Model) -> dict[str, tuple[str, ...]]:
     }
 
 
+class FloatOutputs:
+    """Which outputs of a model can be compared as numbers, one sample at a time.
+
+    Args:
+        model: The original.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.distributions = frozenset(str(value.name) for value in model.graph.outputs if is_distribution(value))
+        self._masks = token_masks(model)
+
+    def deviations(
+        self, expected: Mapping[str, Array], found: Mapping[str, Array], sample: Sample
+    ) -> Iterator[Deviation]:
+        """What separates each output that is float, and has one shape in both, without padding."""
+        for name, before in expected.items():
+            if before.dtype.kind != "f" or before.shape != found[name].shape:
+                continue
+            after, tokens = found[name], real_tokens(before.shape, sample, self._masks[name])
+            if tokens is not None:
+                before, after = before[tokens], after[tokens]
+            yield deviation_of(before, after, distribution=name in self.distributions)
+
+
 def _length(shape: ir.Shape | None) -> str | None:
     """The name of the second axis; None where it has none."""
     axis = shape[1] if shape is not None and len(shape) > 1 else None
@@ -172,4 +196,12 @@ def real_tokens(shape: tuple[int, ...], sample: Sample, masks: Sequence[str]) ->
     return np.asarray(mask | ~mask.any(axis=1, keepdims=True))
 
 
-__all__ = ["QUANTILES", "OutputComparison", "OutputDeviation", "is_distribution", "real_tokens", "token_masks"]
+__all__ = [
+    "QUANTILES",
+    "FloatOutputs",
+    "OutputComparison",
+    "OutputDeviation",
+    "is_distribution",
+    "real_tokens",
+    "token_masks",
+]
