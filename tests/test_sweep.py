@@ -13,14 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small_transformers import bert_like
+from text_models import WORDS, attention, tokenizer
 
 from onnx_attnq.cli import main
 from onnx_attnq.errors import CannotWrite, InvalidData, InvalidScheme
-from onnx_attnq.evaluate import Interval
+from onnx_attnq.evaluate import Interval, load_task
 from onnx_attnq.inputs import Sample, generate_samples
 from onnx_attnq.model import save
 from onnx_attnq.scheme import PRESETS, Pruned, preset
-from onnx_attnq.tune import Agreement, Measured, Point, Sweep, grid, pareto
+from onnx_attnq.tune import Agreement, Measured, Part, Point, Sweep, TaskLoss, grid, pareto
 
 SCHEMES = grid(["row-log-mean"], [1, 3], [0.1])
 
@@ -112,6 +113,18 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_was(folder: Path, samples: li
     (tmp_path / "bad").write_text(lines[0] + "{}\n")
     with pytest.raises(InvalidData, match="not a journal of a sweep"):
         job.run(tmp_path / "bad", resume=True)
+
+
+def test_a_worker_in_another_folder_measures_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attention(tmp_path)
+    rows = "".join(f"{first},{WORDS[5]},{number}\n" for number, first in enumerate(WORDS[5:13]))
+    (tmp_path / "pairs.csv").write_text(rows, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    (path,) = Path().glob("*.onnx")
+    loss = TaskLoss(path, load_task("sentence-similarity", Path("pairs.csv")), tokenizer())
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert loss.measure(tmp_path / path, Part.ALL).worst == 0.0
 
 
 def test_the_command_writes_numbers_pictures_and_a_page(

@@ -27,5 +27,9 @@ class RunSettings:
     custom_ops: tuple[Path, ...] = ()
     memory: int = MEMORY
 
+    def absolute(self) -> RunSettings:
+        """With paths that a process in another folder finds, too."""
+        return dataclasses.replace(self, custom_ops=tuple(path.absolute() for path in self.custom_ops))
+
 
 __all__ = ["MEMORY", "RunSettings"]

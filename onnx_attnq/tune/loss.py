@@ -133,7 +133,7 @@ class Agreement:
         known = AGREEMENT if self._outputs.distributions else AGREEMENT[:1]
         self._figures = [name for name in _chosen(figures, AGREEMENT) if name in known] or list(known[:1])
         self._samples = halves(samples)
-        self._run = run
+        self._run = run.absolute()
         session = Session(original, run)
         whole = [session.run(s) for s in samples]
         self._expected = halves(whole)
@@ -187,7 +187,8 @@ class TaskLoss:
         names = _chosen(figures, [metric.name for metric in task.metrics])
         self._metrics = [metric for metric in task.metrics if metric.name in names]
         self._tasks = {part: _with_examples(task, own) for part, own in halves(_examples(task)).items()}
-        self._original, self._tokenizer, self._run = original, tokenizer, run
+        # A worker that measures may be in another folder.
+        self._original, self._tokenizer, self._run = original.absolute(), tokenizer, run.absolute()
         self._before: dict[Part, Any] = {}
 
     def measure(self, model: Path, part: Part) -> Measured:

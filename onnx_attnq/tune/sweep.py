@@ -169,8 +169,8 @@ class Sweep:
         done = len(self.schemes) - len(missing)
         progress("", done, len(self.schemes))
         work = joblib.Parallel(n_jobs=self.jobs, return_as="generator_unordered")
-        source = str(self.source.resolve())
-        alone = RunSettings(threads=1, custom_ops=tuple(path.resolve() for path in self.custom_ops))
+        source = str(self.source.absolute())
+        alone = RunSettings(threads=1, custom_ops=self.custom_ops).absolute()
         common = (self.samples, self.loss, self.repeats, alone)
         for point in work(joblib.delayed(_point)(source, scheme, *common) for scheme in missing):
             points[point.scheme] = point

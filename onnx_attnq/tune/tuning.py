@@ -180,7 +180,7 @@ class Tuner:
     @property
     def _alone(self) -> RunSettings:
         """How heads are measured: one thread gives the same sums whatever machine runs the unit."""
-        return RunSettings(threads=1, custom_ops=tuple(path.resolve() for path in self.effort.custom_ops))
+        return RunSettings(threads=1, custom_ops=self.effort.custom_ops).absolute()
 
     def _measure_heads(self, wanted: Sequence[Unit], journal: Journal, report: Progress) -> bool:
         """Measure the units that the journal lacks; returns whether all are done."""
@@ -189,7 +189,7 @@ class Tuner:
 
         missing = [unit for unit in wanted if unit not in journal.done]
         deadline = None if self.effort.seconds is None else time.monotonic() + MEASURING * self.effort.seconds
-        source = str(self.source.resolve())
+        source = str(self.source.absolute())
 
         def jobs() -> Iterator[Any]:
             for unit in missing:
