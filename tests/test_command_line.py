@@ -442,6 +442,35 @@ def test_an_interruption_is_one_line_at_any_moment(after: float, model: Path) ->
     assert [path.name for path in model.parent.iterdir() if path.suffix == ".tmp"] == []
 
 
+IMPORT_THAT_IS_INTERRUPTED = """
+import signal, sys
+
+class Extension:  # what extension modules do whose initialization a signal interrupts
+    def find_spec(self, name, path, target=None):
+        if name == "onnx_attnq.cli.inspect":
+            try:
+                signal.raise_signal(getattr(signal, sys.argv[1]))
+            except BaseException:
+                raise ImportError("initialization failed") from None
+
+from onnx_attnq.cli import main
+sys.meta_path.insert(0, Extension())
+main(["inspect", "model.onnx"])
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGHUP")
+@pytest.mark.parametrize(
+    ("name", "line", "code"),
+    [("SIGINT", "interrupted", 130), ("SIGTERM", "terminated", 143), ("SIGHUP", "terminated", 129)],
+)
+def test_an_interruption_that_becomes_an_import_error_is_one(name: str, line: str, code: int) -> None:
+    command = [sys.executable, "-c", IMPORT_THAT_IS_INTERRUPTED, name]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=take_interrupts, check=False)
+    assert done.stderr == f"onnx-attnq: {line}\n"
+    assert done.returncode == code
+
+
 # --- shell completion
 
 

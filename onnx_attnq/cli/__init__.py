@@ -39,9 +39,9 @@ def main(arguments: list[str] | None = None) -> Any:
 
         # Of numpy, which is not imported yet: products of the proof are small, and threads wait longer than they work.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        with _ending_cleanly(), stopping_runs():
+        with _ending_cleanly() as received, stopping_runs():
             _escape_unprintable()
-            code = _run(arguments)
+            code = _run(arguments, received)
     except KeyboardInterrupt:  # also while modules are imported
         _say("interrupted")
         code = INTERRUPTED
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> Any:
     sys.exit(code)
 
 
-def _run(arguments: list[str] | None) -> Any:
+def _run(arguments: list[str] | None, received: Sequence[BaseException]) -> Any:
     import click
 
     from onnx_attnq.cli.command import BROKEN_PIPE
@@ -72,6 +72,8 @@ def _run(arguments: list[str] | None) -> Any:
     except click.Abort:  # click has begun a new line
         raise KeyboardInterrupt from None
     except Exception as error:
+        if received:  # extension modules that a signal stops while they are imported make an ImportError of it
+            raise received[0] from None
         if debug and not isinstance(error, BrokenPipeError):
             import traceback
 
@@ -124,22 +126,27 @@ def _escape_unprintable() -> None:
 
 
 @contextlib.contextmanager
-def _ending_cleanly() -> Iterator[None]:
-    """Signals that end a program become exceptions; a program that was told to ignore them (nohup) still does."""
+def _ending_cleanly() -> Iterator[Sequence[BaseException]]:
+    """Signals that end a program become exceptions, which it yields as they come.
+
+    A program that was told to ignore a signal (nohup) still does.
+    """
+    received: list[BaseException] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield received
         return
-    numbers: Sequence[int] = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    before = {number: signal.getsignal(number) for name in names if (number := getattr(signal, name, None))}
 
     def end(number: int, frame: object) -> NoReturn:
-        raise _Terminated(number)
+        received.append(KeyboardInterrupt() if number == signal.SIGINT else _Terminated(number))
+        raise received[-1]
 
     for number, handler in before.items():
-        if handler is signal.SIG_DFL:
+        if handler in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, end)
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
