@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
@@ -163,3 +164,23 @@ def test_the_scheme_decides_too(kind: str, left: int, tmp_path: Path) -> None:
     onnx.save(decoder(kind), tmp_path / "m.onnx")
     found = compress(tmp_path / "m.onnx", scheme=preset("row-log-mean"), verification=None)
     assert sum("shares of pruned values" in entry.reason for entry in found.plan.sites) == left
+
+
+@pytest.mark.parametrize("past", [False, True])
+def test_the_weights_of_an_attention_of_microsofts_are_no_cache(past: bool, tmp_path: Path) -> None:
+    """Its second input is the projection, and its seventh how many tokens are in the past."""
+    half, info = onnx.TensorProto.FLOAT16, onnx.helper.make_tensor_value_info
+    names = ["x", "w", "b", "", "p" if past else "", "", "n"]
+    shared = {"past_present_share_buffer": int(past)}
+    outputs = ["y", "present"] if past else ["y"]
+    node = onnx.helper.make_node("Attention", names, outputs, "att", domain="com.microsoft", num_heads=2, **shared)
+    weights = [
+        onnx.numpy_helper.from_array(np.ones(shape, np.float16), name) for name, shape in (("w", (16, 48)), ("b", 48))
+    ]
+    inputs = [info("x", half, (1, "l", 16)), info("n", onnx.TensorProto.INT32, (1,))]
+    inputs += [info("p", half, (2, 1, 2, 32, 8))] if past else []
+    graph = onnx.helper.make_graph([node], "g", inputs, [info(name, half, None) for name in outputs], weights)
+    imports = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=imports, ir_version=10), tmp_path / "m.onnx")
+    found = compress(tmp_path / "m.onnx", verification=None)
+    assert [("in float32 at every step" in entry.reason) for entry in found.plan.sites] == [past]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnx_attnq.find import AttentionSite, Form, FusedOp, Sites
+from onnx_attnq.graph import FUSED_SIGNATURES
 from onnx_attnq.rewriting.group_query import is_taken
 from onnx_attnq.scheme import Pruned, SiteScheme, schemes_of
 
@@ -46,9 +47,12 @@ def left_fused(sites: Sites, scheme: SiteScheme) -> dict[str, str]:
 
 
 def _cache(fused: FusedOp) -> ir.Value | None:
-    """The past keys of an Attention, or all of its keys where their number differs from row to row."""
-    inputs = dict(enumerate(fused.inputs)) if fused.op_type == "Attention" else {}
-    return inputs.get(4) or (inputs.get(1) if inputs.get(6) is not None else None)
+    """The past keys of an Attention, or all of the standard op's keys where their number differs from row to row."""
+    if fused.op_type != "Attention":
+        return None
+    inputs = dict(zip((one.name for one in FUSED_SIGNATURES[fused.op].inputs), fused.inputs, strict=False))
+    keys = inputs.get("K") if inputs.get("nonpad_kv_seqlen") is not None else None
+    return inputs.get("past_key") or inputs.get("past") or keys
 
 
 __all__ = ["fused_op_of", "left_fused", "slower_because"]

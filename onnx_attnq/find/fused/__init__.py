@@ -85,7 +85,7 @@ def decompose(model: ir.Model, node: ir.Node) -> Decomposed | Declined:
         return Declined(str(declined))
     b.drop_unused(new)
     results = tuple(new[old.index(output)] if output in old else None for output in node.outputs)
-    fused = FusedOp(node.op_type, tuple(node.inputs), results, dict(node.attributes))
+    fused = FusedOp(_op(node), tuple(node.inputs), results, dict(node.attributes))
     ir.convenience.replace_nodes_and_values(graph, node, [node], b.nodes, old, new)
     return Decomposed(softmax, fused)
 

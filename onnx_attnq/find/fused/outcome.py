@@ -13,16 +13,21 @@ class FusedOp:
     """A fused op that is no longer in the graph.
 
     Attributes:
-        op_type: Its op.
+        op: Its domain and op type.
         inputs: The values that entered it, None for those left out.
         outputs: The values that stand for what left it, None for those without a name.
         attributes: Its attributes.
     """
 
-    op_type: str
+    op: tuple[str, str]
     inputs: tuple[ir.Value | None, ...]
     outputs: tuple[ir.Value | None, ...]
     attributes: Mapping[str, ir.Attr]
+
+    @property
+    def op_type(self) -> str:
+        """The op's name in its domain."""
+        return self.op[1]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
