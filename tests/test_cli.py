@@ -132,7 +132,8 @@ def test_json_has_the_keys_that_are_promised(model: Path, run: Run) -> None:
     assert {"id", "op_type", "node", "scope", "form"} <= set(data["sites"][0])
     assert data["sites"][0]["form"] in ("softmax", "probabilities", "attention")
     verification = data["verification"]
-    assert {"passed", "implementation", "deviation", "pruned"} <= set(verification)
+    assert {"passed", "notes", "rewrite", "implementation", "deviation", "pruned"} <= set(verification)
+    assert {"missing", "wrong_sites", "other_weights", "outputs"} <= set(verification["rewrite"])
     assert {"sites_checked", "codes_checked", "disagreements"} <= set(verification["implementation"])
     assert {"max_abs", "mean_abs", "cosine", "top1_agreement"} <= set(verification["deviation"]["y"])
     assert list(verification["pruned"]) == [data["sites"][0]["id"]]

@@ -13,7 +13,7 @@ import pytest
 import small_models
 from onnx.numpy_helper import from_array
 
-from onnx_attnq.job import compress
+from onnx_attnq.job import compress, compress_weights
 from onnx_attnq.model import files, load, sharing_weights
 from onnx_attnq.model.external_data import get_reference, set_reference
 from onnx_attnq.model.wellformed import tensor_protos
@@ -83,9 +83,11 @@ def sample() -> dict[str, np.ndarray]:
 def test_a_model_with_all_tensors_in_a_file_runs(hub: bool, tmp_path: Path) -> None:
     path = written(tmp_path / "a")
     expected = onnxruntime.InferenceSession(in_memory(path)).run(None, sample())[0]
-    model = load(small_models.in_hub_cache(path, "model.bin") if hub else path)
+    path = small_models.in_hub_cache(path, "model.bin") if hub else path
+    model = load(path)
     assert all(isinstance(tensor, ir.ExternalTensor) for tensor in files.tensors(model))
-    np.testing.assert_array_equal(Session(model).run(sample())["y"], expected)
+    for source in (model, path):
+        np.testing.assert_array_equal(Session(source).run(sample())["y"], expected)
     # The model itself is as it was.
     assert all(isinstance(tensor, ir.ExternalTensor) for tensor in files.tensors(model))
 
@@ -113,3 +115,14 @@ def test_the_output_may_be_in_another_folder(tmp_path: Path) -> None:
     assert done.output == tmp_path / "c" / "q.onnx"
     assert done.verification is not None
     assert done.verification.passed
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("hub", [False, True])
+def test_its_weights_can_be_quantized(hub: bool, weights: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "a")
+    path = small_models.in_hub_cache(path, "model.bin") if hub else path
+    (tmp_path / "c").mkdir()
+    done = compress_weights(path, tmp_path / "c" / "q.onnx", weights).compression
+    assert done.verification is not None
+    assert done.verification.passed, done.verification.failures

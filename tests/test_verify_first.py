@@ -12,6 +12,7 @@ from test_cli import Run, run
 
 from onnx_attnq.errors import InvalidData
 from onnx_attnq.job import compress
+from onnx_attnq.model import load
 from onnx_attnq.verification import Limit, Limits, VerifySettings
 
 __all__ = ["run"]  # the fixture of test_cli
@@ -84,3 +85,25 @@ def test_a_folder_with_a_part_that_failed_is_not_there(model: Path, tmp_path: Pa
     assert run(folder, "--max-deviation", "max_abs=0", "--keep-failed")[0] == 1
     assert not (tmp_path / "parts.attnq").exists()
     assert (tmp_path / "parts.attnq.failed").is_dir()
+
+
+def test_the_data_file_of_an_earlier_output_goes_with_it(tmp_path: Path) -> None:
+    model = small_models.write_external(small_models.attention(), tmp_path / "a.onnx")
+    output, data = tmp_path / "b.onnx", tmp_path / "b.onnx.data"
+    compress(model, output, external_data="copy")
+    assert data.exists()
+    assert compress(model, output, external_data="keep", verification=TOO_TIGHT).failed
+    assert data.exists()  # what was there stays, all of it
+    compress(model, output, external_data="keep")
+    assert not data.exists()
+    load(output)
+
+
+@pytest.mark.parametrize("external_data", ["copy", "keep"])
+def test_a_file_of_the_same_name_that_no_earlier_output_had_stays(tmp_path: Path, external_data) -> None:  # type: ignore[no-untyped-def]
+    model = small_models.write(small_models.attention(), tmp_path / "a.onnx")
+    data = tmp_path / "b.onnx.data"
+    data.write_text("of somebody else")
+    for _ in range(2):
+        compress(model, tmp_path / "b.onnx", external_data=external_data, verification=None)
+    assert data.read_text() == "of somebody else"

@@ -14,7 +14,7 @@ from onnx_attnq.atomic import replacing, staged
 from onnx_attnq.find import Sites, expose, find_sites
 from onnx_attnq.inputs import MadeUp, made_up_samples
 from onnx_attnq.job.planning import count_nodes, planned, slower
-from onnx_attnq.model import ExternalData, check_output, load, save
+from onnx_attnq.model import ExternalData, check_output, load, save, without_old_data
 from onnx_attnq.progress import Progress, no_progress
 from onnx_attnq.rewriting import (
     Plan,
@@ -189,7 +189,7 @@ def put_in_place(
         Where the model is, None if it failed and was not kept; and what the check said.
     """
     checked: Verification | None = None
-    with contextlib.suppress(NotVerified), _on_trial(target, external_data) as trial:
+    with contextlib.suppress(NotVerified), without_old_data(target), _on_trial(target, external_data) as trial:
         save(model, trial, external_data)
         checked = check(trial)
         if not checked.passed:

@@ -55,6 +55,8 @@ def _variant_json(found: Verification | None, way: str) -> dict[str, Any] | None
     return {
         "passed": not failures,
         "failures": list(failures),
+        "notes": list(found.notes),
+        "rewrite": None if found.rewrite is None else found.rewrite.to_json(),
         "samples": found.samples,
         "implementation": {
             "sites_checked": len(run.sites),

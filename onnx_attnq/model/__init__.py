@@ -12,6 +12,7 @@ from onnx_attnq.model.files import (
     sha256,
     size_on_disk,
     tensors,
+    without_old_data,
 )
 from onnx_attnq.model.structure_hash import structure_hash
 from onnx_attnq.model.weights_in_file import WeightInFile, bare_proto, place_of, same_bytes, sharing_weights
@@ -22,7 +23,6 @@ __all__ = [
     "ExternalData",
     "WeightInFile",
     "bare_proto",
-    "check",
     "check_output",
     "check_tensor",
     "input_files",
@@ -38,4 +38,5 @@ __all__ = [
     "size_on_disk",
     "structure_hash",
     "tensors",
+    "without_old_data",
 ]

@@ -6,6 +6,7 @@ milliseconds. A loaded model refers to the files that it came from; nothing here
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -143,7 +144,7 @@ def save(model: ir.Model, path: str | os.PathLike[str], external_data: ExternalD
         _require_folder(external.values(), target)
         external = {}
     proto, held = _to_proto(model)
-    with staged(target) as folder:
+    with without_old_data(target), staged(target) as folder:
         if external or inline_size > INLINE_LIMIT:
             with write_errors(data), open(folder / data.name, "xb") as data_file:
                 _move_external(proto, external, data_file, data.name)
@@ -176,6 +177,32 @@ def check_output(model: ir.Model, path: str | os.PathLike[str]) -> None:
 def data_path(path: Path) -> Path:
     """Where `save` puts external data that it copies."""
     return path.with_name(path.name + ".data")
+
+
+@contextlib.contextmanager
+def without_old_data(target: Path) -> Iterator[None]:
+    """Removes the data file that `save` wrote beside an earlier model, if the one that the block puts there has none.
+
+    What lies under that name and is not the earlier model's stays.
+    """
+    had = _has_own_data(target)
+    yield
+    if had and not _has_own_data(target):
+        with write_errors(data_path(target)):
+            data_path(target).unlink()
+
+
+def _has_own_data(path: Path) -> bool:
+    """Whether there is a model with a data file of the name that `save` gives it."""
+    data = data_path(path)
+    if not (path.is_file() and data.is_file()):
+        return False
+    try:
+        proto, _ = _parse(path)
+    except InvalidModel:
+        return False
+    external = (tensor for tensor in tensor_protos(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL)
+    return any(entry.key == "location" and entry.value == data.name for t in external for entry in t.external_data)
 
 
 def input_files(model: ir.Model) -> set[Path]:
@@ -366,4 +393,5 @@ __all__ = [
     "size_on_disk",
     "structure_hash",
     "tensors",
+    "without_old_data",
 ]

@@ -51,26 +51,23 @@ class Session:
         frugal: bool = False,
     ) -> None:
         options = _options(settings, native)
+        name = "the model" if isinstance(model, ir.Model) else os.fspath(model)
+        if not isinstance(model, ir.Model):  # not by its path: onnxruntime refuses files that `load` reads
+            model = files.load(model)
         if frugal:
             options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-            if isinstance(model, ir.Model) and not _has_quantized_weights(model):
+            if not _has_quantized_weights(model):
                 options.add_session_config_entry("session.disable_prepacking", "1")
         options.log_severity_level = 4  # what goes wrong is raised
-        name: str
-        source: str | bytes
-        if isinstance(model, ir.Model):
-            name = "the model"
-            bare = without_large_weights(model)
-            source, self._weights = bare.content, bare.arrays
-            if bare.folder is not None:
-                options.add_session_config_entry(_FOLDER, str(bare.folder))
-            if bare.arrays:
-                values = map(onnxruntime.OrtValue.ortvalue_from_numpy, bare.arrays.values())
-                options.add_external_initializers(list(bare.arrays), list(values))
-        else:
-            name = source = os.fspath(model)
+        bare = without_large_weights(model)
+        self._weights = bare.arrays
+        if bare.folder is not None:
+            options.add_session_config_entry(_FOLDER, str(bare.folder))
+        if bare.arrays:
+            values = map(onnxruntime.OrtValue.ortvalue_from_numpy, bare.arrays.values())
+            options.add_external_initializers(list(bare.arrays), list(values))
         try:
-            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(bare.content, options, providers=["CPUExecutionProvider"])
         except _ERRORS as error:
             said = first_line(error)
             unknown = "is not a registered function/op" in said
