@@ -60,7 +60,7 @@ def data(tmp_path):
 
 
 SCHEMES = (preset(), preset(bits=2), preset("ji2021"), preset("ji2021", bits=2))
-LAYERS, HEADS = 3, 4
+LAYERS, HEADS = 2, 2
 
 
 @pytest.fixture(scope="module")

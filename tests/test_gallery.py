@@ -109,7 +109,10 @@ def test_eight_bits_with_a_tiny_threshold_stay_close(model: GalleryModel, tmp_pa
 
 
 @EACH
-@pytest.mark.parametrize("inline", [False, True], ids=["function", "inline"])
+@pytest.mark.parametrize(
+    "inline",
+    [pytest.param(False, id="function"), pytest.param(True, id="inline", marks=pytest.mark.slow)],
+)
 def test_three_bits_pass_the_verifier_and_load_everywhere(model: GalleryModel, inline: bool, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
     sample = model.sample()
