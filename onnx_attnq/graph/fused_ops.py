@@ -74,15 +74,16 @@ class FusedSignature:
         output_ranks: Of the outputs, in order; None for the rank of the first input.
         shapes: For a node and the shapes of its inputs, those of its first outputs; None where onnx infers them. Raises
             `Mismatch`.
-        past_is_buffer: Keys are written into the past, at the place that `Holds.LAST_KEY` tells. onnxruntime then takes
-            several rows of several tokens only without a past.
+        buffers: Places of a past among the inputs and of its present among the outputs, where keys are written into
+            the past, at the place that `Holds.LAST_KEY` tells, so that both may be the same memory. onnxruntime then
+            takes several rows of several tokens only without a past.
     """
 
     inputs: tuple[Input, ...]
     attributes: frozenset[str] = frozenset()
     output_ranks: tuple[int | None, ...] = ()
     shapes: Callable[[ir.Node, Shapes], Shapes] | None = None
-    past_is_buffer: bool = False
+    buffers: tuple[tuple[int, int], ...] = ()
 
 
 def signature_of(node: ir.Node) -> FusedSignature | None:
@@ -222,7 +223,7 @@ _GROUPED_QUERY: Final = FusedSignature(
     ),
     output_ranks=(3, 4, 4, 4),
     shapes=_grouped_query,
-    past_is_buffer=True,
+    buffers=((3, 1), (4, 2)),
 )
 
 # Not decomposed, but models that hold it are run as they are.

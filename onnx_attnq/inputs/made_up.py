@@ -244,8 +244,8 @@ def _lengths(model: ir.Model, inputs: Sequence[KnownInput], index: int, shapes: 
     pasts = [entry for entry in inputs if entry.role is Role.PAST]
     if not pasts:
         return Lengths(batch, tokens, 0, encoder)
-    signatures = [signature_of(node) for node in model.graph.all_nodes()]
-    prompts_have_past = not any(signature is not None and signature.past_is_buffer for signature in signatures)
+    signatures = (signature_of(node) for node in model.graph.all_nodes())
+    prompts_have_past = not any(signature.buffers for signature in signatures if signature is not None)
     is_step = index % 2 == 1
     past = PASTS[index % len(PASTS)] if is_step or prompts_have_past else 0
     # A buffer has room to spare, unless its length is said to be that of the past.

@@ -232,7 +232,7 @@ def _is_buffer(model: ir.Model, value: ir.Value) -> bool:
     """Whether keys are written into a past, and not put behind it."""
     reached = [use.node for use in uses(model, value)]
     written = any(node.op_type in ("ScatterND", "ScatterElements", "TensorScatter") for node in reached)
-    fused = any((signature := signature_of(node)) is not None and signature.past_is_buffer for node in reached)
+    fused = any(signature.buffers for node in reached if (signature := signature_of(node)) is not None)
     return (written or fused) and all(node.op_type != "Concat" for node in reached)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnx_attnq.graph import known_op, signature_of
 from onnx_attnq.inputs.given_shapes import NO_SHAPES, InputShapes
 from onnx_attnq.inputs.made_up import draft_of
 from onnx_attnq.inputs.open_dims import KnownInput, Lengths, known_inputs
@@ -22,9 +23,6 @@ from onnx_attnq.inputs.signature import Sample, is_expression
 
 ROOM: Final = 4
 """How many times as long as what is in it a buffer with room to spare is."""
-
-_BUFFERS: Final = {("com.microsoft", "GroupQueryAttention"): ((3, 1), (4, 2)), ("", "TensorScatter"): ((0, 0),)}
-"""Places of past and present in ops that take one buffer for both."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -124,13 +122,21 @@ def shared_buffers(model: ir.Model) -> dict[str, str]:
     """For each input that is a past, the output that is its present, where both may be one buffer."""
     found: dict[str, str] = {}
     for node in model.graph:
-        for past, present in _BUFFERS.get((node.domain, node.op_type), ()):
+        for past, present in _buffers(node):
             value = node.inputs[past] if past < len(node.inputs) else None
             output = node.outputs[present] if present < len(node.outputs) else None
             if value is None or output is None or not value.is_graph_input() or not output.is_graph_output():
                 continue
             found[str(value.name)] = str(output.name)
     return found
+
+
+def _buffers(node: ir.Node) -> tuple[tuple[int, int], ...]:
+    """Places of past and present in an op that takes one buffer for both."""
+    if known_op(node) == "TensorScatter":
+        return ((0, 0),)
+    signature = signature_of(node)
+    return () if signature is None else signature.buffers
 
 
 def with_defined_rows(model: ir.Model, sample: Sample, outputs: Mapping[str, npt.NDArray[Any]]) -> Sample:

@@ -116,7 +116,7 @@ def softmax_function(scheme: QuantScheme, opset: int, *, by_head: bool = False) 
     row_max = functools.cache(lambda: body.row_max(scores))
     if scheme.reference is Reference.ABSOLUTE:
         # The runtime's own fused ops do in one pass what Sub, Exp, ReduceSum and Div do in four.
-        rows = _Rows(
+        rows = _RowValues(
             row_max=row_max,
             x=lambda: body.Softmax(scores, axis=-1),
             log=lambda: body.LogSoftmax(scores, axis=-1),
@@ -126,7 +126,7 @@ def softmax_function(scheme: QuantScheme, opset: int, *, by_head: bool = False) 
         )
     else:
         distance = body.Sub(scores, body.column(row_max()))
-        rows = _Rows(
+        rows = _RowValues(
             row_max=row_max,
             x=lambda: body.Exp(distance),
             log=lambda: distance,
@@ -148,7 +148,7 @@ def probabilities_function(scheme: QuantScheme, opset: int, *, by_head: bool = F
         # A row of zeros, such as a guard leaves of a masked row, stays zero.
         peak = body.Max(row_max(), body.number(_TINY))
         x = body.Div(probabilities, body.column(peak))
-    rows = _Rows(
+    rows = _RowValues(
         row_max=row_max,
         x=lambda: x,
         log=lambda: body.Log(x),
@@ -177,7 +177,7 @@ def attention_function(scheme: QuantScheme, opset: int, *, by_head: bool = False
     probabilities = functools.cache(lambda: body.Div(exp(), body.column(total())))
 
     absolute = scheme.reference is Reference.ABSOLUTE
-    rows = _Rows(
+    rows = _RowValues(
         row_max=lambda: row_max,
         x=probabilities if absolute else exp,
         log=lambda: body.Sub(distance(), body.column(body.Log(total()))) if absolute else distance(),
@@ -225,7 +225,7 @@ def attention_attributes(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rows:
+class _RowValues:
     """What a scheme needs to know of the rows it quantizes; a call adds the nodes that compute it.
 
     Attributes:
@@ -260,7 +260,7 @@ class _Quantized:
     factor: ir.Value
 
 
-def _probabilities(body: Body, rows: _Rows, scheme: QuantScheme) -> ir.Value:
+def _probabilities(body: Body, rows: _RowValues, scheme: QuantScheme) -> ir.Value:
     """The quantized probabilities of every key."""
     if scheme.pruned is Pruned.ZERO:
         quantized = _quantized(body, rows, scheme, None)
@@ -273,7 +273,7 @@ def _probabilities(body: Body, rows: _Rows, scheme: QuantScheme) -> ir.Value:
     return body.Add(body.Mul(quantized.weights, body.column(quantized.factor)), shared)
 
 
-def _quantized(body: Body, rows: _Rows, scheme: QuantScheme, sample_size: ir.Value | None) -> _Quantized:
+def _quantized(body: Body, rows: _RowValues, scheme: QuantScheme, sample_size: ir.Value | None) -> _Quantized:
     base = None
     if scheme.bits is None:
         levels = rows.x()
@@ -311,7 +311,7 @@ def _quantized(body: Body, rows: _Rows, scheme: QuantScheme, sample_size: ir.Val
 
 def _factor(
     body: Body,
-    rows: _Rows,
+    rows: _RowValues,
     scheme: QuantScheme,
     weights: ir.Value,
     total: Callable[[], ir.Value],
@@ -326,7 +326,7 @@ def _factor(
     return body.Div(target, body.Max(total(), body.number(_TINY)))
 
 
-def _log_exponents(body: Body, rows: _Rows, scheme: QuantScheme) -> tuple[ir.Value, ir.Value]:
+def _log_exponents(body: Body, rows: _RowValues, scheme: QuantScheme) -> tuple[ir.Value, ir.Value]:
     """For each x code * step, negative or 0 where it is pruned; and what has to be added to get ln(level)."""
     step, offset, levels = body.constant_of("step"), body.constant_of("offset"), body.constant_of("levels")
     if scheme.rounding is Rounding.NEAREST:

@@ -147,10 +147,12 @@ def bisect(
     limits.check(original)
     (original, rewritten), random_ops = with_seeds(original, rewritten)
     if random_ops:
-        expected, run = (), dataclasses.replace(run, memory=0)  # a session draws other numbers in its second run
+        expected = ()
     steps = Steps(len(samples) * (1 + len(record.sites)) + 1, progress)
-    trials = _Trials(original, {site.id: site.scheme for site in record.sites}, samples, run, limits, expected)
-    exchange = Exchange(trials.exposed, rewritten, trials.pairs(record), run)
+    trials = _Trials(
+        original, {site.id: site.scheme for site in record.sites}, samples, run, limits, expected, once=bool(random_ops)
+    )
+    exchange = Exchange(trials.exposed, rewritten, trials.pairs(record), run, once=bool(random_ops))
     total = trials.comparison()
     without: dict[str, _Compared] = {}
     local: dict[str, Deviation] = {}
@@ -211,6 +213,7 @@ class _Trials:
         run: Threads and custom ops.
         limits: What is asked of the outputs.
         expected: What the model gives on each sample, if it was run before.
+        once: Sessions run one sample, as those of `Exchange`.
     """
 
     def __init__(
@@ -221,12 +224,15 @@ class _Trials:
         run: RunSettings,
         limits: Limits,
         expected: Sequence[Arrays],
+        *,
+        once: bool = False,
     ) -> None:
         self.limits = limits
         self._original = original
         self._schemes = schemes
         self._samples = samples
         self._settings = run
+        self._once = once
         self._expected = list(expected) if len(expected) == len(samples) else self._run(original)
         self._distributions = {value.name for value in original.graph.outputs if is_distribution(value)}
         self._masks = token_masks(original)
@@ -282,7 +288,7 @@ class _Trials:
         return model
 
     def _run(self, model: ir.Model) -> list[Arrays]:
-        if not self._settings.memory:  # a session for each sample, as `Exchange` has
+        if self._once:
             return [Session(model, self._settings, frugal=True).run(sample) for sample in self._samples]
         session = Session(model, self._settings, frugal=True)
         return [session.run(sample) for sample in self._samples]

@@ -59,7 +59,8 @@ class Exchange:
         original: The model in which attention is exposed, with the types of its values.
         rewritten: What was made from it.
         sites: The sites in both, in the order of the graph.
-        run: Threads and custom ops.
+        run: Threads, custom ops and memory.
+        once: Sessions run one sample: those of random ops draw other numbers in their second run.
     """
 
     def __init__(
@@ -68,8 +69,11 @@ class Exchange:
         rewritten: ir.Model,
         sites: Sequence[tuple[AttentionSite, RewrittenSite]],
         run: RunSettings,
+        *,
+        once: bool = False,
     ) -> None:
         self._original, self._rewritten, self._run = original, rewritten, run
+        self._once = once
         values = Dataflow(original).values_in("main"), Dataflow(rewritten).values_in("main")
         for name, value in values[1].items():
             known = values[0].get(name)
@@ -111,7 +115,8 @@ class Exchange:
                 for number, exchanged in enumerate(self._exchange(parts, taken, before, after, whole)):
                     yield start + number, whole[number], exchanged
             used = max(sum(array.nbytes for array in one.values()) for one in (*before, *after))
-            start, size = start + len(taken), max(1, self._run.memory // max(1, 2 * used))
+            start += len(taken)
+            size = 1 if self._once else max(1, self._run.memory // max(1, 2 * used))
 
     def _show(self, model: ir.Model, side: int, outputs: Sequence[str], samples: Sequence[Sample]) -> list[Arrays]:
         inside = {name for parts in self._parts for name in _shown(parts, side)}
