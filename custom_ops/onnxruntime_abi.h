@@ -79,6 +79,7 @@ inline constexpr Entry< 76, Status*(Allocator*, void*)> kAllocatorFree;
 inline constexpr Entry< 78, Status*(Allocator**)> kGetAllocatorWithDefaultOptions;
 inline constexpr Entry< 85, Status*(const KernelInfo*, const char*, float*)> kKernelInfoGetAttribute_float;
 inline constexpr Entry< 86, Status*(const KernelInfo*, const char*, std::int64_t*)> kKernelInfoGetAttribute_int64;
+inline constexpr Entry< 87, Status*(const KernelInfo*, const char*, char*, std::size_t*)> kKernelInfoGetAttribute_string;
 inline constexpr Entry< 88, Status*(const KernelContext*, std::size_t*)> kKernelContext_GetInputCount;
 inline constexpr Entry< 90, Status*(const KernelContext*, std::size_t, const Value**)> kKernelContext_GetInput;
 inline constexpr Entry< 91, Status*(KernelContext*, std::size_t, const std::int64_t*, std::size_t, Value**)> kKernelContext_GetOutput;

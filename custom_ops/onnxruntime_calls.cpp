@@ -11,7 +11,7 @@ namespace {
 
 // The attributes threshold, step, offset and levels may have a table per head each; together they broadcast.
 void read_tables(Kernel& kernel, const KernelInfo* info) {
-  const Form& form = kernel.op->form;
+  const Form& form = kernel.form;
   std::vector<FloatTensor> parts = {tensor_attribute(kernel.api, info, "threshold")};
   if (quantizes(form)) {
     for (const char* name : {"step", "offset", "levels"}) parts.push_back(tensor_attribute(kernel.api, info, name));
@@ -57,7 +57,7 @@ void compute_rows(const Kernel& kernel, KernelContext* context) {
   const Input input = input_of(kernel, context, 0);
   auto* output = static_cast<float*>(output_of(kernel, context, input.shape));
   Rows rows = rows_of(input.shape);
-  rows.form = kernel.op->form;
+  rows.form = kernel.form;
   rows.tables = tables_of(kernel.tables.data(), kernel.table_shape, rows.batch);
   rows.input = input.data;
   rows.output = output;
@@ -73,7 +73,7 @@ void compute_attention(const Kernel& kernel, KernelContext* context) {
       permuted(inputs[0].shape, kernel.query_perm, "query"), permuted(inputs[1].shape, kernel.key_perm, "key"),
       permuted(inputs[2].shape, kernel.value_perm, "value"), whole(inputs[3].shape), kernel.context_perm);
   Attention& attention = shape.attention;
-  attention.form = kernel.op->form;
+  attention.form = kernel.form;
   attention.tables = tables_of(kernel.tables.data(), kernel.table_shape, attention.batch);
   attention.query = inputs[0].data;
   attention.key = {inputs[1].data, Storage::kFloat};
@@ -106,6 +106,7 @@ std::unique_ptr<Kernel> make_kernel(const Api* api, const Op* op, const KernelIn
   kernel->op = op;
   kernel->kernels = select_kernels();
   if (op->kind == Kind::kKernelName) return kernel;
+  kernel->form = op->kind == Kind::kGroupQuery ? group_query_form(api, info) : op->form;
   read_tables(*kernel, info);
   if (op->kind == Kind::kGroupQuery) read_group_query(*kernel, info);
   if (op->kind != Kind::kAttention) return kernel;

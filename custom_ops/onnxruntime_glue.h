@@ -48,7 +48,7 @@ enum class Kind { kSoftmax, kProbabilities, kAttention, kGroupQuery, kKernelName
 
 struct Op : CustomOp {
   Kind kind;
-  Form form;
+  Form form;    // not of a GroupQueryAttention
   bool capped;  // has the attribute softcap
   std::string name;
   ElementType type, cache;  // of a GroupQueryAttention: of its tensors, and of past and present
@@ -58,6 +58,7 @@ struct Op : CustomOp {
 struct Kernel {
   const Api* api;
   const Op* op;
+  Form form;
   Selection kernels;
   std::vector<Table> tables;
   Shape table_shape;  // its last two axes are 1
@@ -99,6 +100,7 @@ struct FloatTensor {
 
 FloatTensor tensor_attribute(const Api* api, const KernelInfo* info, const char* name);
 float number_attribute(const Api* api, const KernelInfo* info, const char* name);
+std::string text_attribute(const Api* api, const KernelInfo* info, const char* name);
 std::int64_t integer_attribute(const Api* api, const KernelInfo* info, const char* name, std::int64_t otherwise);
 Permutation permutation_attribute(const Api* api, const KernelInfo* info, const char* name);
 
@@ -155,11 +157,11 @@ enum GroupQueryInput : std::size_t {
   kSinks,
   kKeySteps,
   kValueSteps,
-  kFirstUnsupported,
-  kQueryLengths = 16,
   kInputs
 };
 
+// The form that the attribute `form` of a node names.
+Form group_query_form(const Api* api, const KernelInfo* info);
 void read_group_query(Kernel& kernel, const KernelInfo* info);
 void compute_group_query(const Kernel& kernel, KernelContext* context);
 

@@ -42,6 +42,14 @@ Steps steps_of(const Kernel& kernel, const Value* value, const GroupQuery& call,
 
 }  // namespace
 
+Form group_query_form(const Api* api, const KernelInfo* info) {
+  const std::string fields = text_attribute(api, info, "form");
+  for (const NamedForm& named : all_forms()) {
+    if (named.fields == fields) return named.form;
+  }
+  throw std::invalid_argument("attribute form must name a scheme's fields, not '" + fields + "'");
+}
+
 // The attributes that GroupQueryAttention has; what the kernel does not do is refused.
 void read_group_query(Kernel& kernel, const KernelInfo* info) {
   const auto integer = [&](const char* name, std::int64_t otherwise) {
@@ -80,12 +88,9 @@ void read_group_query(Kernel& kernel, const KernelInfo* info) {
 void compute_group_query(const Kernel& kernel, KernelContext* context) {
   const auto input = [&](std::size_t index) { return optional_input(kernel, context, index); };
   const auto shape = [&](const Value* value) { return type_of(kernel.api, value).shape; };
-  for (std::size_t i = kFirstUnsupported; i < kInputs; ++i) {
-    if (input(i) != nullptr) throw std::invalid_argument("input " + std::to_string(i) + " is not supported");
-  }
   GroupQuery call = kernel.group_query;
   const auto numbers = [&](std::size_t index) { return Numbers{data_of<void>(kernel.api, input(index)), call.type}; };
-  call.form = kernel.op->form;
+  call.form = kernel.form;
   const Shape query = shape(input(kQuery));
   demand(query.size() == 3, "query");
   call.batch = query[0], call.queries = call.new_rows = query[1];

@@ -69,6 +69,14 @@ Permutation permutation_attribute(const Api* api, const KernelInfo* info, const 
   return permutation;
 }
 
+std::string text_attribute(const Api* api, const KernelInfo* info, const char* name) {
+  std::size_t size = 0;  // with the zero at the end
+  check(kKernelInfoGetAttribute_string(api, info, name, nullptr, &size));
+  std::string text(size, '\0');
+  check(kKernelInfoGetAttribute_string(api, info, name, text.data(), &size));
+  return text.c_str();
+}
+
 std::int64_t integer_attribute(const Api* api, const KernelInfo* info, const char* name, std::int64_t otherwise) {
   std::int64_t value = 0;
   Status* const status = kKernelInfoGetAttribute_int64(api, info, name, &value);

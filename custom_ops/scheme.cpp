@@ -15,20 +15,16 @@ std::vector<NamedForm> all_forms() {
   std::vector<NamedForm> forms;
   for (const auto& [reference_name, reference] : references) {
     for (const auto& [norm_name, norm] : norms) {
-      const std::string tail = std::string("_") + norm_name;
-      const std::string head = std::string("_") + reference_name;
-      const auto add = [&](const std::string& suffix, Spacing spacing) {
-        forms.push_back({suffix, {reference, spacing, norm}});
+      const auto add = [&](const std::string& fields, Spacing spacing) {
+        const std::string suffix = fields == "row_max_log_nearest_unit" ? "" : "_" + fields;
+        forms.push_back({fields, suffix, {reference, spacing, norm}});
         if (spacing == Spacing::kLinear || norm == Normalize::kMass) return;
-        forms.push_back({suffix + "_mean", {reference, spacing, norm, true}});
+        forms.push_back({fields + "_mean", suffix + "_mean", {reference, spacing, norm, true}});
       };
-      add(head + tail, Spacing::kNone);
+      const std::string head = std::string(reference_name) + "_", tail = std::string("_") + norm_name;
+      add(reference_name + tail, Spacing::kNone);
       for (const auto& [spacing_name, spacing] : spacings) {
-        for (const char* rounding : {"nearest", "floor"}) {
-          const std::string suffix = head + "_" + spacing_name + "_" + rounding + tail;
-          const bool is_default = suffix == "_row_max_log_nearest_unit";
-          add(is_default ? "" : suffix, spacing);
-        }
+        for (const char* rounding : {"nearest", "floor"}) add(head + spacing_name + "_" + rounding + tail, spacing);
       }
     }
   }

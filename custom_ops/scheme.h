@@ -49,9 +49,9 @@ struct Table {
 // The least ln x, on the scale of x, of a key that is not masked.
 constexpr float kMaskedNats = -87.0f;
 
-// Every form that exists, with the suffix that stands for it in an op's name.
+// Every form that exists, with its fields as the attribute `form` spells them, and the suffix of an op's name.
 struct NamedForm {
-  std::string suffix;
+  std::string fields, suffix;
   Form form;
 };
 std::vector<NamedForm> all_forms();

@@ -176,6 +176,27 @@ def test_the_kernel_says_what_does_not_fit() -> None:
             runner.run(None, {**case.feeds(), name: wrong})
 
 
+@pytest.mark.parametrize("form", ["", "row_max", "_row_max_log_nearest_unit", "absolute_linear_floor_mass_mean"])
+def test_the_kernel_says_that_it_does_not_know_a_form(form: str) -> None:
+    if native_library() is None:
+        pytest.skip("the library was not built")
+    model, _ = rewritten(decoding((5,), capacity=8), preset("row-log"))
+    (node,) = model.graph
+    node.attributes["form"] = ir.AttrString("form", form)
+    with pytest.raises(Exception, match="attribute form must name a scheme's fields"):
+        session(model, native=True)
+
+
+def test_schemes_of_other_fields_are_other_bodies() -> None:
+    """The kernel knows them apart by an attribute, the bodies are told by their names."""
+    model, _ = rewritten(decoding((5,), capacity=8), preset("row-log"))
+    other, _ = rewritten(decoding((5,), capacity=8), preset("ji2021"))
+    (first,), (second,) = model.graph, other.graph
+    assert first.op_type == second.op_type
+    assert first.attributes["form"].as_string() == "row_max_log_nearest_unit"
+    assert second.attributes["form"].as_string() == "absolute_log_floor_none"
+
+
 @pytest.mark.parametrize("kind", [1, 2])
 def test_scores_as_an_output_stay_standard_ops(kind: int) -> None:
     case = decoding((5,), capacity=8, qk_output=kind)
@@ -184,13 +205,13 @@ def test_scores_as_an_output_stay_standard_ops(kind: int) -> None:
 
 
 @BOTH
-def test_another_body_gets_another_name_and_the_third_stays_standard_ops(native: bool) -> None:
+def test_another_body_gets_another_name_and_the_fifth_stays_standard_ops(native: bool) -> None:
     """onnxruntime would run the wrong one of two functions of one name."""
     rng = np.random.default_rng(0)
     case = decoding((6,), capacity=8)
     model = ir.from_proto(case.model())
     (first,) = model.graph
-    for window in (2, 3, 2):
+    for window in (2, 3, 4, 2, 5):
         attributes = {**first.attributes, "local_window_size": ir.AttrInt64("local_window_size", window)}
         node = ir.Node(first.domain, first.op_type, first.inputs, tuple(attributes.values()), num_outputs=3)
         for i, output in enumerate(node.outputs):
@@ -205,9 +226,9 @@ def test_another_body_gets_another_name_and_the_third_stays_standard_ops(native:
     exposed = expose(model)
     sites = find_sites(exposed)
     rewrite(model, sites, uniform_plan(exposed.structure_hash, [s.id for s in sites.sites], preset("identity")))
-    name = "PrunedGroupQueryAttention_absolute_none"
-    # The last is given its name first; the second and the fourth have one body.
-    assert sorted(ops(model)) == [name, name, f"{name}_2", "PrunedSoftmax_absolute_none"]
+    name = "PrunedGroupQueryAttention"
+    # The last is given its name first; the second and the fifth have one body.
+    assert sorted(ops(model)) == [name, f"{name}_2", f"{name}_2", f"{name}_3", f"{name}_4", "PrunedSoftmax_absolute_none"]
     feeds = {**case.feeds(), "i0": random_array(rng, (1, 1, 64))}
     found, expected = session(model, native=native).run(None, feeds), run(original, feeds)
     assert_close(

@@ -74,12 +74,20 @@ def attention_op(scheme: QuantScheme, *, capped: bool = False) -> str:
     return base + _suffix(scheme) + ("_softcap" if capped else "")
 
 
-def _suffix(scheme: QuantScheme) -> str:
+def form(scheme: QuantScheme) -> str:
+    """The fields of a scheme, as the attribute ``form`` of an op spells them whose name does not.
+
+    >>> from onnx_attnq.scheme import preset
+    >>> form(preset("row-log")), form(preset("row-log-mean")), form(preset("prune-only"))
+    ('row_max_log_nearest_unit', 'row_max_log_nearest_unit_mean', 'absolute_none')
+    """
     fields = (scheme.reference, scheme.spacing, scheme.rounding, scheme.normalize)
-    mean = "_mean" if scheme.pruned is Pruned.MEAN else ""
-    if fields == (Reference.ROW_MAX, Spacing.LOG, Rounding.NEAREST, Normalize.UNIT):
-        return mean
-    return "".join(f"_{field.replace('-', '_')}" for field in fields if field is not None) + mean
+    named = "_".join(field.replace("-", "_") for field in fields if field is not None)
+    return named + ("_mean" if scheme.pruned is Pruned.MEAN else "")
+
+
+def _suffix(scheme: QuantScheme) -> str:
+    return ("_" + form(scheme)).replace("_row_max_log_nearest_unit", "", 1)
 
 
 def scheme_attributes(scheme: SiteScheme, shape: Sequence[int] = (1,)) -> list[ir.Attr]:

@@ -34,7 +34,9 @@ _CACHES: Final = {0: (ir.DataType.FLOAT, ir.DataType.FLOAT16), 8: (ir.DataType.I
 """By kv_cache_bit_width, what caches may be."""
 _NUMBERS: Final = frozenset({"threshold", "step", "offset", "levels"})
 """Attributes that a body takes from the op that calls it; what else an op of ours has is the body's own."""
-_VARIANTS: Final = ("", "_2")
+_FORM: Final = "form"
+"""The attribute that tells the kernel what the name of other ops tells: which arithmetic runs."""
+_VARIANTS: Final = ("", "_2", "_3", "_4")
 """Behind the name of the op, where layers differ: with and without a window, a rotation, or other numbers of heads."""
 
 
@@ -42,10 +44,10 @@ def group_query_op(scheme: QuantScheme) -> str:
     """Name of the op that takes query, key, value and cache.
 
     >>> from onnx_attnq.scheme import preset
-    >>> group_query_op(preset("row-log"))
-    'QuantizedGroupQueryAttention'
+    >>> group_query_op(preset("row-log")), group_query_op(preset("prune-only"))
+    ('QuantizedGroupQueryAttention', 'PrunedGroupQueryAttention')
     """
-    return bodies.softmax_op(scheme).replace("Softmax", _NAME)
+    return ("Pruned" if scheme.bits is None else "Quantized") + _NAME
 
 
 def is_taken(fused: FusedOp) -> bool:
@@ -107,7 +109,7 @@ def fold(model: ir.Model, fused: FusedOp, op: ir.Node, scheme: SiteScheme, known
     if name is None:
         return None
     numbers = [op.attributes[attribute.name] for attribute in bodies.scheme_attributes(one)]
-    attributes = [*numbers, *fused.attributes.values()]
+    attributes = [ir.AttrString(_FORM, bodies.form(one)), *numbers, *fused.attributes.values()]
     node = ir.Node(bodies.DOMAIN, name, inputs, attributes, num_outputs=len(outputs), name=f"{first.name}_{name}")
     graph.insert_before(nodes[0], node)
     for old, new in zip(outputs, node.outputs, strict=True):
