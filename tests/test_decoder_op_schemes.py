@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from test_decoder_op import decoding, ops, rewritten, session
 from test_fused_group_query_attention import defined
 
 from onnx_attnq.run import native_library
-from onnx_attnq.scheme import HeadSchemes, preset
+from onnx_attnq.scheme import HeadSchemes, Normalize, Pruned, QuantScheme, Reference, Rounding, Spacing, preset
 
 pytestmark = [
     CURRENT_KERNELS,
@@ -87,3 +88,17 @@ def test_does_what_the_body_does(
         assert share_of_rows_that_differ(found, expected) <= FLIPPED_ROWS, scheme
         for ours, theirs in zip(found[1:], expected[1:], strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_the_kernel_knows_every_form_by_its_attribute() -> None:
+    case = decoding((9,), capacity=16)
+    kinds = [*itertools.product([3], Spacing, Rounding), (None, None, None)]
+    for reference, normalize, (bits, spacing, rounding) in itertools.product(Reference, Normalize, kinds):
+        scheme = QuantScheme(reference, normalize, 0.05, bits, spacing, rounding)
+        shares = spacing is not Spacing.LINEAR and normalize is not Normalize.MASS
+        for one in (scheme, dataclasses.replace(scheme, pruned=Pruned.MEAN)) if shares else (scheme,):
+            model, _ = rewritten(case, one)
+            found, expected = (
+                defined(case, session(model, native=native).run(None, case.feeds())) for native in (True, False)
+            )
+            assert share_of_rows_that_differ(found, expected) == 0, one
