@@ -14,6 +14,7 @@ from onnx_attnq.errors import InvalidModel, InvalidScheme
 from onnx_attnq.inputs import generate_samples
 from onnx_attnq.job import compress, plan_only
 from onnx_attnq.model import load, structure_hash
+from onnx_attnq.progress import Steps, no_progress
 from onnx_attnq.rewriting import Plan, RewriteSettings, SitePlan, read_record, save_plan
 from onnx_attnq.run import RunSettings, Session
 from onnx_attnq.scheme import preset
@@ -165,8 +166,8 @@ def test_progress_is_reported_for_each_site(original, tmp_path):
     bisect(
         original, tmp_path / "b.onnx", generate_samples(load(original), 1), progress=lambda *call: calls.append(call)
     )
-    assert [what for what, _, _ in calls] == ["both models", *ids, "what to leave"]
-    assert [done for _, done, _ in calls] == list(range(1, calls[0][2] + 1))
+    assert [what for what, _, _ in calls] == ["original", "both models", *ids]
+    assert [done for _, done, _ in calls] == [1, *range(3, calls[0][2] + 1)]
 
 
 def test_models_that_do_not_belong_together(original, tmp_path):
@@ -205,7 +206,7 @@ def test_an_exchange_gives_what_whole_runs_give(tmp_path, memory, inline, softma
     found = bisect(path, tmp_path / "b.onnx", samples, run=settings)
     record = read_record(load(tmp_path / "b.onnx"))
     schemes = {site.id: site.scheme for site in record.sites}
-    trials = bisection._Trials(load(path), schemes, samples, settings, Limits(), ())
+    trials = bisection._Trials(load(path), schemes, samples, settings, Limits(), (), Steps(0, no_progress))
     exchange = Exchange(trials.exposed, load(tmp_path / "b.onnx"), trials.pairs(record), settings)
     assert exchange.sites == set(schemes)
     for site in found.sites:
@@ -224,7 +225,7 @@ def test_two_towers_are_not_taken_for_a_chain(tmp_path):
     found = bisect(path, tmp_path / "b.onnx", samples)
     record = read_record(load(tmp_path / "b.onnx"))
     schemes = {site.id: site.scheme for site in record.sites}
-    trials = bisection._Trials(load(path), schemes, samples, RunSettings(1), Limits(), ())
+    trials = bisection._Trials(load(path), schemes, samples, RunSettings(1), Limits(), (), Steps(0, no_progress))
     for site in found.sites:
         assert site.without == pytest.approx(bisection._deviation(trials.leave([site.site])), rel=1e-3)
         assert site.local_error == pytest.approx(trials.local_error(site.site), rel=1e-3)

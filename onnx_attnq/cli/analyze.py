@@ -25,6 +25,7 @@ from onnx_attnq.cli.options import (
 )
 from onnx_attnq.cli.output import console, progress_bar, require_pictures, show_refused, write_json
 from onnx_attnq.errors import CannotWrite
+from onnx_attnq.progress import Parts
 
 _MOST_EXPLAINED: Final = 3
 """Heads whose resistance is explained in the terminal; the report and the JSON explain all."""
@@ -156,10 +157,9 @@ def analyze(
         output = folder if output is None else output
         original = load(model)
         labels = None if tokenizer is None else load_token_labels(tokenizer)
-        given = samples_for(original, data, samples, seed, input_shapes, run)
-        if json_path != "-":
-            show_refused(console(), given)
         with progress_bar("Observing") as progress:
+            runs = Parts(progress)
+            given = samples_for(original, data, samples, seed, input_shapes, run, runs.next())
             study = observe(
                 model,
                 given.samples,
@@ -172,8 +172,10 @@ def analyze(
                     labels,
                 ),
                 run=run,
-                progress=progress,
+                progress=runs.next(),
             )
+        if json_path != "-":
+            show_refused(console(), given)
     if write_plan is not None:
         save_plan(advised_plan(study, find_sites(expose(original)), safe_error), write_plan)
     written = _write(study, output, safe_error, figures, report=not no_report)
@@ -204,7 +206,7 @@ def _write(study: Study, folder: Path, limit: float, figures: str | None, *, rep
     from onnx_attnq.report.html_report import pictures, report_html
     from onnx_attnq.report.picture_style import save_figure
 
-    with progress_bar("Drawing") as progress:
+    with progress_bar("Drawing", "pictures") as progress:
         page = report_html(study, limit, progress)
     with replacing(folder / "report.html") as file:
         file.write(page.encode())

@@ -21,6 +21,7 @@ from onnx_attnq.cli.options import (
     seed_option,
 )
 from onnx_attnq.cli.output import console, plain_table, progress_bar, show_refused, write_json
+from onnx_attnq.progress import Parts
 
 if TYPE_CHECKING:
     from onnx_attnq.inputs import InputShapes
@@ -57,11 +58,10 @@ def bisect(
     from onnx_attnq.model import load
     from onnx_attnq.verification import bisect as rank_sites
 
-    original = load(a)
-    given = samples_for(original, data, samples, seed, input_shapes, run)
-    del original  # its weights are read again, from a file
     with progress_bar("Bisecting") as progress:
-        result = rank_sites(a, b, given.samples, expected=given.outputs, limits=limits, run=run, progress=progress)
+        runs = Parts(progress)
+        given = samples_for(load(a), data, samples, seed, input_shapes, run, runs.next())
+        result = rank_sites(a, b, given.samples, expected=given.outputs, limits=limits, run=run, progress=runs.next())
     if json_path is not None:
         write_json(result.to_json(), json_path)
     if json_path != "-":

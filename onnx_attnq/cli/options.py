@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from onnx_attnq.inputs import InputShapes, MadeUp
+    from onnx_attnq.progress import Progress
     from onnx_attnq.run import RunSettings
     from onnx_attnq.scheme import QuantScheme
 
@@ -233,6 +234,7 @@ def samples_for(
     seed: int,
     input_shapes: InputShapes,
     run: RunSettings,
+    progress: Progress,
     *,
     edges: bool = False,
 ) -> MadeUp:
@@ -242,4 +244,4 @@ def samples_for(
     refuse_shapes_of_data(data, input_shapes)
     if data is not None:
         return MadeUp(load_samples(data, model))
-    return made_up_samples(model, count, seed, edges=edges, input_shapes=input_shapes, run=run)
+    return made_up_samples(model, count, seed, edges=edges, input_shapes=input_shapes, run=run, progress=progress)

@@ -40,8 +40,13 @@ def console() -> Console:
 
 
 @contextlib.contextmanager
-def progress_bar(title: str) -> Iterator[Callback]:
-    """A callback that draws a bar on standard error; one that does nothing where that is not a terminal."""
+def progress_bar(title: str, steps: str = "runs") -> Iterator[Callback]:
+    """A callback that draws a bar on standard error; one that does nothing where that is not a terminal.
+
+    Args:
+        title: What the job does.
+        steps: What it counts.
+    """
     if not sys.stderr.isatty():
         yield no_progress
         return
@@ -51,7 +56,6 @@ def progress_bar(title: str) -> Iterator[Callback]:
         MofNCompleteColumn,
         Progress,
         TextColumn,
-        TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
@@ -59,8 +63,9 @@ def progress_bar(title: str) -> Iterator[Callback]:
         TextColumn(title),
         BarColumn(),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        TextColumn(f"{steps},"),
         TimeRemainingColumn(),
+        TextColumn("left:"),
         TextColumn("{task.description}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

@@ -222,7 +222,7 @@ def run_tuning(
     """Tune with a bar, which has the time that remains and the best plan so far."""
     from onnx_attnq.tune import Tuner
 
-    with progress_bar("Tuning") as bar:
+    with progress_bar("Tuning", "measurements") as bar:
         return Tuner(model, samples, loss, goal, effort).run(plan, resume=resume, progress=bar)
 
 

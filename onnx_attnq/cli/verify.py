@@ -19,6 +19,7 @@ from onnx_attnq.cli.options import (
     seed_option,
 )
 from onnx_attnq.cli.output import compared, console, plain_table, progress_bar, show_refused, write_json
+from onnx_attnq.progress import Parts
 
 if TYPE_CHECKING:
     from onnx_attnq.inputs import InputShapes
@@ -67,10 +68,11 @@ def verify(
     from onnx_attnq.verification import verify as compare
 
     model_a, model_b = load(a), load(b)
-    given = samples_for(model_a, data, samples, seed, input_shapes, run, edges=True)
     with progress_bar("Verifying") as progress:
+        runs = Parts(progress)
+        given = samples_for(model_a, data, samples, seed, input_shapes, run, runs.next(), edges=True)
         result = compare(
-            model_a, model_b, given.samples, expected=given.outputs, limits=limits, run=run, progress=progress
+            model_a, model_b, given.samples, expected=given.outputs, limits=limits, run=run, progress=runs.next()
         )
     if json_path is not None:
         write_json(result.to_json(), json_path)

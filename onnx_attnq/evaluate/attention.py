@@ -15,6 +15,7 @@ from onnx_attnq.errors import InvalidModel
 from onnx_attnq.evaluate.text_model import TextModel
 from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load
+from onnx_attnq.progress import Progress, Steps, no_progress
 from onnx_attnq.rewriting import Record, RewrittenSite, read_record
 from onnx_attnq.run import RunSettings
 from onnx_attnq.scheme import QuantScheme, for_heads, numerics
@@ -47,7 +48,11 @@ class AttentionFigures:
 
 
 def attention_figures(
-    path: str | os.PathLike[str], samples: Iterable[Sample], *, run: RunSettings = RunSettings()
+    path: str | os.PathLike[str],
+    samples: Iterable[Sample],
+    *,
+    run: RunSettings = RunSettings(),
+    progress: Progress = no_progress,
 ) -> AttentionFigures:
     """Look into a compressed model while it runs.
 
@@ -55,6 +60,7 @@ def attention_figures(
         path: A model that this tool has rewritten.
         samples: What it is fed, without padding.
         run: Threads and custom ops.
+        progress: Called after each run.
 
     Raises:
         InvalidModel: The model carries no record of a rewrite.
@@ -66,7 +72,7 @@ def attention_figures(
     samples = tuple(samples)
     positive = pruned = rows = 0
     kept_mass = row_mass = 0.0
-    for site, found in _rows(model, record, samples, run):
+    for site, found in _rows(model, record, samples, run, progress):
         result = found.result.astype(np.float64)
         p = numerics.softmax(found.source) if found.is_scores else found.source
         kept = for_heads(site.scheme, _kept, p)  # a pruned key may still have a share of what was pruned
@@ -82,16 +88,19 @@ def attention_figures(
 
 
 def _rows(
-    model: ir.Model, record: Record, samples: Sequence[Sample], run: RunSettings
+    model: ir.Model, record: Record, samples: Sequence[Sample], run: RunSettings, progress: Progress
 ) -> Iterator[tuple[RewrittenSite, Rows]]:
     """The rows of all sites, from as few runs as the memory allows."""
-    for group in site_groups(model, record.sites, samples, run.memory):
+    groups = site_groups(model, record.sites, samples, run.memory)
+    runs = Steps(len(samples) * sum(group.runs for group in groups), progress)
+    for group in groups:
         site_rows = SiteRows(model, group.sites, run, queries=group.queries)
         for sample in samples:
             found = site_rows.run(sample)[1]
             for site in group.sites:
                 for rows in found.pop(site.id):
                     yield site, rows
+            runs.advance("attention", group.runs)
 
 
 def _kept(p: npt.NDArray[np.float64], scheme: QuantScheme) -> npt.NDArray[np.bool_]:

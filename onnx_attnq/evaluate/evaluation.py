@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx_attnq.evaluate.attention import AttentionFigures, Recording, attention_figures
+from onnx_attnq.evaluate.attention import SAMPLES, AttentionFigures, Recording, attention_figures
 from onnx_attnq.evaluate.bootstrap import CONFIDENCE, Bootstrap, Comparison, Interval, compare, interval
 from onnx_attnq.evaluate.records import FloatArray, Metric
 from onnx_attnq.evaluate.task import Task
 from onnx_attnq.evaluate.text_model import TextModel
-from onnx_attnq.progress import Progress, no_progress
+from onnx_attnq.progress import Parts, Progress, no_progress
 from onnx_attnq.run import RunSettings
 
 
@@ -92,29 +94,33 @@ def evaluate(
         tokenizer: As `load_tokenizer` gives it.
         run: Threads and custom ops.
         bootstrap: How examples are resampled for the intervals.
-        progress: Called after each example, with the examples done and those of all models.
+        progress: Called after the runs of each example, with the runs done and those of all models.
 
     Raises:
         AttnqError: A model, the data, or an extra is not what the task needs.
     """
     paths = [Path(original), *map(Path, references), *map(Path, compressed)]
-    done = 0
+    runs = Parts(progress)
 
-    def advance(what: str, of_model: int, total: int) -> None:
-        progress(f"{what}, {paths[done].name}", done * total + of_model, len(paths) * total)
+    def part(number: int) -> Progress:
+        left = len(paths) - number - 1
+        looked_into = len(compressed)
+        return runs.next(paths[number].name, lambda total: left * total + looked_into * min(SAMPLES, total))
 
     recording = Recording(TextModel.load(original, tokenizer, run=run))
-    before = task.records(recording.model, advance)
+    before = task.records(recording.model, part(0))
+    others = [task.records(TextModel.load(p, tokenizer, run=run), part(n)) for n, p in enumerate(paths[1:], start=1)]
     found = []
-    for path in paths[1:]:
-        done += 1
-        after = task.records(TextModel.load(path, tokenizer, run=run), advance)
+    for number, (path, after) in enumerate(zip(paths[1:], others, strict=True)):
         comparisons = tuple(
             compare(before, after, metric, resamples=bootstrap.resamples, seed=bootstrap.seed)
             for metric in task.metrics
         )
-        is_reference = done <= len(references)
-        figures = None if is_reference else attention_figures(path, recording.samples, run=run)
+        figures = None
+        if number >= len(references):
+            left = len(others) - number - 1
+            attention = runs.next(path.name, functools.partial(operator.mul, left))
+            figures = attention_figures(path, recording.samples, run=run, progress=attention)
         found.append(CompressedModel(path, comparisons, figures))
     metrics = {metric.name: _interval(before, metric, bootstrap) for metric in task.metrics}
     return Evaluation(task.name, task.unit, len(before), paths[0], metrics, tuple(found))

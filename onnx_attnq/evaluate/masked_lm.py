@@ -12,7 +12,7 @@ from onnx_attnq.evaluate.data import read_texts, texts_from_rows
 from onnx_attnq.evaluate.records import FloatArray, Metric, exp_ratio_of, ratio_of
 from onnx_attnq.evaluate.text_model import MAX_LENGTH, TextModel
 from onnx_attnq.extras import require
-from onnx_attnq.progress import Progress, no_progress
+from onnx_attnq.progress import Examples, Progress, no_progress
 
 BATCH: Final = 16
 """Copies of a text, each with another token masked, in one run. They have the same length, so nothing is padded."""
@@ -51,7 +51,8 @@ class MaskedLanguageModelling:
         if mask is None:
             raise InvalidData("the tokenizer has no mask token: not a masked language model")
         rows = []
-        for done, text in enumerate(self.texts, start=1):
+        examples = Examples(len(self.texts), progress)
+        for text in self.texts:
             tokens = model.tokenizer(
                 [text], truncation=True, max_length=self.max_length, return_special_tokens_mask=True
             )
@@ -67,7 +68,7 @@ class MaskedLanguageModelling:
                 nll -= log_softmax(logits.astype(np.float64), axis=-1)[np.arange(len(chosen)), ids[chosen]].sum()
                 right += int((logits.argmax(axis=-1) == ids[chosen]).sum())
             rows.append([nll, right, len(positions)])
-            progress(self.name, done, len(self.texts))
+            examples.advance(self.name, -(-len(positions) // BATCH))
         return np.array(rows, dtype=np.float64)
 
 

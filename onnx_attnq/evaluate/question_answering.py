@@ -12,7 +12,7 @@ from onnx_attnq.evaluate.data import Question, questions_from_rows, read_questio
 from onnx_attnq.evaluate.records import FloatArray, Metric, mean_of
 from onnx_attnq.evaluate.text_model import MAX_LENGTH, Array, TextModel
 from onnx_attnq.extras import require
-from onnx_attnq.progress import Progress, no_progress
+from onnx_attnq.progress import Examples, Progress, no_progress
 
 STRIDE: Final = 128
 """Tokens that neighbouring windows of a long paragraph share, as in the scripts of BERT and ``transformers``."""
@@ -53,17 +53,18 @@ class QuestionAnswering:
                 f"{len(unanswered)} question(s) without an answer, such as {unanswered[0]!r}: not SQuAD v1.1"
             )
         rows = []
-        for done, item in enumerate(self.questions, start=1):
-            found = answer(model, item.question, item.context, self.max_length)
+        examples = Examples(len(self.questions), progress)
+        for item in self.questions:
+            found, windows = answer(model, item.question, item.context, self.max_length)
             rows.append(
                 [100.0 * max(score(gold, found) for gold in item.answers) for score in (compute_exact, compute_f1)]
             )
-            progress(self.name, done, len(self.questions))
+            examples.advance(self.name, windows)
         return np.array(rows, dtype=np.float64)
 
 
-def answer(model: TextModel, question: str, context: str, max_length: int = MAX_LENGTH) -> str:
-    """The span of ``context`` with the highest sum of start and end logit, over all windows."""
+def answer(model: TextModel, question: str, context: str, max_length: int = MAX_LENGTH) -> tuple[str, int]:
+    """The span of ``context`` with the highest sum of start and end logit, over all windows; and how many these are."""
     tokens = model.tokenizer(
         question.strip(),
         context,
@@ -83,7 +84,7 @@ def answer(model: TextModel, question: str, context: str, max_length: int = MAX_
         if score > best:
             offsets = tokens["offset_mapping"][window]
             best, text = score, context[offsets[first][0] : offsets[last][1]]
-    return text
+    return text, len(tokens["input_ids"])
 
 
 def _best_span(start: Array, end: Array, allowed: Array) -> tuple[float, int, int]:

@@ -12,7 +12,7 @@ from onnx_attnq.evaluate.embedding import embed
 from onnx_attnq.evaluate.records import FloatArray, Metric
 from onnx_attnq.evaluate.text_model import MAX_LENGTH, TextModel
 from onnx_attnq.extras import require
-from onnx_attnq.progress import Progress, no_progress
+from onnx_attnq.progress import Progress, Steps, no_progress
 
 
 def spearman(records: FloatArray) -> float:
@@ -47,10 +47,11 @@ class SentenceSimilarity:
         """(pairs, 2), float64."""
         require("evaluate")
         rows = []
-        for done, pair in enumerate(self.pairs, start=1):
+        runs = Steps(2 * len(self.pairs), progress)
+        for pair in self.pairs:
             cosine = embed(model, pair.first, self.max_length) @ embed(model, pair.second, self.max_length)
             rows.append([pair.score, cosine])
-            progress(self.name, done, len(self.pairs))
+            runs.advance(self.name, 2)
         return np.array(rows, dtype=np.float64)
 
 

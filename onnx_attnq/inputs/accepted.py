@@ -13,6 +13,7 @@ from onnx_attnq.inputs.given_shapes import NO_SHAPES, InputShapes
 from onnx_attnq.inputs.made_up import Draft, draft_samples, edge_samples
 from onnx_attnq.inputs.shape_check import Misfit
 from onnx_attnq.inputs.signature import Sample
+from onnx_attnq.progress import Progress, Steps, no_progress
 from onnx_attnq.run import Arrays, RunSettings, Session
 
 MOST_RUNS: Final = 60
@@ -33,6 +34,11 @@ class MadeUp:
     refused: tuple[str, ...] = ()
     outputs: tuple[Arrays, ...] = ()
 
+    @property
+    def made(self) -> int:
+        """How many samples were made."""
+        return len(self.samples) + len(self.refused)
+
 
 def made_up_samples(
     model: ir.Model,
@@ -42,6 +48,7 @@ def made_up_samples(
     edges: bool = False,
     input_shapes: InputShapes = NO_SHAPES,
     run: RunSettings = RunSettings(),
+    progress: Progress = no_progress,
 ) -> MadeUp:
     """Make samples as `generate_samples` does, and leave out those that the model does not run on.
 
@@ -54,6 +61,7 @@ def made_up_samples(
         edges: Make those of `edge_samples`, too.
         input_shapes: The whole shape of some inputs, by name.
         run: Threads and custom ops.
+        progress: Called after each run.
 
     Raises:
         InvalidModel: onnxruntime does not take the model.
@@ -67,6 +75,7 @@ def made_up_samples(
     accepted: list[Sample] = []
     outputs: list[Arrays] = []
     refused: list[str] = []
+    runs = Steps(len(samples), progress)
     for sample in samples:
         try:
             outputs.append(session.run(sample))
@@ -74,6 +83,7 @@ def made_up_samples(
         except InvalidData as error:
             name, array = next(iter(sample.items()))
             refused.append(f"{name} of shape {array.shape}: {error}")
+        runs.advance("samples tried on the original")
     if not accepted:
         accepted = [_looked_for(model, session, drafts, refused[0])]
         outputs = [session.run(accepted[0])]

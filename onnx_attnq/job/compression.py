@@ -15,14 +15,14 @@ from onnx_attnq.find import Sites, expose, find_sites
 from onnx_attnq.inputs import MadeUp, made_up_samples
 from onnx_attnq.job.planning import count_nodes, planned, slower
 from onnx_attnq.model import ExternalData, check_output, load, save, without_old_data
-from onnx_attnq.progress import Progress, no_progress
+from onnx_attnq.progress import Parts, Progress, no_progress
 from onnx_attnq.rewriting import (
     Plan,
     Record,
     RewriteSettings,
     rewrite,
 )
-from onnx_attnq.run import RunSettings
+from onnx_attnq.run import RunSettings, native_library
 from onnx_attnq.scheme import QuantScheme
 from onnx_attnq.verification import Verification, VerifySettings, verify
 
@@ -82,7 +82,7 @@ def compress(
         verification: How to verify; None to run no model.
         run: How to run the models.
         external_data: Whether external data is copied or referred to.
-        progress: Called after each step of the verification.
+        progress: Called after each run.
 
     Raises:
         AttnqError: See errors.py for its kinds.
@@ -96,14 +96,16 @@ def compress(
         save(done.model, target, external_data)
         return done.result(source, target)
     check_output(done.model, target)
-    made_up = made_up_for(original, verification, run) if verification.samples is None else None
+    parts = Parts(progress)
+    made_up = made_up_for(original, verification, run, parts) if verification.samples is None else None
     given = made_up or MadeUp(verification.samples or ())
-    limits = verification.limits
+    limits, expected = verification.limits, given.outputs
+    checking = parts.next()
     written, checked = put_in_place(
         done.model,
         target,
         lambda trial: verify(
-            original, load(trial), given.samples, expected=given.outputs, limits=limits, run=run, progress=progress
+            original, load(trial), given.samples, expected=expected, limits=limits, run=run, progress=checking
         ),
         external_data=external_data,
         keep_failed=verification.keep_failed,
@@ -204,10 +206,12 @@ def put_in_place(
     return kept, checked
 
 
-def made_up_for(original: ir.Model, verification: VerifySettings, run: RunSettings) -> MadeUp:
-    """The samples to make up for a verification."""
+def made_up_for(original: ir.Model, verification: VerifySettings, run: RunSettings, parts: Parts) -> MadeUp:
+    """The samples to make up for a verification, which runs each of them once more in every variant."""
     count, seed = verification.count, verification.seed
-    return made_up_samples(original, count, seed, input_shapes=verification.input_shapes, run=run)
+    variants = 2 + (native_library() is not None)
+    tried = parts.next(after=lambda total: total * variants)
+    return made_up_samples(original, count, seed, input_shapes=verification.input_shapes, run=run, progress=tried)
 
 
 class NotVerified(Exception):

@@ -17,7 +17,7 @@ from onnx_attnq.inputs import load_samples, model_inputs
 from onnx_attnq.job.compression import Compression, NotVerified, compress, plan_only
 from onnx_attnq.job.genai import add_library
 from onnx_attnq.model import load, save, tensors
-from onnx_attnq.progress import Progress, no_progress
+from onnx_attnq.progress import Parts, Progress, no_progress
 from onnx_attnq.rewriting import RewriteSettings
 from onnx_attnq.run import RunSettings
 from onnx_attnq.verification import VerifySettings
@@ -71,7 +71,7 @@ def compress_folder(
         data: Samples to verify with: of the only model; or a folder with those of NAME.onnx in NAME.npz, or in the
             folder NAME. Models without get made-up ones.
         run: How to run the models.
-        progress: Called after each step of a part's verification.
+        progress: Called after each run. The parts that were not begun count as many as the one that runs.
 
     Raises:
         NothingToRewrite: No part has anything to rewrite.
@@ -85,12 +85,15 @@ def compress_folder(
         raise CannotWrite(f"{target} lies in {source}, which is never written to; give another folder")
 
     given = {} if data is None else _data_of(source, parts, data)
+    runs = Parts(progress)
 
     def compress_part(part: Path) -> Compression:
+        later = len(parts) - parts.index(part) - 1
+        advance = runs.next(part.relative_to(source).as_posix(), lambda total: total * later)
         file = made / part.relative_to(source)
         file.parent.mkdir(parents=True, exist_ok=True)
         settings = _of_part(part, verification, given.get(part))
-        return compress(part, file, rewriting=rewriting, verification=settings, run=run, progress=progress)
+        return compress(part, file, rewriting=rewriting, verification=settings, run=run, progress=advance)
 
     written: Path | None = None
     with contextlib.suppress(NotVerified), new_folder(target) as made:

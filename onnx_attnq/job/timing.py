@@ -158,7 +158,7 @@ def bench(
         rewritten: Models that were made from it.
         settings: What to time.
         run: Threads and custom ops.
-        progress: Called after each round.
+        progress: Called after each run, or pair of runs.
 
     Returns:
         Timings, and a sentence for each variant, or kind of run, that could not be made.
@@ -169,14 +169,18 @@ def bench(
     model = load(original)
     wanted: list[tuple[Step, Sample | None]] = [(step_of(model, sample), sample) for sample in settings.samples]
     if not wanted:
-        steps = steps_of(model, settings.tokens, settings.batch, settings.input_shapes)
-        wanted = [(step, None) for step in steps]
+        made = steps_of(model, settings.tokens, settings.batch, settings.input_shapes)
+        wanted = [(step, None) for step in made]
     result: list[Timing] = []
     with tempfile.TemporaryDirectory() as folder:
         found, missing = variants(original, rewritten, Path(folder), settings.references)
         taken: list[tuple[Step, Sample]] = []
         refused: InvalidData | None = None
         session = Session(load(original), run)
+        others = found[1:] or found
+        measured = settings.memory and not settings.samples
+        of_step = len(others) * 2 * (settings.repeats + 1) + len(found) * measured
+        steps = Steps(len(wanted) * (1 + of_step), progress)
         for step, given in wanted:
             try:
                 sample = given or step_sample(model, step, settings.batch, settings.input_shapes)
@@ -185,8 +189,8 @@ def bench(
             except InvalidData as error:
                 refused = error
                 missing.append(f"{step}: {error}")
-        others = found[1:] or found
-        rounds = Steps(len(taken) * len(others) * settings.repeats, progress)
+                steps.total -= of_step
+            steps.advance(f"{step} tried")
         spent: dict[tuple[int, str], list[_Spent]] = {}
         bases: dict[tuple[int, str], list[_Spent]] = {}
         for variant in others:
@@ -200,7 +204,7 @@ def bench(
                         bases.setdefault((place, variant.name), []).append(of_original)
                         spent.setdefault((place, variant.name), []).append(own)
                         spent.setdefault((place, ORIGINAL), []).append(of_original)
-                        rounds.advance(f"{variant.name}, {step}")
+                    steps.advance(f"{variant.name}, {step}", 2)
             del rival
         del session
         for place, (step, _) in enumerate(taken):
@@ -209,8 +213,10 @@ def bench(
                 base = statistics.median(cpu for cpu, _ in bases.get((place, variant.name), runs))
                 cpu, elapsed = (statistics.median(one[k] for one in runs) for k in (0, 1))
                 p99 = sorted(wall for _, wall in runs)[min(len(runs) - 1, int(0.99 * len(runs)))]
-                measured = settings.memory and not settings.samples
-                peak = _peak_memory(variant, original, settings, step, run) if measured else None
+                peak = None
+                if measured:
+                    peak = _peak_memory(variant, original, settings, step, run)
+                    steps.advance(f"memory of {variant.name}, {step}")
                 result.append(Timing(variant.name, step, cpu * 1e3, elapsed * 1e3, p99 * 1e3, base / cpu, peak))
     if refused is not None and not result:
         raise refused

@@ -16,7 +16,7 @@ from typing import Any, Final
 from onnx_attnq.inputs import MadeUp, Sample
 from onnx_attnq.job.compression import Compression, failed_path, made_up_for, output_of, put_in_place, rewritten
 from onnx_attnq.model import check_output, load, save, size_on_disk
-from onnx_attnq.progress import Progress, no_progress
+from onnx_attnq.progress import Parts, Progress, Steps, no_progress
 from onnx_attnq.rewriting import RewriteSettings
 from onnx_attnq.run import RunSettings, Session, cpu_times, native_library, quantize_weights
 from onnx_attnq.verification import Limits, Verification, VerifySettings, prove_rewrite, verify
@@ -69,7 +69,7 @@ def compress_weights(
         rewriting: What to rewrite, and into what; a plan has to be made for the model with quantized weights.
         verification: How to verify; None to run no model.
         run: How to run the models.
-        progress: Called after each step of the verification.
+        progress: Called after each run.
 
     Raises:
         AttnqError: See errors.py for its kinds.
@@ -89,7 +89,8 @@ def compress_weights(
             save(done.model, target)
             result = done.result(source, target)
             return WeightCompression(result, weights, (size_on_disk(original), size_on_disk(load(target))), None)
-        made_up = made_up_for(original, verification, run) if verification.samples is None else None
+        parts = Parts(progress)
+        made_up = made_up_for(original, verification, run, parts) if verification.samples is None else None
         given = made_up or MadeUp(verification.samples or ())
         samples = given.samples
         sizes: list[int] = []
@@ -101,14 +102,19 @@ def compress_weights(
             limits = verification.limits
             if done.record is None and not limits:
                 limits = Limits(atol=math.inf)  # other weights give other outputs, also where all attention stays
-            found = verify(original, model, samples, expected=given.outputs, limits=limits, run=run, progress=progress)
+            timed, proved = 2 * (ROUNDS + 1), 2 * len(samples) * (done.record is not None)
+            checking = parts.next(after=lambda _: timed + proved)
+            found = verify(original, model, samples, expected=given.outputs, limits=limits, run=run, progress=checking)
+            more = Steps(timed + proved, parts.next())
             sizes.append(size_on_disk(model))
             times.append(_times(source, trial, samples[0], run))
+            more.advance("timed runs", timed)
             if done.record is None:
                 return found
             session = Session(before, run, frugal=True)
             expected = [session.run(sample) for sample in samples]
             proof = prove_rewrite(before, model, done.record, samples, expected, run)
+            more.advance("identity in place of the scheme", proved)
             return dataclasses.replace(found, rewrite=proof)
 
         written, checked = put_in_place(done.model, target, check, keep_failed=verification.keep_failed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +19,7 @@ from onnx_attnq.errors import InvalidData, NothingToRewrite
 from onnx_attnq.find import AttentionSite
 from onnx_attnq.graph import Dataflow, dtype_of, probe
 from onnx_attnq.inputs import Sample
-from onnx_attnq.progress import Progress, no_progress
+from onnx_attnq.progress import Progress, Steps, no_progress
 from onnx_attnq.run import RunSettings, Session
 from onnx_attnq.scheme import numerics
 from onnx_attnq.study import attention_layout
@@ -89,15 +89,15 @@ def observe(
     taps = [_Tap.of(site, flow) for site in sites if site.id not in observed.failed]
     group = 1  # how large the arrays are is not known before the first run
     done = 0
+    runs = Steps(0, progress)
     while done < len(taps):
         chosen = _of_one_scope(taps[done : done + group])
-
-        def advance(sample: int, first: int = done, chosen: Sequence[_Tap] = chosen) -> None:
-            progress(chosen[0].site.id, first * len(samples) + sample * len(chosen), len(taps) * len(samples))
-
-        largest = observed.add_group(model, chosen, run, advance)
+        left = len(taps) - done - len(chosen)
+        for sample, largest in enumerate(observed.add_group(model, chosen, run)):
+            group = max(1, run.memory * len(chosen) // max(1, largest))
+            runs.total = runs.done + len(samples) - sample + len(samples) * -(-left // group)
+            runs.advance(chosen[0].site.id if len(chosen) == 1 else f"{len(chosen)} sites")
         done += len(chosen)
-        group = max(1, run.memory * len(chosen) // max(1, largest))
     return observed.study(source, taps)
 
 
@@ -161,8 +161,8 @@ class _Run:
         self.maps: dict[str, npt.NDArray[np.float64]] = {}
         self.tokens: tuple[str, ...] = ()
 
-    def add_group(self, model: ir.Model, taps: Sequence[_Tap], run: RunSettings, advance: Callable[[int], None]) -> int:
-        """Measure some sites of one scope on every sample; returns the bytes of the largest run.
+    def add_group(self, model: ir.Model, taps: Sequence[_Tap], run: RunSettings) -> Iterator[int]:
+        """Measure some sites of one scope on every sample; gives the bytes of the largest run after each.
 
         A method of its own, so that session and arrays are gone before the next group has its own.
         """
@@ -176,8 +176,7 @@ class _Run:
             largest = max(largest, sum(array.nbytes for array in arrays.values()))
             for tap in taps:
                 self.add(tap, arrays, index)
-            advance(index + 1)
-        return largest
+            yield largest
 
     def add(self, tap: _Tap, arrays: Mapping[str, npt.NDArray[Any]], index: int) -> None:
         """Measure one site on one sample."""

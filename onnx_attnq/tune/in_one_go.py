@@ -11,7 +11,7 @@ from typing import Final
 from onnx_attnq.errors import VerificationFailed
 from onnx_attnq.inputs import Sample
 from onnx_attnq.job import Compression, compress
-from onnx_attnq.progress import Progress, no_progress
+from onnx_attnq.progress import Parts, Progress, no_progress
 from onnx_attnq.rewriting import RewriteSettings, load_plan
 from onnx_attnq.run import RunSettings
 from onnx_attnq.tune.loss import Agreement, Loss
@@ -63,7 +63,7 @@ def compress_tuned(
         loss: What is lost; `Agreement` with the original on the samples if None.
         effort: How long to work, and on how many processors.
         run: How to run the models.
-        progress: Called after each step.
+        progress: Called after each measurement, then after each run of the verification.
 
     Raises:
         VerificationFailed: No plan that was measured is within the goal; the nearest one is in the plan's file.
@@ -74,12 +74,13 @@ def compress_tuned(
     plan = target.with_suffix(".plan.json")
     used = tuple(samples[: min(SAMPLES, (len(samples) + 1) // 2)])
     wanted = loss or Agreement(source, samples, run)
-    found = Tuner(source, used, wanted, goal, effort).run(plan, resume=True, progress=progress)
+    parts = Parts(progress)
+    found = Tuner(source, used, wanted, goal, effort).run(plan, resume=True, progress=parts.next())
     if not found.accepted:
         raise VerificationFailed(f"{source}: no plan is within the goal; the nearest one is {plan}")
     rewriting = RewriteSettings(plan=load_plan(plan))
     verification = VerifySettings(used)
-    done = compress(source, target, rewriting=rewriting, verification=verification, run=run, progress=progress)
+    done = compress(source, target, rewriting=rewriting, verification=verification, run=run, progress=parts.next())
     return TunedCompression(found, plan, done)
 
 

@@ -111,7 +111,7 @@ class Search:
         files: Where models and plans are.
         sites: Of the original model.
         until: When to end, by `time.monotonic`; None for no limit. The confirmation is measured all the same.
-        report: Called before each measurement.
+        report: Called before and after each measurement.
     """
 
     def __init__(
@@ -166,14 +166,18 @@ class Search:
         if known is not None:
             return known
         best = "" if self._best is None else f"; best so far {_summary(self._best)}"
-        done = len(self.steps)
-        self.report(f"{part} loss of {_summary(plan)}{best}", done, max(done + 1, self._expected_steps))
+        self._report(f"{part} loss of {_summary(plan)}{best}")
         if not self.steps or self.steps[-1].choice is not plan:  # else it is there already
             write_model(self.files.source, self.files.trial, lambda sites: plan_of(sites, plan))
         found = self.loss.measure(self.files.trial, part)
         bound = self.goal.max_loss
         self.steps.append(Step(plan, part, found, bound is None or found.within(bound)))
+        self._report(f"{part} loss of {_summary(plan)}{best}")
         return self.steps[-1]
+
+    def _report(self, what: str) -> None:
+        done = len(self.steps)
+        self.report(what, done, max(done + 1, self._expected_steps))
 
     def _write(self, index: int) -> None:
         self._best = self.plans[index]

@@ -19,7 +19,7 @@ from onnx_attnq.extras import require
 from onnx_attnq.find import expose, find_sites
 from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load, sha256
-from onnx_attnq.progress import Progress, no_progress
+from onnx_attnq.progress import Parts, Progress, no_progress
 from onnx_attnq.rewriting import refuse_rewritten, save_plan
 from onnx_attnq.run import RunSettings
 from onnx_attnq.scheme import QuantScheme, left_alone, preset
@@ -53,6 +53,9 @@ levels are tried, too; they are dropped after the first sample where shared mass
 
 MEASURING: Final = 0.7
 """Share of a time budget for the heads; the rest is for the losses of plans."""
+
+PLANS: Final = 10
+"""About how many plans are measured in the end."""
 
 NOT_YET: Final = "not tuned yet: no plan was accepted before the run ended"
 
@@ -143,7 +146,7 @@ class Tuner:
             output: The plan, there at any moment: first one that leaves every site alone, then every better one that is
                 accepted. What heads were measured is beside it, as ``OUTPUT.journal``.
             resume: Use what an earlier run has measured.
-            progress: Called after each unit and each measured plan.
+            progress: Called after each measurement: a few heads of one site, or the loss of a plan.
 
         Raises:
             NothingToRewrite: The model has no attention that can be tuned, or no head was measured in time.
@@ -161,7 +164,8 @@ class Tuner:
         wanted = units(str(self.source), self.samples[0], self._alone)
         if not (resume and output.exists()):
             save_plan(untouched(sites, NOT_YET), output)
-        complete = self._measure_heads(wanted, journal, progress)
+        parts = Parts(progress)
+        complete = self._measure_heads(wanted, journal, parts.next(after=lambda _: PLANS))
         if not journal.done:
             raise NothingToRewrite(f"{self.source}: no head was measured in the time that was given; give more")
         trials = [trial for unit in wanted for trial in journal.done.get(unit) or self._not_reached(unit)]
@@ -169,7 +173,7 @@ class Tuner:
         with tempfile.TemporaryDirectory(prefix="onnx-attnq-") as folder:
             files = Files(self.source, Path(folder) / "model.onnx", output)
             plans = frontier(trials, self.goal.objective)
-            found = Search(plans, self.loss, self.goal, files, sites, until, progress).run()
+            found = Search(plans, self.loss, self.goal, files, sites, until, parts.next()).run()
         won = alternatives(trials, found.choice, self.goal.objective)
         return Tuning(found, won, complete, time.monotonic() - started)
 

@@ -132,7 +132,7 @@ def bisect(
         expected: What ``a`` gives on each of them, if it was run on them before and draws no random numbers.
         limits: What is asked of the outputs.
         run: Threads and custom ops.
-        progress: Called after each step.
+        progress: Called after each run, of a model or of what follows a site in it.
 
     Raises:
         InvalidModel: ``b`` has no record, or was made from another model than ``a``.
@@ -148,22 +148,24 @@ def bisect(
     (original, rewritten), random_ops = with_seeds(original, rewritten)
     if random_ops:
         expected = ()
-    steps = Steps(len(samples) * (1 + len(record.sites)) + 1, progress)
-    trials = _Trials(
-        original, {site.id: site.scheme for site in record.sites}, samples, run, limits, expected, once=bool(random_ops)
-    )
+    halvings = math.ceil(math.log2(len(record.sites))) + 1 if limits else 0
+    known = len(expected) == len(samples)
+    runs = Steps(len(samples) * ((not known) + 2 + len(record.sites) + halvings), progress)
+    schemes = {site.id: site.scheme for site in record.sites}
+    trials = _Trials(original, schemes, samples, run, limits, expected, runs, once=bool(random_ops))
     exchange = Exchange(trials.exposed, rewritten, trials.pairs(record), run, once=bool(random_ops))
+    runs.total += 2 * len(samples) * (len(record.sites) - len(exchange.sites))
     total = trials.comparison()
     without: dict[str, _Compared] = {}
     local: dict[str, Deviation] = {}
     for number, whole, one in exchange.trials(samples):
         if one is None:
             total.add(number, whole)
-            steps.advance("both models")
+            runs.advance("both models", 2)
             continue
         without.setdefault(one.site, trials.comparison()).add(number, one.outputs)
         local[one.site] = local.get(one.site, Deviation()).merge(deviation_of(one.before, one.after))
-        steps.advance(one.site)
+        runs.advance(one.site)
     deviation = _deviation(total.result())
     sites = []
     for site in record.sites:
@@ -171,13 +173,11 @@ def bisect(
             left, error = _deviation(without[site.id].result()), local[site.id].relative_error
         else:
             left, error = _deviation(trials.leave([site.id])), trials.local_error(site.id)
-            steps.advance(site.id, len(samples))
         # Infinite without the site too: it is not the one.
         contribution = 0.0 if math.isinf(left) else deviation - left
         sites.append(SiteContribution(site.id, left, contribution, error))
     sites.sort(key=lambda site: site.contribution, reverse=True)
     exclude, remaining = _mend(trials, total.result(), sites)
-    steps.advance("what to leave")
     return Bisection(deviation, tuple(sites), exclude, remaining, len(samples), random_ops)
 
 
@@ -213,6 +213,7 @@ class _Trials:
         run: Threads and custom ops.
         limits: What is asked of the outputs.
         expected: What the model gives on each sample, if it was run before.
+        runs: Counts those of whole models.
         once: Sessions run one sample, as those of `Exchange`.
     """
 
@@ -224,16 +225,18 @@ class _Trials:
         run: RunSettings,
         limits: Limits,
         expected: Sequence[Arrays],
+        runs: Steps,
         *,
         once: bool = False,
     ) -> None:
         self.limits = limits
+        self._runs = runs
         self._original = original
         self._schemes = schemes
         self._samples = samples
         self._settings = run
         self._once = once
-        self._expected = list(expected) if len(expected) == len(samples) else self._run(original)
+        self._expected = list(expected) if len(expected) == len(samples) else self._run(original, "original")
         self._distributions = {value.name for value in original.graph.outputs if is_distribution(value)}
         self._masks = token_masks(original)
         self.exposed = original.clone()
@@ -257,20 +260,18 @@ class _Trials:
 
     def leave(self, sites: Sequence[str]) -> Outputs:
         """Compare the model in which all sites but these are rewritten."""
-        return self.compare(self._rewrite({site: s for site, s in self._schemes.items() if site not in sites}))
-
-    def compare(self, model: ir.Model) -> Outputs:
-        """Compare a model's outputs with the original's."""
+        model = self._rewrite({site: s for site, s in self._schemes.items() if site not in sites})
         compared = self.comparison()
-        for number, outputs in enumerate(self._run(model)):
+        left = sites[0] if len(sites) == 1 else f"{len(sites)} sites"
+        for number, outputs in enumerate(self._run(model, f"all but {left}")):
             compared.add(number, outputs)
         return compared.result()
 
     def local_error(self, site: str) -> float:
         """Relative error of the context of a site that is the only one to be rewritten."""
         name, scope = self._contexts[site]
-        expected = self._run(probe(self.exposed, [name], scope))
-        actual = self._run(probe(self._rewrite({site: self._schemes[site]}), [name], scope))
+        expected = self._run(probe(self.exposed, [name], scope), site)
+        actual = self._run(probe(self._rewrite({site: self._schemes[site]}), [name], scope), site)
         total = Deviation()
         for before, after in zip(expected, actual, strict=True):
             (x,), (y,) = before.values(), after.values()
@@ -287,11 +288,15 @@ class _Trials:
         rewrite(model, sites, Plan(structure_hash(self._original), tuple(entries)))
         return model
 
-    def _run(self, model: ir.Model) -> list[Arrays]:
-        if self._once:
-            return [Session(model, self._settings, frugal=True).run(sample) for sample in self._samples]
-        session = Session(model, self._settings, frugal=True)
-        return [session.run(sample) for sample in self._samples]
+    def _run(self, model: ir.Model, what: str) -> list[Arrays]:
+        found = []
+        session: Session | None = None
+        for sample in self._samples:
+            if session is None or self._once:
+                session = Session(model, self._settings, frugal=True)
+            found.append(session.run(sample))
+            self._runs.advance(what)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
