@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score
-from text_models import WORDS, attention, load, lookup, tokenizer
+from text_models import WORDS, load, lookup, tokenizer
 
 from onnx_attnq.errors import InvalidData, InvalidModel
 from onnx_attnq.evaluate import (
@@ -169,11 +170,31 @@ def test_a_model_with_fixed_shapes_is_refused(tmp_path: Path) -> None:
         model.run({"input_ids": [[5, 6]]})
 
 
-def test_progress_counts_runs(tmp_path: Path) -> None:
+QUESTIONS = (Question("red", "big tree " * 40, ("tree",)), Question("blue", "big tree", ("tree",)))
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        SentenceSimilarity(tuple(Pair(a, b, 1.0) for a, b in itertools.pairwise(WORDS))),
+        MaskedLanguageModelling(("red", "red house " * 20, "")),
+        CausalLanguageModelling(("red house " * 20,), max_length=8),
+        QuestionAnswering(QUESTIONS, max_length=32),
+        Retrieval(QUESTIONS),
+    ],
+    ids=lambda task: task.name,
+)
+def test_progress_counts_runs(task: Task, tmp_path: Path) -> None:
+    vector = UNIFORM[0]
+    tables = {"logits": UNIFORM, "last_hidden_state": UNIFORM + 1, "start_logits": vector, "end_logits": vector}
+    model = load(lookup(tmp_path, tables))
+    runs: list[object] = []
     seen: list[tuple[int, int]] = []
-    pairs = tuple(Pair(a, b, 1.0) for a, b in itertools.pairwise(WORDS))
-    SentenceSimilarity(pairs).records(load(attention(tmp_path)), lambda _, done, total: seen.append((done, total)))
-    assert seen == [(2 * i + 2, 2 * len(pairs)) for i in range(len(pairs))]
+    counting = dataclasses.replace(model, session=lambda sample: runs.append(sample) or model.session(sample))
+    task.records(counting, lambda _, *step: seen.append(step))
+    assert len(runs) > 2
+    assert seen[-1] == (len(runs), len(runs))
+    assert all(done <= total for done, total in seen)
 
 
 def test_the_tokenizer_pairs_question_and_paragraph() -> None:
