@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-pipeline mutation check docs native native-sanitize native-aarch64 native-windows wheel-check clean
+.PHONY: demo test test-slow test-pipeline mutation check docs native native-sanitize native-aarch64 native-windows wheel-check conda-check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +64,11 @@ native-windows:
 wheel-check: $(BIN)/python
 	$(BIN)/python release/check_wheel.py
 
+# The conda recipe, built by rattler-build with the compiler and the packages of this machine, and its tests.
+conda-check: $(VENV)/.test-installed
+	$(BIN)/python -m pip install --quiet 'py-rattler-build>=0.73' 'scikit-build-core>=0.10' cmake ninja
+	$(BIN)/python release/check_conda.py
+
 # What CI runs beside the tests.
 check: $(VENV)/.test-installed
 	$(BIN)/ruff check .
@@ -71,6 +76,7 @@ check: $(VENV)/.test-installed
 	$(BIN)/clang-format --dry-run --Werror custom_ops/*.cpp custom_ops/*.h benchmarks/*.c
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml examples/ci/.github/workflows/*.yml
 
 # The pages, in build/docs. The examples of the tests are what the table of supported forms is made of.
 docs: $(VENV)/.docs-installed

@@ -30,6 +30,7 @@ MODULES = {
 """The module of a package that is called otherwise."""
 
 PROGRAMS = {
+    "check-jsonschema": "check-jsonschema",
     "clang-format": "clang-format",
     "mypy": "mypy",
     "ruff": "ruff",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import onnx_attnq.model.files as files
 import onnx_attnq.model.weights_in_file as weights_in_file
 import onnx_attnq.run.transformer_optimizer as optimizer
+from onnx_attnq.errors import InvalidModel
 from onnx_attnq.inputs import generate_samples
 from onnx_attnq.model import load
 from onnx_attnq.run import RunSettings, Session, optimize_transformer
@@ -59,3 +61,10 @@ def test_where_it_asks_for_others_it_gets_all(path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(optimizer, "_merged", lambda model: set())
     optimize_transformer(path, path.with_name("few.onnx"))
     assert fused(path.with_name("few.onnx"))["Attention"] > 0
+
+
+def test_the_log_of_the_optimizer_is_not_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(InvalidModel, match="no attention to fuse"):
+        optimize_transformer(Path(__file__).parent / "models" / "bert__int8dyn-qattention.onnx", tmp_path / "x.onnx")
+    assert caplog.records == []
+    assert logging.root.manager.disable == logging.NOTSET

@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -43,9 +44,8 @@ def optimize_transformer(source: str | os.PathLike[str], output: str | os.PathLi
 def _optimized(source: str | onnx.ModelProto, output: str | None) -> str | onnx.ModelProto | None:
     """Run the optimizer; returns what went wrong, or the model where it is not to be saved."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), _without_warnings():
             optimizer = importlib.import_module("onnxruntime.transformers.optimizer")
-            logging.getLogger("onnxruntime.transformers").setLevel(logging.ERROR)
             optimized = optimizer.optimize_model(source, model_type="bert", opt_level=0)
             counts = optimized.get_fused_operator_statistics()
             if not counts.get("Attention") and not counts.get("MultiHeadAttention"):
@@ -56,6 +56,17 @@ def _optimized(source: str | onnx.ModelProto, output: str | None) -> str | onnx.
     except Exception as error:  # whatever the optimizer stumbles over, it is not the user's fault
         return f"fails: {first_line(error)}"
     return None
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep the optimizer's log from the user; each of its modules has a logger of its own, named after the module."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _without_most_weights(source: Path, output: Path) -> bool:
