@@ -28,9 +28,10 @@ from onnx_attnq.job import compress
 from onnx_attnq.model import load, save
 from onnx_attnq.rewriting import RewriteSettings, load_plan, read_record
 from onnx_attnq.scheme import left_alone, numerics, preset, schemes_of
-from onnx_attnq.tune import Effort, Goal, Tuner, compress_tuned, dask_cluster
+from onnx_attnq.tune import Effort, Goal, Sweep, Tuner, compress_tuned, dask_cluster, grid
 from onnx_attnq.tune.apply import plan_of
 from onnx_attnq.tune.choice import Objective, alternatives, choose, frontier
+from onnx_attnq.tune.cluster import WORKER
 from onnx_attnq.tune.journal import Journal, Purpose
 from onnx_attnq.tune.loss import AGREEMENT, Agreement, Measured, Part, halves
 from onnx_attnq.tune.sensitivity import Trial, Unit, measure_unit, units
@@ -424,6 +425,36 @@ def test_a_dask_cluster_gives_the_same_plan_and_outlives_a_worker(
             spread = tuner(model, samples, Goal(0.05), jobs=-1).run(tmp_path / "dask.json", progress=kill_one)
     assert spread.choice == local.choice
     assert (tmp_path / "dask.json").read_bytes() == (tmp_path / "local.json").read_bytes()
+
+
+class Hungry:
+    """A loss that takes more memory than any worker may use."""
+
+    name = "memory"
+
+    def measure(self, model: Path, part: Part) -> Measured:
+        return Measured({"gigabytes": Interval(float(np.ones(2**29).sum()), 0.0, 0.0)}, 1)
+
+
+@pytest.mark.slow
+def test_a_unit_that_no_worker_has_the_memory_for_is_one_line(
+    model: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    from distributed import LocalCluster
+
+    limit = WORKER + 2**20
+    job = Sweep(model, samples[:1], Hungry(), grid(["row-log"], [2], [0.1]), 0)
+    with LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=limit, dashboard_address=":0") as cluster:
+        with (
+            pytest.raises(InvalidData, match=r"may use 401 MiB of memory, and needs 402; .* larger --memory-limit"),
+            dask_cluster(cluster.scheduler_address, memory=limit + 2**20),
+        ):
+            pass
+        with (
+            pytest.raises(InvalidData, match=r"4 workers died of the same unit.*--memory-limit .*--resume"),
+            dask_cluster(cluster.scheduler_address),
+        ):
+            job.run(tmp_path / "points.journal")
 
 
 @pytest.mark.slow

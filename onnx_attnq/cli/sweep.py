@@ -103,7 +103,7 @@ def sweep(
     counts = {"max_length": options["max_length"], "limit": options["limit"]}
     loss, samples = loss_and_samples(model, data, lossy, run, options["samples"], **counts)
     folder = model.with_name(f"{model.stem}.sweep") if output is None else output
-    with cluster([samples, loss]), progress_bar("Sweeping", "schemes") as progress:
+    with cluster(model, [samples, loss]), progress_bar("Sweeping", "schemes") as progress:
         job = Sweep(model, samples, loss, wanted, options["repeats"], lossy.jobs, run.custom_ops)
         points = job.run(folder / "points.journal", resume=options["resume"], progress=progress)
     swept = Swept(model.name, data.name, loss.name, points)

@@ -106,7 +106,7 @@ def tune(
         limit=options["limit"],
     )
     plan = output or model.with_name(f"{model.stem}.plan.json")
-    with cluster([samples]):
+    with cluster(model, [samples]):
         effort = Effort(options["time_budget"], lossy.jobs, run.custom_ops)
         found = run_tuning(model, plan, loss, samples, goal, effort, resume=resume)
     if json_path is not None:

@@ -70,7 +70,7 @@ class Lossy:
     min_pruned: float | None = None
 
 
-Cluster = Callable[[Sequence[Any]], contextlib.AbstractContextManager[None]]
+Cluster = Callable[[Path, Sequence[Any]], contextlib.AbstractContextManager[None]]
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 _GOAL: Final[tuple[_Decorator, ...]] = (
@@ -208,12 +208,14 @@ def loss_and_samples(
     ]
 
 
-def _cluster(backend: str, address: str | None, shared: Sequence[Any]) -> contextlib.AbstractContextManager[None]:
+def _cluster(
+    backend: str, address: str | None, model: Path, shared: Sequence[Any]
+) -> contextlib.AbstractContextManager[None]:
     if backend == "local":
         return contextlib.nullcontext()
-    from onnx_attnq.tune import dask_cluster
+    from onnx_attnq.tune import dask_cluster, memory_of_worker
 
-    return dask_cluster(address, shared)
+    return dask_cluster(address, shared, memory_of_worker(model))
 
 
 def run_tuning(

@@ -1,7 +1,7 @@
 """Choosing a scheme for each head: as much pruned, in as few bits, as a loss allows."""
 
 from onnx_attnq.tune.choice import Alternative, Choice, Objective, choose, frontier
-from onnx_attnq.tune.cluster import dask_cluster
+from onnx_attnq.tune.cluster import dask_cluster, memory_of_worker
 from onnx_attnq.tune.in_one_go import SAMPLES, TunedCompression, compress_tuned
 from onnx_attnq.tune.loss import AGREEMENT, Agreement, FunctionLoss, Loss, Measured, Part, TaskLoss, load_function
 from onnx_attnq.tune.search import Found, Goal, Step
@@ -42,6 +42,7 @@ __all__ = [
     "grid",
     "load_function",
     "measure_unit",
+    "memory_of_worker",
     "pareto",
     "sweep_page",
     "sweep_pictures",
