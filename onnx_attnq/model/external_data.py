@@ -18,7 +18,7 @@ import onnx
 from onnx_attnq.errors import InvalidModel
 from onnx_attnq.model.wellformed import tensor_protos, tensor_size
 
-Reference: TypeAlias = tuple[str, int, int]
+DataPlace: TypeAlias = tuple[str, int, int]
 """A piece of a data file: location relative to the model's folder, offset and length in bytes."""
 
 
@@ -74,7 +74,7 @@ def resolve_references(proto: onnx.ModelProto, path: Path) -> Path:
     return folder
 
 
-def set_reference(tensor: onnx.TensorProto, reference: Reference) -> None:
+def set_reference(tensor: onnx.TensorProto, reference: DataPlace) -> None:
     """Make the tensor external, at the reference; it loses what it held itself."""
     for field in _CONTENTS:
         tensor.ClearField(field)
@@ -83,13 +83,13 @@ def set_reference(tensor: onnx.TensorProto, reference: Reference) -> None:
         tensor.external_data.add(key=key, value=str(value))
 
 
-def get_reference(tensor: onnx.TensorProto) -> Reference:
+def get_reference(tensor: onnx.TensorProto) -> DataPlace:
     """Where the data of an external tensor is, of a model whose references were checked."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     return entries["location"], int(entries.get("offset", 0)), int(entries.get("length", tensor_size(tensor)))
 
 
-def _declared(tensor: onnx.TensorProto) -> Reference:
+def _declared(tensor: onnx.TensorProto) -> DataPlace:
     """The reference in a file that nobody has checked."""
     name = f"tensor {tensor.name!r}"
     entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -138,4 +138,4 @@ def _size(location: str, file: Path) -> int:
     return status.st_size
 
 
-__all__ = ["Reference", "get_reference", "resolve_references", "set_reference"]
+__all__ = ["DataPlace", "get_reference", "resolve_references", "set_reference"]

@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError, EncodeError
 
 from onnx_attnq.atomic import check_replaceable, staged, write_errors
 from onnx_attnq.errors import CannotWrite, InvalidModel, first_line
-from onnx_attnq.model.external_data import Reference, get_reference, resolve_references, set_reference
+from onnx_attnq.model.external_data import DataPlace, get_reference, resolve_references, set_reference
 from onnx_attnq.model.old_opsets import converted, is_old
 from onnx_attnq.model.structure_hash import structure_hash
 from onnx_attnq.model.weights_in_file import (
@@ -318,7 +318,7 @@ def _attribute_tensors(attributes: Iterable[ir.Attr]) -> Iterator[ir.TensorProto
             yield from attribute.value
 
 
-def _reference(tensor: ir.ExternalTensor) -> Reference:
+def _reference(tensor: ir.ExternalTensor) -> DataPlace:
     return (os.fspath(tensor.location), tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length)
 
 
@@ -337,10 +337,10 @@ def _require_folder(external: Iterable[ir.ExternalTensor], target: Path) -> None
 
 
 def _move_external(
-    proto: onnx.ModelProto, external: Mapping[Reference, ir.ExternalTensor], file: BinaryIO, location: str
+    proto: onnx.ModelProto, external: Mapping[DataPlace, ir.ExternalTensor], file: BinaryIO, location: str
 ) -> None:
     """Copy external tensors to a data file; tensors that shared their bytes still do."""
-    placed: dict[Reference, tuple[int, int]] = {}
+    placed: dict[DataPlace, tuple[int, int]] = {}
     for tensor in tensor_protos(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL or not external:
             continue
