@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,9 @@ from onnx_attnq.model import load
 from onnx_attnq.rewriting import RewriteSettings
 from onnx_attnq.run import RunSettings, Session
 from onnx_attnq.verification import VerifySettings
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from bert import bert
 
 pytestmark = CURRENT_KERNELS
 
@@ -79,10 +83,18 @@ def test_a_shared_buffer_gives_what_two_buffers_give(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_cache_is_timed_as_before(tmp_path: Path) -> None:
-    from small_models import attention
-
-    onnx.save(attention(), tmp_path / "m.onnx")
+    onnx.save(bert(1, 8, 2, vocabulary=10), tmp_path / "m.onnx")
     assert steps_of(load(tmp_path / "m.onnx"), (4, 8)) == (Step(4), Step(8))
+
+
+def test_a_model_of_images_is_timed_once_and_has_no_tokens(tmp_path: Path) -> None:
+    onnx.save(bert(1, 8, 2, image=32), tmp_path / "m.onnx")
+    model = load(tmp_path / "m.onnx")
+    (step,) = steps_of(model, (4, 8))
+    assert str(step) == str(step_of(model, step_sample(model, step))) == "1x3x32x32"
+    timings, _ = bench(tmp_path / "m.onnx", [], settings=TimingSettings((4,), repeats=1, memory=False))
+    assert timings[0].to_json()["tokens"] is None
+    assert timings[0].to_json()["shape"] == (1, 3, 32, 32)
 
 
 def test_what_does_not_run_is_said_and_the_rest_is_timed(tmp_path: Path) -> None:

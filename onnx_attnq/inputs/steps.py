@@ -7,6 +7,7 @@ onnxruntime-genai runs are of the second kind, with past and present in one buff
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -33,18 +34,22 @@ class Step:
         tokens: Tokens of each row.
         past: Tokens before these, whose keys and values are cached.
         capacity: Places of the buffer that is both past and present; None where the cache grows, or there is none.
+        shape: Of the largest input, where the model takes no ids of tokens but an image or a signal.
     """
 
     tokens: int
     past: int = 0
     capacity: int | None = None
+    shape: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         """As in tables.
 
-        >>> print(Step(512), Step(1, 512), Step(1, 512, 2048), sep="; ")
-        512 tokens; 1 token after 512; 1 token after 512, room for 2048
+        >>> print(Step(512), Step(1, 512), Step(1, 512, 2048), Step(3, shape=(1, 3, 224, 224)), sep="; ")
+        512 tokens; 1 token after 512; 1 token after 512, room for 2048; 1x3x224x224
         """
+        if self.shape:
+            return "x".join(map(str, self.shape))
         tokens = "1 token" if self.tokens == 1 else f"{self.tokens} tokens"
         after = f" after {self.past}" if self.past else ""
         return tokens + after + (f", room for {self.capacity}" if self.capacity is not None else "")
@@ -71,6 +76,10 @@ def steps_of(
     inputs = known_inputs(model, input_shapes)
     caches = _caches(inputs)
     if not caches:
+        if all(entry.role is not Role.TOKENS for entry in inputs):
+            made = [draft_of(model, inputs, _fitted(inputs, Step(length), batch)).shapes() for length in lengths]
+            shapes = dict(zip(map(_largest, made), lengths, strict=True))
+            return tuple(Step(length, shape=shape) for shape, length in shapes.items())
         ends = (lengths[0], lengths[-1] + 1)
         first, other = (draft_of(model, inputs, _fitted(inputs, Step(end), batch)).shapes() for end in ends)
         if first == other:
@@ -97,7 +106,8 @@ def step_of(model: ir.Model, sample: Sample) -> Step:
     tokens = [sample[e.item.name].shape[-1] for e in inputs if e.role is Role.TOKENS and sample[e.item.name].ndim > 1]
     pasts = [sample[e.item.name].shape[e.past_axis] for e in _caches(inputs)]
     if not tokens:
-        return Step(max((int(array.shape[1]) for array in sample.values() if array.ndim >= 2), default=1))
+        shape = _largest({name: array.shape for name, array in sample.items()})
+        return Step(shape[1] if len(shape) > 1 else 1, shape=shape)
     return Step(int(tokens[0]), int(max(pasts, default=0)))
 
 
@@ -167,6 +177,11 @@ def _caches(inputs: Sequence[KnownInput]) -> list[KnownInput]:
         for entry in inputs
         if entry.role is Role.PAST and len(entry.dims) > 2 and "encoder" not in entry.item.name.lower()
     ]
+
+
+def _largest(shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+    """The shape with most elements."""
+    return tuple(map(int, max(shapes.values(), key=math.prod, default=())))
 
 
 def _grows(inputs: Sequence[KnownInput]) -> bool:

@@ -90,9 +90,10 @@ class Timing:
     peak_mb: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values, those of the step among them."""
+        """The fields as JSON values, those of the step among them; ``tokens`` is null for an image or a signal."""
         fields = dataclasses.asdict(self)
-        return {"variant": fields.pop("variant"), **fields.pop("step"), **fields}
+        step = {**fields.pop("step"), **({"tokens": None} if self.step.shape else {})}
+        return {"variant": fields.pop("variant"), **step, **fields}
 
 
 def variants(
