@@ -19,16 +19,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import onnx
 from bert import bert
 
 _FRAME = """
-import json, sys, time
+import json, os, sys, time
 import numpy as np
 from pathlib import Path
 from onnx_attnq.job import TimingSettings, bench, compress
-from onnx_attnq.job.timing import peak_memory
+from onnx_attnq.run import peak_memory
 from onnx_attnq.model import load, save
 from onnx_attnq.run import RunSettings, Session, native_library
 from onnx_attnq.verification import VerifySettings, bisect
@@ -38,9 +39,11 @@ run = RunSettings(threads or None)
 random = np.random.default_rng(0)
 ids = random.integers(4, 900, (batch, tokens))
 samples = ({{"input_ids": ids, "attention_mask": np.ones((batch, tokens), np.int64)}},)
-cpu, wall, more = time.process_time(), time.perf_counter(), 0.0
+def used():
+    return sum(os.times()[:4])  # with the processes that have ended
+cpu, wall, more = used(), time.perf_counter(), 0.0
 {body}
-print(json.dumps([time.process_time() - cpu, time.perf_counter() - wall, peak_memory(), more]))
+print(json.dumps([used() - cpu, time.perf_counter() - wall, peak_memory(), more]))
 """
 _PARTS = """
 model = load(source)
@@ -63,13 +66,18 @@ _BISECT = """
 bisect(source, target, samples, run=run)
 """
 _BENCH = """
-timings, _ = bench(source, (target,), settings=TimingSettings((tokens,), batch, repeats=5), run=run)
-rivals = [t for t in timings if t.variant != "original"]
-more = sum(6 * (t.cpu_ms + t.cpu_ms * t.ratio) / 1e3 for t in rivals)
+marks = [("", used())]
+def mark(what, done, total):
+    marks.append((what, used()))
+timings, _ = bench(source, (target,), settings=TimingSettings((tokens,), batch, repeats=5), run=run, progress=mark)
+made = marks[1][1] - marks[0][1]
+memory = sum(b[1] - a[1] for a, b in zip(marks, marks[1:]) if b[0].startswith("memory of"))
+timed = sum(6 * (t.cpu_ms + t.cpu_ms * t.ratio) / 1e3 for t in timings if t.variant != "original")
+more = [made, used() - cpu - made - memory - timed, memory]
 """
 
 
-def measure(body: str, *arguments: object) -> tuple[float, float, float, float]:
+def measure(body: str, *arguments: object) -> tuple[float, float, float, Any]:
     """CPU seconds, wall seconds and peak megabytes of a process of its own, and what else the body counts."""
     command = [sys.executable, "-c", _FRAME.format(body=body), *map(str, arguments)]
     environment = {"OPENBLAS_NUM_THREADS": "1"} | os.environ  # as the command line has it
@@ -132,8 +140,10 @@ def main() -> None:
                 cpu, wall, peak, _ = measure(_BISECT, source, target, *rest)
                 show("bisect", cpu, wall, peak, size, f"{cpu / parts[3]:.1f} runs of the model")
             if "bench" in arguments.what:
-                cpu, wall, peak, timed = measure(_BENCH, source, target, *rest)
-                show("bench", cpu, wall, peak, size, f"{cpu - timed:.1f} s beside the timed runs")
+                cpu, wall, peak, rest_of = measure(_BENCH, source, target, *rest)
+                made, sessions, memory = rest_of
+                beside = f"beside the timed runs {made:.1f} s to make models, {sessions:.1f} s to make sessions"
+                show("bench", cpu, wall, peak, size, f"{beside}, {memory:.1f} s to measure memory")
             if "starts" in arguments.what:
                 starts(Path(folder))
 

@@ -22,8 +22,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_attnq.job import compress
-from onnx_attnq.job.timing import peak_memory
-from onnx_attnq.run import native_library
+from onnx_attnq.run import native_library, peak_memory
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_SIZE, WIDTH, VOCABULARY = 512, 4, 8, 2, 64, 1408, 512
 CONTEXTS = ("128:160", "2048:2080", "2048:16384", "8192:8224")

@@ -30,7 +30,7 @@ onnx_ir.save(onnx_ir.load(sys.argv[1]), sys.argv[2], external_data=sys.argv[2].r
 _FRAME = """
 import sys, time
 import onnx_ir, onnx_attnq.job
-from onnx_attnq.job.timing import peak_memory
+from onnx_attnq.run import peak_memory
 cpu, wall = time.process_time(), time.perf_counter()
 {body}
 print(time.process_time() - cpu, time.perf_counter() - wall, peak_memory())

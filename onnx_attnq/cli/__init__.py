@@ -23,6 +23,9 @@ INTERRUPTED = 130
 FAULT = 70
 """Exit code for a fault of the program, EX_SOFTWARE of sysexits.h."""
 
+_GRAPH_COMMANDS = frozenset({"canonical", "diff", "fingerprint", "revert"})
+"""Commands that run no model and import nothing else that could need sympy."""
+
 
 class _Terminated(BaseException):
     """A signal that ends the program, as an exception: so that temporary files are removed on the way."""
@@ -55,12 +58,13 @@ def _run(arguments: list[str] | None, received: Sequence[BaseException]) -> Any:
     import click
 
     from onnx_attnq.cli.command import BROKEN_PIPE
-    from onnx_attnq.cli.deferred import defer_sympy
     from onnx_attnq.cli.group import cli
+    from onnx_attnq.deferred import defer_sympy
     from onnx_attnq.errors import AttnqError
 
     given = sys.argv[1:] if arguments is None else arguments
-    defer_sympy(given)
+    if given and given[0] in _GRAPH_COMMANDS:
+        defer_sympy()
     debug = "--debug" in given
     try:
         code = cli.main(arguments, prog_name="onnx-attnq", standalone_mode=False)

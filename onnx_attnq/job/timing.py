@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +18,7 @@ from onnx_attnq.job.compression import compress
 from onnx_attnq.model import load
 from onnx_attnq.progress import Progress, Steps, no_progress
 from onnx_attnq.rewriting import read_record
-from onnx_attnq.run import RunSettings, Session, native_library, optimize_transformer
+from onnx_attnq.run import OneRun, RunSettings, Session, give_memory_back, native_library, optimize_transformer
 from onnx_attnq.scheme import preset
 
 ORIGINAL: Final = "original"
@@ -177,6 +175,7 @@ def bench(
         found, missing = variants(original, rewritten, Path(folder), settings.references)
         taken: list[tuple[Step, Sample]] = []
         refused: InvalidData | None = None
+        give_memory_back()
         session = Session(load(original), run)
         others = found[1:] or found
         measured = settings.memory and not settings.samples
@@ -206,9 +205,11 @@ def bench(
                         spent.setdefault((place, variant.name), []).append(own)
                         spent.setdefault((place, ORIGINAL), []).append(of_original)
                     steps.advance(f"{variant.name}, {step}", 2)
-            del rival
+            del rival, pair
+            give_memory_back()
         del session
-        for place, (step, _) in enumerate(taken):
+        give_memory_back()
+        for place, (step, sample) in enumerate(taken):
             for variant in found:
                 runs = spent[place, variant.name]
                 base = statistics.median(cpu for cpu, _ in bases.get((place, variant.name), runs))
@@ -216,7 +217,8 @@ def bench(
                 p99 = sorted(wall for _, wall in runs)[min(len(runs) - 1, int(0.99 * len(runs)))]
                 peak = None
                 if measured:
-                    peak = _peak_memory(variant, original, settings, step, run)
+                    shared = None if step.capacity is None else shared_buffers(model)
+                    peak = OneRun(variant.path, variant.native, sample, shared, run).peak_memory()
                     steps.advance(f"memory of {variant.name}, {step}")
                 result.append(Timing(variant.name, step, cpu * 1e3, elapsed * 1e3, p99 * 1e3, base / cpu, peak))
     if refused is not None and not result:
@@ -239,52 +241,3 @@ def _timed(run: Callable[[], object]) -> _Spent:
     cpu, wall = time.process_time(), time.perf_counter()
     run()
     return time.process_time() - cpu, time.perf_counter() - wall
-
-
-def peak_memory() -> float:
-    """Peak resident memory of this process so far, megabytes.
-
-    What getrusage reports on Linux includes the memory of the parent that the process was forked from; VmHWM does not.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def run_once(
-    original: str,
-    path: str,
-    native: bool,
-    step: Step,
-    settings: TimingSettings,
-    threads: int | None,
-    custom_ops: tuple[str, ...],
-) -> None:
-    """Make a session and run a step: what a process does whose peak memory is of interest."""
-    run = RunSettings(threads, tuple(map(Path, custom_ops)))
-    model = load(original)
-    sample = step_sample(model, step, settings.batch, settings.input_shapes)
-    _run_of(Session(load(path), run, native=native), step, sample, model)()
-
-
-def _peak_memory(
-    variant: Variant, original: Path, settings: TimingSettings, step: Step, run: RunSettings
-) -> float | None:
-    """Peak resident memory of a fresh process that runs the variant once, megabytes."""
-    sizes = TimingSettings(batch=settings.batch, input_shapes=dict(settings.input_shapes))
-    libraries = tuple(map(str, run.custom_ops))
-    arguments = (str(original), str(variant.path), variant.native, step, sizes, run.threads, libraries)
-    code = (
-        "from onnx_attnq.inputs import Step\n"
-        "from onnx_attnq.job.timing import TimingSettings, peak_memory, run_once\n"
-        f"run_once{arguments!r}\n"
-        "print(peak_memory())\n"
-    )
-    try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    except subprocess.CalledProcessError:
-        return None
-    return float(done.stdout)

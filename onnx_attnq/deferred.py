@@ -1,6 +1,6 @@
 """Leave sympy for when it is used: onnx_ir imports it for arithmetic on symbolic sizes, which takes most of its import.
 
-Commands that only read graphs do no such arithmetic. onnx_ir's own module of that arithmetic is left for later, too,
+What only reads or runs graphs does no such arithmetic. onnx_ir's own module of that arithmetic is left for later, too,
 since it looks sympy's functions up as it is imported.
 """
 
@@ -15,9 +15,6 @@ from types import ModuleType
 from typing import Final
 
 DEFERRED: Final = frozenset({"sympy", "onnx_ir._symbolic_shapes"})
-
-GRAPH_COMMANDS: Final = frozenset({"canonical", "diff", "fingerprint", "revert"})
-"""Commands that run no model and import nothing else that could need sympy."""
 
 
 class _Deferring(importlib.abc.MetaPathFinder):
@@ -34,9 +31,9 @@ class _Deferring(importlib.abc.MetaPathFinder):
         return spec
 
 
-def defer_sympy(arguments: Sequence[str]) -> None:
-    """Defer the import for commands that do without."""
-    if arguments and arguments[0] in GRAPH_COMMANDS and "onnx_ir" not in sys.modules:
+def defer_sympy() -> None:
+    """Defer the import in this process, unless it was done."""
+    if "onnx_ir" not in sys.modules:
         sys.meta_path.insert(0, _Deferring())
 
 
