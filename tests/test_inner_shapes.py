@@ -25,7 +25,7 @@ CASES = {
     "albert__optimum": (4, "batch_size", 4, "sequence_length", "sequence_length"),
     "bert__dynamo18-functions": (4, "batch", 4, "seq", "seq"),
     "fused_gqa__sink": (4, "batch", 4, "seq", "total + 1"),
-    "fused_attention23__gqa_past": (2, "batch", 2, 2, "seq", "total"),  # key heads, and the query heads of each
+    "fused_attention23__gqa_past": (4, "batch", 2, 2, "seq", "total"),  # key heads, and the query heads of each
     "llama__int4-nbits": (4, "batch_size", 4, "sequence_length", "past_sequence_length + sequence_length"),
     "timm_vit__ts13": (4, "batch", 4, 16, 16),
     "vit__qoperator": (4, "batch", 4, 17, 17),

@@ -10,6 +10,7 @@ are a weight), additive pooling and linear attention (no product of two run-time
 from __future__ import annotations
 
 import dataclasses
+import math
 import enum
 import logging
 from typing import Final
@@ -257,11 +258,12 @@ def _judge(root: SoftmaxRoot, search: Search) -> _Found | _Refusal:
 
 
 def _heads(probabilities: ir.Value) -> int | None:
+    """All axes between batch and queries: heads, or key heads and the queries' heads of each."""
     shape = probabilities.shape
     if shape is None or len(shape) < 4:
         return None
-    heads = shape[-3]
-    return heads if isinstance(heads, int) else None
+    sizes = [size for size in shape[1:-2] if isinstance(size, int)]
+    return math.prod(sizes) if len(sizes) == len(shape) - 3 else None
 
 
 def _shape(probabilities: ir.Value) -> tuple[int | str | None, ...] | None:

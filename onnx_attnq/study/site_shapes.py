@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 
 import onnx_ir as ir
@@ -68,14 +69,19 @@ def _described(site: AttentionSite, shape: tuple[Dim, ...] | None, named: tuple[
 
 
 def _heads(dims: tuple[Dim, ...], shape: tuple[Dim, ...]) -> int | None:
-    """The axis before queries and keys; or what is in one axis with the batch, or with the queries.
+    """The axes between batch and queries; or what is in one axis with the batch, or with the queries.
 
+    >>> _heads(("batch", 2, 3, "tokens", "tokens"), ("batch", 2, 3, "tokens", "tokens"))  # grouped
+    6
     >>> _heads(("batch", 12, "tokens", "tokens"), ("batch", 12, "tokens", "tokens"))
     12
     >>> _heads(("12 * batch", "tokens", "tokens"), ("12 * batch", "tokens", "tokens"))
     12
     """
-    if len(dims) >= 4:
+    if len(dims) >= 5:
+        sizes = [dim for dim in dims[1:-2] if isinstance(dim, int)]
+        return math.prod(sizes) if len(sizes) == len(dims) - 3 else None
+    if len(dims) == 4:
         return next((dim for dim in (dims[-3], dims[-2]) if isinstance(dim, int)), None)
     if len(dims) != 3:
         return None
