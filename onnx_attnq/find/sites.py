@@ -10,9 +10,9 @@ are a weight), additive pooling and linear attention (no product of two run-time
 from __future__ import annotations
 
 import dataclasses
-import math
 import enum
 import logging
+import math
 from typing import Final
 
 import onnx_ir as ir
