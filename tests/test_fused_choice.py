@@ -184,3 +184,61 @@ def test_the_weights_of_an_attention_of_microsofts_are_no_cache(past: bool, tmp_
     onnx.save(onnx.helper.make_model(graph, opset_imports=imports, ir_version=10), tmp_path / "m.onnx")
     found = compress(tmp_path / "m.onnx", verification=None)
     assert [("in float32 at every step" in entry.reason) for entry in found.plan.sites] == [past]
+
+
+def test_a_fifth_kind_of_layer_stays_fused_and_says_so(tmp_path: Path) -> None:
+    """One op has four names, and each kind of layer needs its own."""
+    model = layers_with_windows(2, 3, 4, 5, 6)
+    onnx.save(model, tmp_path / "m.onnx")
+    found = compress(tmp_path / "m.onnx")
+    assert found.verification is not None
+    assert found.verification.passed
+    assert found.output is not None
+    reasons = [entry.reason for entry in found.plan.sites if entry.scheme is None]
+    assert len(reasons) == 1
+    assert "names for 4 kinds of GroupQueryAttention" in reasons[0]
+    assert ops(found.output).count("GroupQueryAttention") == 1
+    done = run(tmp_path / "m.onnx", "--rewrite-fused", "--no-verify", "-o", tmp_path / "forced.onnx")
+    assert done.exit_code == 0, done.output
+    assert "slower: 1 fused ops were taken apart" in " ".join(done.output.split())
+
+
+def test_float16_stays_fused_and_says_so(tmp_path: Path) -> None:
+    onnx.save(layers_with_windows(-1, dtype=np.float16), tmp_path / "m.onnx")
+    done = run(tmp_path / "m.onnx", "-o", tmp_path / "left.onnx")
+    assert done.exit_code == 0, done.output
+    assert "computes in float32, which for float16 takes longer" in " ".join(done.output.split())
+    assert ops(tmp_path / "left.onnx") == ["GroupQueryAttention"]
+
+
+def layers_with_windows(*windows: int, dtype: type[np.floating] = np.float32) -> onnx.ModelProto:
+    """One token after a past, through one attention for each window."""
+    element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    cache = ["B", 1, "S", 8]
+    inputs, outputs, nodes = [("query", ["B", "L", 16])], [], []
+    inputs += [(name, ["B", "L", 8]) for name in ("key", "value")]
+    for i, window in enumerate(windows):
+        past, present = ([f"{kind}_{i}.{part}" for part in ("key", "value")] for kind in ("past", "present"))
+        inputs += [(name, cache) for name in past]
+        outputs += [(f"y_{i}", ["B", "L", 16]), *((name, ["B", 1, "T", 8]) for name in present)]
+        nodes.append(
+            onnx.helper.make_node(
+                "GroupQueryAttention",
+                ["query", "key", "value", *past, "last", "total"],
+                [f"y_{i}", *present],
+                domain="com.microsoft",
+                num_heads=2,
+                kv_num_heads=1,
+                local_window_size=window,
+            )
+        )
+    info = onnx.helper.make_tensor_value_info
+    whole = onnx.TensorProto.INT32
+    graph = onnx.helper.make_graph(
+        nodes,
+        "layers",
+        [*(info(n, element, s) for n, s in inputs), info("last", whole, ["B"]), info("total", whole, [])],
+        [info(n, element, s) for n, s in outputs],
+    )
+    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)

@@ -13,13 +13,14 @@ import onnx_ir as ir
 from onnx_attnq.atomic import replacing, staged
 from onnx_attnq.find import Sites, expose, find_sites
 from onnx_attnq.inputs import MadeUp, made_up_samples
-from onnx_attnq.job.planning import count_nodes, planned, slower
+from onnx_attnq.job.planning import chooses_fused, count_nodes, planned, slower
 from onnx_attnq.model import ExternalData, check_output, load, save, without_old_data
 from onnx_attnq.progress import Parts, Progress, no_progress
 from onnx_attnq.rewriting import (
     Plan,
     Record,
     RewriteSettings,
+    left_for_want_of_names,
     rewrite,
 )
 from onnx_attnq.run import RunSettings, native_library
@@ -144,20 +145,30 @@ def rewritten(source: Path, rewriting: RewriteSettings, named: Path | None = Non
         AttnqError: See errors.py for its kinds.
     """
     original, work, sites, plan = planned(source, rewriting, named or source)
-    left = {site.id for site in sites.sites if plan.scheme_of(site.id) is None}
-    chosen, part = sites, plan
     before = count_nodes(original)
-    if len(left) == len(plan.sites):
+    if all(entry.scheme is None for entry in plan.sites):
         return original, Rewritten(original.clone(), sites, plan, None, (before, before))
+    work, record, apart = _applied(original, work, sites, plan, rewriting)
+    if apart and chooses_fused(rewriting):
+        plan = plan.leaving(apart)
+        work, record, apart = _applied(original, work, sites, plan, rewriting)
+    nodes = (before, count_nodes(work))
+    return original, Rewritten(work, sites, plan, record, nodes, slower(sites, plan, rewriting, apart))
+
+
+def _applied(
+    original: ir.Model, work: ir.Model, sites: Sites, plan: Plan, rewriting: RewriteSettings
+) -> tuple[ir.Model, Record, dict[str, str]]:
+    """The rewritten model, its record, and which fused ops no kernel took, with the reason."""
+    left, part = {entry.site for entry in plan.sites if entry.scheme is None}, plan
     if left:
         # What is left as it is stays fused, too.
         work = original.clone()
-        chosen = find_sites(expose(work, keep=lambda site: bool(rewriting.keep_fused) or site in left))
-        present = {site.id for site in chosen.sites}
+        sites = find_sites(expose(work, keep=lambda site: bool(rewriting.keep_fused) or site in left))
+        present = {site.id for site in sites.sites}
         part = Plan(plan.structure_hash, tuple(e for e in plan.sites if e.site in present or e.site not in left))
-    record = rewrite(work, chosen, part, rewriting)
-    nodes = (before, count_nodes(work))
-    return original, Rewritten(work, sites, plan, record, nodes, slower(sites, plan, rewriting))
+    record = rewrite(work, sites, part, rewriting)
+    return work, record, left_for_want_of_names(work, sites, record)
 
 
 def output_of(source: Path, output: str | os.PathLike[str] | None) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +14,6 @@ from onnx_attnq.model import load
 from onnx_attnq.rewriting import (
     Plan,
     RewriteSettings,
-    SitePlan,
     fused_op_of,
     left_fused,
     refuse_rewritten,
@@ -41,15 +40,19 @@ def planned(source: Path, rewriting: RewriteSettings, named: Path) -> tuple[ir.M
     if plan is None:
         scheme = rewriting.scheme or preset()
         plan = uniform_plan(sites.exposed.structure_hash, ids, scheme, rewriting.include, rewriting.exclude)
-        if rewriting.keep_fused is None and not rewriting.inline:
+        if chooses_fused(rewriting):
             stay = left_fused(sites, scheme)
-            entries = (SitePlan(e.site, None, e.reason or stay[e.site]) if e.site in stay else e for e in plan.sites)
-            plan = Plan(plan.structure_hash, tuple(entries))
+            plan = plan.leaving({e.site: stay[e.site] for e in plan.sites if e.scheme and e.site in stay})
     else:
         plan.check(sites.exposed.structure_hash, ids)
     if not any(entry.scheme for entry in plan.sites) and not stays_fused(sites, plan):
         raise NothingToRewrite(f"{named}: {_why_nothing(sites)}")
     return original, work, sites, plan
+
+
+def chooses_fused(rewriting: RewriteSettings) -> bool:
+    """Whether it is left to us which fused ops stay: those that are faster as they are."""
+    return rewriting.plan is None and rewriting.keep_fused is None and not rewriting.inline
 
 
 def stays_fused(sites: Sites, plan: Plan) -> int:
@@ -59,12 +62,12 @@ def stays_fused(sites: Sites, plan: Plan) -> int:
     return asked + sum(site.id in left and fused_op_of(sites, site) is not None for site in sites.sites)
 
 
-def slower(sites: Sites, plan: Plan, rewriting: RewriteSettings) -> tuple[str, ...]:
-    """Where fused ops are rewritten into what is slower, a sentence each."""
+def slower(sites: Sites, plan: Plan, rewriting: RewriteSettings, apart: Collection[str] = ()) -> tuple[str, ...]:
+    """Where fused ops are rewritten into what is slower, a sentence each; ``apart`` are sites that no kernel took."""
     if rewriting.inline:
         return ()
     replaced = [
-        slower_because(site, fused, scheme) is None
+        slower_because(site, fused, scheme) is None and site.id not in apart
         for site in sites.sites
         if (scheme := plan.scheme_of(site.id)) is not None and (fused := fused_op_of(sites, site)) is not None
     ]
@@ -108,4 +111,4 @@ def _why_nothing(sites: Sites) -> str:
     return "no attention found: the model has no softmax"
 
 
-__all__ = ["count_nodes", "planned", "slower"]
+__all__ = ["chooses_fused", "count_nodes", "planned", "slower"]

@@ -1,7 +1,7 @@
 """Planning what each site gets, putting quantized ops in place, writing that down, and undoing it."""
 
 from onnx_attnq.rewriting.bodies import DOMAIN, DOMAIN_VERSION
-from onnx_attnq.rewriting.fused_rule import fused_op_of, left_fused, slower_because
+from onnx_attnq.rewriting.fused_rule import fused_op_of, left_for_want_of_names, left_fused, slower_because
 from onnx_attnq.rewriting.group_query import opened
 from onnx_attnq.rewriting.plan import Plan, SitePlan, load_plan, save_plan, uniform_plan
 from onnx_attnq.rewriting.record import Record, RewrittenSite, read_record, refuse_rewritten
@@ -18,6 +18,7 @@ __all__ = [
     "RewrittenSite",
     "SitePlan",
     "fused_op_of",
+    "left_for_want_of_names",
     "left_fused",
     "load_plan",
     "opened",

@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from onnx_attnq.find import AttentionSite, Form, FusedOp, Sites
 from onnx_attnq.graph import FUSED_SIGNATURES
-from onnx_attnq.rewriting.group_query import is_taken
+from onnx_attnq.rewriting.group_query import VARIANTS, is_group_query, is_taken
+from onnx_attnq.rewriting.record import Record
 from onnx_attnq.scheme import Pruned, SiteScheme, schemes_of
 
 
@@ -25,6 +26,9 @@ def fused_op_of(sites: Sites, site: AttentionSite) -> FusedOp | None:
 def slower_because(site: AttentionSite, fused: FusedOp, scheme: SiteScheme) -> str | None:
     """Why a fused op is faster than what would stand in its place, with the native library; None where it is not."""
     if is_taken(fused):
+        tensors = fused.inputs[0]
+        if tensors is not None and tensors.dtype is ir.DataType.FLOAT16:
+            return f"the native library computes in float32, which for float16 takes longer than this {fused.op_type}"
         return None
     if site.form is not Form.ATTENTION:
         return f"the native library has no kernel for all that this {fused.op_type} does"
@@ -46,6 +50,23 @@ def left_fused(sites: Sites, scheme: SiteScheme) -> dict[str, str]:
     return found
 
 
+def left_for_want_of_names(model: ir.Model, sites: Sites, record: Record) -> dict[str, str]:
+    """For the id of each site that became standard ops although a kernel does all of it, why: the model has more kinds
+    of such ops than there are names for one op.
+    """
+    folded = {node.outputs[0].name for node in model.graph.all_nodes() if is_group_query(node)}
+    apart = {entry.id for entry in record.sites if entry.output not in folded}
+    found = {}
+    for site in sites.sites:
+        fused = fused_op_of(sites, site)
+        if site.id in apart and fused is not None and is_taken(fused):
+            found[site.id] = (
+                f"it would become slower: the native library has names for {len(VARIANTS)} kinds of {fused.op_type} in "
+                f"one model, and this is another; --rewrite-fused rewrites it all the same"
+            )
+    return found
+
+
 def _cache(fused: FusedOp) -> ir.Value | None:
     """The past keys of an Attention, or all of the standard op's keys where their number differs from row to row."""
     if fused.op_type != "Attention":
@@ -55,4 +76,4 @@ def _cache(fused: FusedOp) -> ir.Value | None:
     return inputs.get("past_key") or inputs.get("past") or keys
 
 
-__all__ = ["fused_op_of", "left_fused", "slower_because"]
+__all__ = ["fused_op_of", "left_for_want_of_names", "left_fused", "slower_because"]

@@ -36,7 +36,7 @@ _NUMBERS: Final = frozenset({"threshold", "step", "offset", "levels"})
 """Attributes that a body takes from the op that calls it; what else an op of ours has is the body's own."""
 _FORM: Final = "form"
 """The attribute that tells the kernel what the name of other ops tells: which arithmetic runs."""
-_VARIANTS: Final = ("", "_2", "_3", "_4")
+VARIANTS: Final = ("", "_2", "_3", "_4")
 """Behind the name of the op, where layers differ: with and without a window, a rotation, or other numbers of heads."""
 
 
@@ -48,6 +48,11 @@ def group_query_op(scheme: QuantScheme) -> str:
     ('QuantizedGroupQueryAttention', 'PrunedGroupQueryAttention')
     """
     return ("Pruned" if scheme.bits is None else "Quantized") + _NAME
+
+
+def is_group_query(node: ir.Node) -> bool:
+    """Whether a node is the op of `fold`."""
+    return node.domain == bodies.DOMAIN and _NAME in node.op_type
 
 
 def is_taken(fused: FusedOp) -> bool:
@@ -104,7 +109,7 @@ def fold(model: ir.Model, fused: FusedOp, op: ir.Node, scheme: SiteScheme, known
         return None
     one = schemes_of(scheme)[0]
     body = _described(nodes, inputs, outputs)
-    names = (group_query_op(one) + variant for variant in _VARIANTS)
+    names = (group_query_op(one) + variant for variant in VARIANTS)
     name = next((name for name in names if known.setdefault(name, body) == body), None)
     if name is None:
         return None
@@ -139,7 +144,7 @@ def opened(model: ir.Model, site: RewrittenSite) -> tuple[ir.Model, RewrittenSit
     if not any(domain == bodies.DOMAIN and _NAME in name for domain, name, _ in model.functions):
         return model, site
     node = _producer(model, site)
-    if node is None or node.domain != bodies.DOMAIN or _NAME not in node.op_type:
+    if node is None or not is_group_query(node):
         return model, site
     model = model.clone()
     InlinePass(lambda function: function.domain == bodies.DOMAIN and _NAME in function.name)(model)
@@ -232,4 +237,4 @@ def _function(
     return ir.Function(bodies.DOMAIN, name, "", graph=graph, attributes=attributes)
 
 
-__all__ = ["fold", "group_query_op", "is_taken", "opened"]
+__all__ = ["VARIANTS", "fold", "group_query_op", "is_group_query", "is_taken", "opened"]

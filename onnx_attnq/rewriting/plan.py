@@ -74,6 +74,11 @@ class Plan:
                 raise InvalidPlan(f"site {entry.site!r} is listed twice in the plan")
             seen.add(entry.site)
 
+    def leaving(self, reasons: Mapping[str, str]) -> Plan:
+        """The plan without schemes for these sites, whose reasons are given."""
+        entries = (SitePlan(e.site, None, reasons[e.site]) if e.site in reasons else e for e in self.sites)
+        return Plan(self.structure_hash, tuple(entries))
+
     def scheme_of(self, site: str) -> SiteScheme | None:
         """The scheme or schemes of a site, None when it is left as it is."""
         return next((entry.scheme for entry in self.sites if entry.site == site), None)
