@@ -358,7 +358,7 @@ def _show_verification(found: Verification, out: Console, *, real_data: bool) ->
     out.print(f"{run.pruned_share:.1%} of the attention values pruned ({found.samples} {kind})")
     for note in found.notes:
         out.print(f"note: {note}")
-    for failure in () if found.rewrite is None else found.rewrite.failures:
+    for failure in found.failures_of_rewrite:
         out.print(f"failed: {failure}", style="red")
     _show_verdict(run, found, out)
     from onnx_attnq.verification import NATIVE
@@ -379,7 +379,7 @@ def _show_verdict(run: VariantCheck, found: Verification, out: Console) -> None:
     failures = run.failures(found.limits)
     for failure in failures:
         out.print(f"failed: {failure}", style="red")
-    passed = not failures and (found.rewrite is None or not found.rewrite.failures)
+    passed = not failures and not found.failures_of_rewrite
     out.print("Verified" if passed else "Not verified", style="green" if passed else "red")
 
 

@@ -51,7 +51,7 @@ def _variant_json(found: Verification | None, way: str) -> dict[str, Any] | None
     if found is None or way not in found.runs:
         return None
     run = found.runs[way]
-    failures = (*(() if found.rewrite is None else found.rewrite.failures), *run.failures(found.limits))
+    failures = (*found.failures_of_rewrite, *run.failures(found.limits))
     return {
         "passed": not failures,
         "failures": list(failures),

@@ -115,7 +115,7 @@ def compress_weights(
             expected = [session.run(sample) for sample in samples]
             proof = prove_rewrite(before, model, done.record, samples, expected, run)
             more.advance("identity in place of the scheme", proved)
-            return dataclasses.replace(found, rewrite=proof)
+            return dataclasses.replace(found, rewrite=proof, other_original=False)
 
         written, checked = put_in_place(done.model, target, check, keep_failed=verification.keep_failed)
     result = done.result(source, written, checked, made_up)

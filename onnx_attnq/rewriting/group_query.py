@@ -147,7 +147,10 @@ def opened(model: ir.Model, site: RewrittenSite) -> tuple[ir.Model, RewrittenSit
     if node is None or not is_group_query(node):
         return model, site
     model = model.clone()
-    InlinePass(lambda function: function.domain == bodies.DOMAIN and _NAME in function.name)(model)
+    try:
+        InlinePass(lambda function: function.domain == bodies.DOMAIN and _NAME in function.name)(model)
+    except ValueError as error:
+        raise InvalidModel(f"site {site.id!r}: the body of its op is not one of ours: {error}") from None
     pending, seen = [_producer(model, site)], set[ir.Node | None]()
     while pending:
         found = pending.pop()

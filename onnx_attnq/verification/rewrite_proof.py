@@ -15,7 +15,7 @@ from onnx_attnq.rewriting import Plan, Record, RewriteSettings, SitePlan, rewrit
 from onnx_attnq.run import Arrays, RunSettings, Session
 from onnx_attnq.scheme import preset
 from onnx_attnq.verification.outputs import OutputComparison, OutputDeviation, token_masks
-from onnx_attnq.verification.same_weights import other_weights
+from onnx_attnq.verification.rewrite_again import other_than_rewritten
 
 FLOAT32: Final = 1e-3
 """Relative error of an output in float32: sums in another order, through dozens of layers."""
@@ -41,6 +41,7 @@ class RewriteProof:
         wrong: Sites whose rewrite alone moves an output further than that; empty where all is right, or where only
             several sites together do.
         weights: Names of weights of the rewritten model that are not those of the original.
+        graph: What the rewritten model's graph has otherwise than what the rewrite makes of the original; else empty.
         missing: Why there is no proof, and are no outputs; empty where there is one.
     """
 
@@ -48,6 +49,7 @@ class RewriteProof:
     tolerance: float
     wrong: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
+    graph: str = ""
     missing: str = ""
 
     @property
@@ -59,7 +61,8 @@ class RewriteProof:
             for name, output in self.outputs.items()
             if not _is_right(output, self.tolerance)
         )
-        return (*(f"weight {name!r} is not that of A" for name in self.weights), *moved)
+        weights = (f"weight {name!r} is not that of A" for name in self.weights)
+        return (*((self.graph,) if self.graph else ()), *weights, *moved)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form that ``onnx-attnq verify`` writes."""
@@ -68,6 +71,7 @@ class RewriteProof:
             "wrong_sites": list(self.wrong),
             "missing": self.missing,
             "other_weights": list(self.weights),
+            "other_graph": self.graph,
             "outputs": {name: output.to_json() for name, output in self.outputs.items()},
         }
 
@@ -82,8 +86,8 @@ def prove_rewrite(
 ) -> RewriteProof:
     """Rewrite the sites of a record with the identity scheme, and compare with the original.
 
-    All sites at once; one by one only where that fails. What is run is made from the original; so the weights of the
-    rewritten model are compared, too.
+    All sites at once; one by one only where that fails. What is run is made from the original; so the rewritten model
+    must be what the same rewrite makes with the schemes of the record.
 
     Args:
         original: The model before.
@@ -98,14 +102,14 @@ def prove_rewrite(
     """
     ids = [site.id for site in record.sites]
     tolerance = _tolerance(original)
-    weights = other_weights(original, rewritten)
+    graph, weights = other_than_rewritten(original, rewritten, record)
     try:
         whole = _identity(original, record, ids)
     except AttnqError as error:
-        return RewriteProof({}, tolerance, weights=weights, missing=str(error))
+        return RewriteProof({}, tolerance, (), weights, graph, str(error))
     outputs = _compare(whole, samples, expected, run)
     if all(_is_right(output, tolerance) for output in outputs.values()):
-        return RewriteProof(outputs, tolerance, weights=weights)
+        return RewriteProof(outputs, tolerance, (), weights, graph)
     wrong = []
     for site in ids:
         try:
@@ -114,7 +118,7 @@ def prove_rewrite(
             continue
         found = _compare(alone, samples, expected, run)
         wrong += [] if all(_is_right(output, tolerance) for output in found.values()) else [site]
-    return RewriteProof(outputs, tolerance, tuple(wrong), weights)
+    return RewriteProof(outputs, tolerance, tuple(wrong), weights, graph)
 
 
 def _identity(original: ir.Model, record: Record, ids: Sequence[str]) -> ir.Model:

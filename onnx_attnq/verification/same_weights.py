@@ -1,4 +1,4 @@
-"""Does a rewritten model have the weights of the original? The rewriting of attention changes none."""
+"""Do two models have the same weights?"""
 
 from __future__ import annotations
 
@@ -9,34 +9,50 @@ import onnx_ir as ir
 from onnx_attnq.model import same_bytes
 
 
-def other_weights(original: ir.Model, rewritten: ir.Model) -> tuple[str, ...]:
-    """Names of weights that both models have, subgraphs included, and that differ in type, shape or bytes.
+def other_weights(a: ir.Model, b: ir.Model) -> tuple[str, ...]:
+    """Names of weights that both models have, and that differ in type, shape or bytes.
 
-    Weights are initializers and Constants. They are read from their files only where they are not the same tensor.
+    Weights are initializers and tensors that nodes have, which are named after the node's first output; those of
+    subgraphs and functions, too. They are read from their files only where they are not the same tensor.
 
     Raises:
         InvalidModel: A file is not what it was when the models were loaded.
     """
-    before = dict(_weights(original.graph))
-    return tuple(
-        key[-1] for key, tensor in _weights(rewritten.graph) if key in before and not _is_same(before[key], tensor)
-    )
+    before = dict(_weights(a))
+    return tuple(key[-1] for key, tensor in _weights(b) if key in before and not _is_same(before[key], tensor))
 
 
-def _weights(graph: ir.Graph, inside: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], ir.TensorProtocol]]:
-    """Tensors by name; in front of it, for each node that they are inside of, its first output and the attribute."""
+def _weights(model: ir.Model) -> Iterator[tuple[tuple[str, ...], ir.TensorProtocol]]:
+    yield from _of_graph(model.graph, ())
+    for identifier, function in model.functions.items():
+        yield from _of_graph(function.graph, identifier)
+
+
+def _of_graph(graph: ir.Graph, inside: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], ir.TensorProtocol]]:
+    """Tensors by name; in front of it, the function, and for each node around it the first output and the attribute."""
     for name, value in graph.initializers.items():
         if value.const_value is not None:
             yield (*inside, name), value.const_value
     for node in graph:
         output = node.outputs[0].name or "" if node.outputs else ""
         for name, attribute in node.attributes.items():
+            place = (*inside, name)
             if attribute.is_ref():
                 continue
             if attribute.type == ir.AttributeType.GRAPH:
-                yield from _weights(attribute.as_graph(), (*inside, output, name))
-            elif attribute.type == ir.AttributeType.TENSOR and node.op_type == "Constant":
-                yield (*inside, output), attribute.as_tensor()
+                yield from _of_graph(attribute.as_graph(), (*place, output))
+            elif attribute.type == ir.AttributeType.TENSOR:
+                yield (*place, output), attribute.as_tensor()
+            elif attribute.type in (ir.AttributeType.GRAPHS, ir.AttributeType.TENSORS):
+                yield from _of_several(attribute, (*place, output))
+
+
+def _of_several(attribute: ir.Attr, inside: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], ir.TensorProtocol]]:
+    for number, item in enumerate(attribute.value):
+        if attribute.type == ir.AttributeType.GRAPHS:
+            yield from _of_graph(item, (*inside, str(number)))
+        else:
+            yield (*inside[:-1], str(number), inside[-1]), item
 
 
 def _is_same(a: ir.TensorProtocol, b: ir.TensorProtocol) -> bool:

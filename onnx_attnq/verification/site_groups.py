@@ -66,7 +66,11 @@ def site_groups(
 def _shapes(model: ir.Model, sample: Sample) -> dict[str, tuple[int, ...]]:
     """The shapes of values of the main graph, as far as they can be told."""
     inlined = model.clone()
-    InlinePass()(inlined)  # inference follows nodes whose attributes are values, not those that refer to a call's
+    # Inference follows nodes whose attributes are values, not those that refer to a call's.
+    opsets = inlined.opset_imports
+    InlinePass(lambda f: all(opsets.get(domain, version) == version for domain, version in f.opset_imports.items()))(
+        inlined
+    )
     inputs = {name: (array.dtype, array.shape) for name, array in sample.items()}
     found = ShapeCheck(inlined).shapes(inputs, sample)
     shapes = {str(value.name): shape for value, shape in found.items() if value.graph is inlined.graph}

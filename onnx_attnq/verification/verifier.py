@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ from onnx_attnq.verification.site_rows import Rows, SiteRows
 
 STANDARD = "standard"
 NATIVE = "native"
+
+_OTHER: Final = "B says that it was made from another model than A"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Verification:
         limits: What was asked of the outputs.
         samples: Number of samples.
         rewrite: What the rewrite does without quantization; None for a model that was not made from the first.
+        other_original: The second model says that it was made from another one than the first.
         random_ops: Number of ops that draw random numbers; they got the same seeds in both models.
     """
 
@@ -89,6 +92,7 @@ class Verification:
     samples: int
     rewrite: RewriteProof | None = None
     random_ops: int = 0
+    other_original: bool = False
 
     @property
     def standard(self) -> VariantCheck:
@@ -99,7 +103,14 @@ class Verification:
     def failures(self) -> tuple[str, ...]:
         """What did not pass, a sentence each."""
         found = [f"{way}: {text}" for way, run in self.runs.items() for text in run.failures(self.limits)]
-        return (*(() if self.rewrite is None else self.rewrite.failures), *found)
+        return (*self.failures_of_rewrite, *found)
+
+    @property
+    def failures_of_rewrite(self) -> tuple[str, ...]:
+        """What did not pass, whatever way the second model is run."""
+        if self.other_original and not self.limits:
+            return (f"{_OTHER}: give a limit on how far it may be off, or the model that it was made from",)
+        return () if self.rewrite is None else self.rewrite.failures
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -119,6 +130,8 @@ class Verification:
                 notes.append(f"site {name!r}: {share:.1%} of the probabilities are NaN, before and after")
         if self.rewrite is not None and self.rewrite.missing:
             notes.append(f"it was not proved that the rewrite alone changes nothing: {self.rewrite.missing}")
+        if self.other_original:
+            notes.append(f"{_OTHER}: that was not proved, only outputs and codes were compared")
         if self.random_ops:
             notes.append(seed_note(self.random_ops))
         for name, output in run.outputs.items():
@@ -237,7 +250,7 @@ def verify(
                 steps.advance(f"{way} ops" if way == STANDARD else f"{way} kernels", 1 if group is None else group.runs)
             del variant
         runs[way] = VariantCheck({name: output.result() for name, output in outputs.items()}, checks)
-    return Verification(runs, limits, len(samples), proof, random)
+    return Verification(runs, limits, len(samples), proof, random, record is not None and not proving)
 
 
 def _variant(
