@@ -61,15 +61,45 @@ LAYOUTS = {
         _fused("com.microsoft.MultiHeadAttention<num_heads=2>(q, k)", "float[B,L,16] q, float[B,K,2,2,8] k"),
         {"q": "BL16", "k": "BK228"},
     ),
+    "grouped by heads": (
+        _fused("Attention(q, k, v)", "float[B,4,L,8] q, float[B,2,K,8] k, float[B,2,K,8] v").replace(
+            "[B,L,W]", "[B,4,L,8]"
+        ),
+        {"q": "B4L8", "k": "B2K8", "v": "B2K8"},
+    ),
+    "grouped by unknown heads": (
+        _fused("Attention(q, k, v)", "float[B,H,L,D] q, float[B,G,K,D] k, float[B,G,K,D] v").replace(
+            "[B,L,W]", "[B,H,L,D]"
+        ),
+        {"q": "B4L8", "k": "B2K8", "v": "B2K8"},
+    ),
+    "grouped with a mask for each head": (
+        _fused(
+            "Attention<q_num_heads=4, kv_num_heads=2>(q, k, v, m)",
+            "float[B,L,16] q, float[B,K,8] k, float[B,K,8] v, float[B,4,L,K] m",
+        ),
+        {"q": "BL16", "k": "BK8", "v": "BK8", "m": "B4LK"},
+    ),
+    "unknown widths": (
+        _fused(
+            "com.microsoft.MultiHeadAttention<num_heads=2>(q, k, v)", "float[B,L,E] q, float[B,K,E] k, float[B,K,E] v"
+        ),
+        {"q": "BL16", "k": "BK16", "v": "BK16"},
+    ),
+    "packed with unknown widths": (
+        _fused("com.microsoft.MultiHeadAttention<num_heads=2>(q, k)", "float[B,L,E] q, float[B,K,H,2,D] k"),
+        {"q": "BL16", "k": "BK228"},
+    ),
     "packed": (_fused("com.microsoft.MultiHeadAttention<num_heads=2>(q)", "float[B,L,2,3,8] q"), {"q": "BL238"}),
 }
 
 
 def _ones(shapes: dict[str, str], sizes: dict[str, int]) -> dict[str, np.ndarray]:
+    """For each input ones, of a shape such as BL16: numbers of one digit, but for what stands at the end of three axes."""
     found = {}
     for name, text in shapes.items():
-        rest = [int(text[2:])] if len(text) < 5 else [int(digit) for digit in text[2:]]
-        found[name] = np.ones([sizes[text[0]], sizes[text[1]], *rest], np.float32)
+        axes = (text[0], text[1], text[2:]) if text[2:].isdigit() and len(text) == 4 else tuple(text)
+        found[name] = np.ones([sizes[axis] if axis in sizes else int(axis) for axis in axes], np.float32)
     return found
 
 
@@ -83,15 +113,38 @@ def test_packed_and_grouped_layouts_may_be_empty(name: str, scheme: str, tmp_pat
     original = Session(load(tmp_path / "m.onnx"))
     sessions = [Session(load(tmp_path / "o.onnx"), native=native) for native in (False, native_library() is not None)]
     for batch, queries, keys in ((2, 3, 4), (2, 0, 4), (2, 4, 0), (0, 4, 4), (2, 0, 0)):
-        if not batch and "grouped" in name:  # onnxruntime makes -1 of the length, which no empty tensor tells
-            continue
         sample = _ones(shapes, {"B": batch, "L": queries, "K": keys})
         try:
             (expected,) = original.run(sample).values()
         except InvalidData:  # onnxruntime's CPU lacks some layouts, and takes some of these sizes for an error
             some = (queries if name == "packed" else keys) > 0
-            expected = np.full((batch, queries, 16), float(some))
+            rows = (4, queries, 8) if name.endswith("heads") else (queries, 16)
+            expected = np.full((batch, *rows), float(some))
         for session in sessions:
             (output,) = session.run(sample).values()
             assert output.shape == expected.shape
             np.testing.assert_allclose(output, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["identity", "row-log-mean"])
+@pytest.mark.parametrize("widths", [("32", "16"), ("E", "F")])
+def test_a_cache_may_be_empty(widths: tuple[str, str], scheme: str, tmp_path: Path) -> None:
+    """As the native library does; onnxruntime's own op refuses these sizes, or divides by zero."""
+    query, key = (f"float[B,L,{width}]" for width in widths)
+    text = (
+        f'<ir_version: 10, opset_import: ["" : 17, "com.microsoft" : 1]> g ({query} q, {key} k, {key} v, '
+        "float[B,2,P,8] pk, float[B,2,P,8] pv, int32[B] last, int32 total) => (float[B,L,32] y, float[B,2,T,8] nk, "
+        "float[B,2,T,8] nv) { y, nk, nv = com.microsoft.GroupQueryAttention<num_heads=4, kv_num_heads=2>"
+        "(q, k, v, pk, pv, last, total) }"
+    )
+    onnx.save(parser.parse_model(text), tmp_path / "m.onnx")
+    compress(tmp_path / "m.onnx", tmp_path / "o.onnx", scheme=preset(scheme), verification=None)
+    shapes = {"q": "BL32", "k": "BL16", "v": "BL16"}
+    for batch, queries, past in ((2, 3, 4), (0, 3, 4), (2, 0, 4), (0, 0, 0), (2, 3, 0), (0, 1, 0)):
+        sample = _ones(shapes, {"B": batch, "L": queries})
+        sample |= {name: np.ones((batch, 2, past, 8), np.float32) for name in ("pk", "pv")}
+        sample |= {"last": np.full(batch, queries + past - 1, np.int32), "total": np.array(queries + past, np.int32)}
+        for native in (False, native_library() is not None):
+            found = Session(load(tmp_path / "o.onnx"), native=native).run(sample)
+            np.testing.assert_allclose(found["y"], np.ones((batch, queries, 32)), rtol=1e-5)
+            assert found["nk"].shape == found["nv"].shape == (batch, 2, queries + past, 8)

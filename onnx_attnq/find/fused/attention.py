@@ -67,7 +67,7 @@ def build(b: FusedBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | 
     )
     if grouped:
         stages = core.attend(b, core.by_group(b, query, kv_heads), keys, values, scoring, rank=5)
-        context = b.reshape(stages.context, 0, b.extent(query, 1), b.extent(query, 2), b.extent(value, 3))
+        context = b.exactly(stages.context, *(b.extent(query, axis) for axis in range(3)), b.extent(value, 3))
         shape = [dimension(query, axis) for axis in range(3)]
         context = b.describe(context, query, *shape, dimension(value, 3))
     else:
@@ -156,7 +156,7 @@ def _mask_by_group(b: FusedBuilder, fused: FusedNode, mask: ir.Value, kv_heads: 
     heads = size_of(given, rank - 3) or 1
     split = (1, 1) if heads == 1 else (kv_heads, heads // kv_heads)
     batch = [b.extent(given, 0)] if rank == 4 else []
-    return b.reshape(mask, *batch, *split, b.extent(mask, rank - 2), b.extent(mask, rank - 1))
+    return b.exactly(mask, *batch, *split, b.extent(mask, rank - 2), b.extent(mask, rank - 1))
 
 
 def _given_mask(b: FusedBuilder, fused: FusedNode, key: ir.Value, dtype: ir.DataType) -> ir.Value:

@@ -112,6 +112,10 @@ class FusedBuilder(NodeBuilder):
         """The difference of two sizes."""
         return a - b if isinstance(a, int) and isinstance(b, int) else self.Sub(self.vector(a), self.vector(b))
 
+    def times(self, a: Extent, factor: int) -> Extent:
+        """A multiple of a size."""
+        return a * factor if isinstance(a, int) else self.Mul(a, self.ints(factor))
+
     def maximum(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """The greater of two int64 tensors; Max takes integers only from opset 12 on."""
         return self.Where(self.Less(a, b), b, a)
@@ -132,6 +136,16 @@ class FusedBuilder(NodeBuilder):
     def reshape(self, value: ir.Value, *shape: Extent) -> ir.Value:
         """Reshape; 0 copies an axis, -1 is what remains."""
         return self.Reshape(value, self.vector(*shape))
+
+    def exactly(self, value: ir.Value, *sizes: Extent) -> ir.Value:
+        """Reshape to sizes that may be 0, too: what 0 and -1 stand for cannot be told where an axis is empty.
+
+        Before opset 14 there is no such Reshape, and axes must not be empty where the graph does not say how long they
+        are. onnxruntime makes -1 of a size that is computed, but for this one.
+        """
+        fixed = all(isinstance(size, int) and size for size in sizes)
+        zeros = {} if fixed or self.opset < 14 else {"allowzero": 1}
+        return self.Reshape(value, self.vector(*sizes), **zeros)
 
     def transpose(self, value: ir.Value, *perm: int) -> ir.Value:
         """Transpose."""

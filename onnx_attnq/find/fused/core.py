@@ -89,14 +89,16 @@ def attend(b: FusedBuilder, query: ir.Value, key: ir.Value, value: ir.Value, how
 
     heads, kv_heads = size_of(query, 1), size_of(key, 1)
     grouped = heads is not None and kv_heads is not None and heads != kv_heads
+    batch, queries = (b.extent(query, axis) for axis in (0, 2)) if grouped else (0, 0)
+    rows = b.times(queries, (heads or 0) // (kv_heads or 1))
     transposed = b.transpose(b.cast(key, scores, how.dtype), *range(last - 1), last, last - 1)
     left = b.cast(query, scores, how.dtype)
     if grouped:
-        left = b.reshape(left, 0, kv_heads or 0, -1, b.extent(query, 3))
+        left = b.exactly(left, batch, kv_heads or 0, rows, b.extent(query, 3))
     raw = b.MatMul(left, transposed)
     if grouped:
         raw.dtype = scores
-        raw = b.reshape(raw, 0, heads or 0, b.extent(query, 2), -1)
+        raw = b.exactly(raw, batch, heads or 0, queries, b.extent(key, 2))
     raw = typed(raw)
     product = capped = typed(b.Mul(raw, _scale(b, query, how, last)))
     if how.softcap:
@@ -121,10 +123,10 @@ def attend(b: FusedBuilder, query: ir.Value, key: ir.Value, value: ir.Value, how
     probabilities = typed(b.cast(probabilities, how.dtype, precision), how.dtype)
     right = probabilities
     if grouped:
-        right = b.reshape(probabilities, 0, kv_heads or 0, -1, b.extent(value, 2))
+        right = b.exactly(probabilities, batch, kv_heads or 0, rows, b.extent(value, 2))
     context = b.MatMul(right, value)
     if grouped:
-        context = b.reshape(context, 0, heads or 0, b.extent(query, 2), -1)
+        context = b.exactly(context, batch, heads or 0, queries, b.extent(value, 3))
     context.dtype, context.shape = how.dtype, ir.Shape([*shape[:last], dimension(value, last)])
     return Stages(product, capped, masked, softmax, probabilities, context)
 
@@ -148,17 +150,23 @@ def split_heads(b: FusedBuilder, hidden: ir.Value, heads: int) -> ir.Value:
     """(B, L, N·D) to (B, N, L, D)."""
     width = width_of(hidden)
     head_size = None if width is None else width // heads
-    # Reshape cannot work out -1 where there is no query, no key, or no batch entry; but onnxruntime makes a -1 of what
-    # is computed from the shape.
-    split = b.transpose(b.reshape(hidden, 0, 0, heads, head_size or -1), 0, 2, 1, 3)
+    if head_size:
+        parts = b.reshape(hidden, 0, 0, heads, head_size)
+    else:
+        computed = b.Div(b.vector(b.extent(hidden, 2)), b.ints(heads))
+        parts = b.exactly(hidden, b.extent(hidden, 0), b.extent(hidden, 1), heads, computed)
+    split = b.transpose(parts, 0, 2, 1, 3)
     return b.describe(split, hidden, dimension(hidden, 0), heads, dimension(hidden, 1), head_size)
 
 
 def merge_heads(b: FusedBuilder, context: ir.Value) -> ir.Value:
     """(B, N, L, D) to (B, L, N·D)."""
-    heads, head_size = size_of(context, 1), size_of(context, 3)
-    width = -1 if heads is None or head_size is None else heads * head_size
-    return b.reshape(b.transpose(context, 0, 2, 1, 3), 0, 0, width)
+    heads, head_size = b.extent(context, 1), b.extent(context, 3)
+    rows = b.transpose(context, 0, 2, 1, 3)
+    if isinstance(heads, int) and isinstance(head_size, int):
+        return b.reshape(rows, 0, 0, heads * head_size)
+    width = b.Mul(b.vector(heads), b.vector(head_size))
+    return b.exactly(rows, b.extent(context, 0), b.extent(context, 2), width)
 
 
 def repeat_heads(b: FusedBuilder, cache: ir.Value, heads: Extent, kv_heads: Extent) -> ir.Value:
@@ -170,7 +178,7 @@ def repeat_heads(b: FusedBuilder, cache: ir.Value, heads: Extent, kv_heads: Exte
     else:
         group = b.Div(b.vector(heads), b.vector(kv_heads))
     grouped = b.Expand(b.unsqueeze(cache, 2), b.vector(1, 1, group, 1, 1))
-    repeated = b.reshape(grouped, 0, heads, b.extent(cache, 2), b.extent(cache, 3))
+    repeated = b.exactly(grouped, b.extent(cache, 0), heads, b.extent(cache, 2), b.extent(cache, 3))
     batch, _, length, head_size = (dimension(cache, axis) for axis in range(4))
     return b.describe(repeated, cache, batch, heads if isinstance(heads, int) else None, length, head_size)
 
@@ -179,7 +187,8 @@ def by_group(b: FusedBuilder, query: ir.Value, kv_heads: int) -> ir.Value:
     """(B, N, L, D) to (B, N_kv, N / N_kv, L, D); N is known."""
     heads = size_of(query, 1) or kv_heads
     batch, _, length, head_size = (dimension(query, axis) for axis in range(4))
-    split = b.reshape(query, 0, kv_heads, heads // kv_heads, b.extent(query, 2), b.extent(query, 3))
+    outer, inner = b.extent(query, 0), (b.extent(query, 2), b.extent(query, 3))
+    split = b.exactly(query, outer, kv_heads, heads // kv_heads, *inner)
     return b.describe(split, query, batch, kv_heads, heads // kv_heads, length, head_size)
 
 

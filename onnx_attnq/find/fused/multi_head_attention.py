@@ -74,8 +74,9 @@ def _unpack(b: FusedBuilder, packed: ir.Value, count: int) -> list[ir.Value]:
     """(B, L, N, count, D) to count times (B, L, N·D)."""
     heads, head_size = size_of(packed, 2), size_of(packed, 4)
     width = heads * head_size if heads is not None and head_size is not None else None
-    # A number where it is known: of an empty tensor, -1 could be anything.
-    parts = [b.reshape(part, 0, 0, -1 if width is None else width) for part in b.split(packed, 3, count)]
+    extents = [b.extent(packed, axis) for axis in range(5)]
+    outer, computed = extents[:2], b.Mul(b.vector(extents[2]), b.vector(extents[4])) if width is None else width
+    parts = [b.exactly(part, *outer, computed) for part in b.split(packed, 3, count)]
     for part in parts:
         b.describe(part, packed, dimension(packed, 0), dimension(packed, 1), width)
     return parts
