@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from click.testing import CliRunner
 from onnx import parser
 
+from onnx_attnq.cli.group import cli
 from onnx_attnq.errors import InvalidModel, NothingToRewrite
 from onnx_attnq.find import Form, Sites, expose, find_sites
 from onnx_attnq.job import Compression, compress
@@ -307,6 +310,39 @@ def test_onnx_attention_keeps_its_products_in_the_op(dtype: str, inputs: str, ca
     )
     result = compressed(save(text, tmp_path / "m.onnx"), tmp_path, "identity")
     assert [site.form for site in result.sites.sites] == [Form.ATTENTION]
+
+
+SINK = masked("e = Expand(sink, size) x = Concat<axis=3>(s, e)", "float[1,2,1,1] sink, int64[4] size")
+SINK = SINK.replace("p = Softmax<axis=-1>(x)", "w = Softmax<axis=-1>(x) a = Constant<value_ints=[0]>() "
+    "b = Constant<value_ints=[-1]>() c = Constant<value_ints=[3]>() p = Slice(w, a, b, c)")  # fmt: skip
+DOUBLE = (
+    '<ir_version: 11, opset_import: ["" : 23]> g (double[1,2,5,8] q, double[1,2,5,8] k, double[1,2,5,8] v) '
+    "=> (double[1,2,5,8] y) { y = Attention(q, k, v) }"
+)
+GALLERY_SINK = CASES.parent / "gallery" / "fused_gqa__sink.onnx"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "told"),
+    [
+        (SINK, "a sink, which Concat 'x' puts beside the scores, belongs to no key", "the products stay, as a sink"),
+        (DOUBLE, "the scores are double, and one op for all computes in float32", "the products stay, as the scores"),
+        (
+            None,
+            "a sink, which Concat",
+            "with the native library one op takes the place of the whole GroupQueryAttention",
+        ),
+    ],
+    ids=["sink", "double", "sink of a fused op"],
+)
+def test_it_is_said_why_products_stay(text: str | None, reason: str, told: str, tmp_path: Path) -> None:
+    path = GALLERY_SINK if text is None else save(text, tmp_path / "m.onnx")
+    (site,) = find_sites(expose(load(path))).sites
+    assert site.form is Form.SOFTMAX
+    assert site.softmax_only.startswith(reason)
+    done = CliRunner().invoke(cli, ["inspect", str(path), "--json", str(tmp_path / "i.json")])
+    assert f"note: {told}" in " ".join(done.output.split())
+    assert json.loads((tmp_path / "i.json").read_text())["sites"][0]["softmax_only"] == site.softmax_only
 
 
 CAP = "float two = {2.0}, float half = {0.5}, float minus = {-2.0}, float[2,1,1] heads = {2.0, 3.0}"

@@ -13,9 +13,12 @@ from onnx_attnq.cli.output import console, plain_table, write_json
 from onnx_attnq.errors import InvalidModel
 
 if TYPE_CHECKING:
-    from onnx_attnq.find import AttentionSite
+    from onnx_attnq.find import AttentionSite, Sites
     from onnx_attnq.inputs import InputShapes
     from onnx_attnq.run import RunSettings
+
+_REASONS = 3
+"""Why products stay is told so often; most reasons name nodes, and so each layer has its own."""
 
 
 @command()
@@ -90,12 +93,31 @@ def inspect(
             table.add_row(site.id, str(site.form), site.scope, heads, shape, " > ".join(site.chain))
         out.print(f"{model}: {len(found.sites)} attention site{'' if len(found.sites) == 1 else 's'}")
         out.print(table)
+        reasons = _reasons(found)
+        for reason, ids in list(reasons.items())[:_REASONS]:
+            out.print(f"note: {reason}: {', '.join(ids)}")
+        if len(reasons) > _REASONS:
+            out.print(f"note: so it is, for like reasons, at {len(reasons) - _REASONS} more; --json has all")
         if problem is not None:
             out.print(f"note: shapes are not all known: {problem}")
     elif record is None:
         out.print(f"{model}: no attention found")
     for rejection in found.rejections:
         out.print(f"declined: {rejection.op_type} {rejection.node!r} in {rejection.scope}: {rejection.reason}")
+
+
+def _reasons(found: Sites) -> dict[str, list[str]]:
+    """Why products stay, or what becomes of them all the same, and the ids of the sites of which that is so."""
+    from onnx_attnq.rewriting import whole_op
+
+    reasons: dict[str, list[str]] = {}
+    for site in found.sites:
+        if not site.softmax_only:
+            continue
+        whole = whole_op(found, site)
+        taken = f"with the native library one op takes the place of the whole {whole}"
+        reasons.setdefault(f"the products stay, as {site.softmax_only}" if whole is None else taken, []).append(site.id)
+    return reasons
 
 
 def _outcome(site: AttentionSite) -> str:

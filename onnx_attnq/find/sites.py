@@ -70,6 +70,7 @@ class AttentionSite:
         value_products: The products of the probabilities with V.
         story: The steps of the walk, for ``inspect --explain``.
         attention: The whole attention, where one op can replace it.
+        softmax_only: Why one op cannot, and the products stay; empty where it can.
     """
 
     id: str
@@ -88,6 +89,7 @@ class AttentionSite:
     value_products: tuple[Product, ...] = dataclasses.field(repr=False, compare=False)
     story: tuple[str, ...] = dataclasses.field(repr=False, compare=False)
     attention: Attention | None = dataclasses.field(repr=False, compare=False)
+    softmax_only: str = dataclasses.field(default="", repr=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,13 +176,17 @@ def find_sites(model: ir.Model | Exposed) -> Sites:
 
 def _site(root: SoftmaxRoot, found: _Found, scope: str, origin: Origin, types: Types, fault: str) -> AttentionSite:
     story, whole = found.story, None
+    reason = (
+        "its softmax is not over the last axis" if root.replaceable else "only what its softmax gives can be quantized"
+    )
     if root.replaceable and root.scores is not None and root.axis == -1:
         products = found.score_products, found.value_products
         match = Lost(fault) if fault else match_attention(root.scores, root.probabilities, *products, types)
         if isinstance(match, Lost):
-            story = (*story, f"softmax only: {match.reason}")
+            reason = match.reason
+            story = (*story, f"softmax only: {reason}")
         else:
-            whole = match
+            whole, reason = match, ""
     form = Form.SOFTMAX if root.replaceable else Form.PROBABILITIES
     if whole is not None:
         form = Form.ATTENTION
@@ -201,6 +207,7 @@ def _site(root: SoftmaxRoot, found: _Found, scope: str, origin: Origin, types: T
         value_products=found.value_products,
         story=story,
         attention=whole,
+        softmax_only=reason,
     )
 
 

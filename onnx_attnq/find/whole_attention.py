@@ -123,8 +123,12 @@ def match_attention(
     scored, weighed = score_products[0].node, value_products[0].node
     if known_op(scored) != "MatMul" or known_op(weighed) != "MatMul" or not value_products[0].is_left:
         return Lost("a product is not a MatMul with the probabilities on the left")
-    if types.dtype(scores) != ir.DataType.FLOAT:
-        return Lost("the scores are not float32")
+    if (dtype := types.dtype(scores)) != ir.DataType.FLOAT:
+        kind = "of unknown type" if dtype is None else dtype.name.lower()
+        return Lost(f"the scores are {kind}, and one op for all computes in float32")
+    last = scores.producer()
+    if last is not None and known_op(last) == "Concat":
+        return Lost(f"a sink, which {describe(last)} puts beside the scores, belongs to no key")
     query = _trace_operand(scored.inputs[0], types, scaled=True)
     key = _trace_operand(scored.inputs[1], types, scaled=True)
     value = _trace_operand(weighed.inputs[1], types, scaled=False)

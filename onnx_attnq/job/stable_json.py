@@ -129,6 +129,7 @@ def _site_json(site: AttentionSite) -> dict[str, Any]:
         "node": site.node,
         "scope": site.scope,
         "form": str(site.form),
+        "softmax_only": site.softmax_only,
         "heads": site.heads,
         "shape": None if site.shape is None else list(site.shape),
         "chain": list(site.chain),

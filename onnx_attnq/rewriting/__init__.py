@@ -1,7 +1,13 @@
 """Planning what each site gets, putting quantized ops in place, writing that down, and undoing it."""
 
 from onnx_attnq.rewriting.bodies import DOMAIN, DOMAIN_VERSION
-from onnx_attnq.rewriting.fused_rule import fused_op_of, left_for_want_of_names, left_fused, slower_because
+from onnx_attnq.rewriting.fused_rule import (
+    fused_op_of,
+    left_for_want_of_names,
+    left_fused,
+    slower_because,
+    whole_op,
+)
 from onnx_attnq.rewriting.group_query import opened
 from onnx_attnq.rewriting.plan import Plan, SitePlan, load_plan, save_plan, uniform_plan
 from onnx_attnq.rewriting.record import Record, RewrittenSite, read_record, refuse_rewritten
@@ -29,4 +35,5 @@ __all__ = [
     "save_plan",
     "slower_because",
     "uniform_plan",
+    "whole_op",
 ]

@@ -23,6 +23,12 @@ def fused_op_of(sites: Sites, site: AttentionSite) -> FusedOp | None:
     return next((fused for softmax, fused in exposed.fused.items() if exposed.origins[softmax].id == site.id), None)
 
 
+def whole_op(sites: Sites, site: AttentionSite) -> str | None:
+    """The fused op whose whole place one op of the native library takes, whatever is in it; None if there is none."""
+    fused = fused_op_of(sites, site)
+    return fused.op_type if fused is not None and is_taken(fused) else None
+
+
 def slower_because(site: AttentionSite, fused: FusedOp, scheme: SiteScheme) -> str | None:
     """Why a fused op is faster than what would stand in its place, with the native library; None where it is not."""
     if is_taken(fused):
@@ -76,4 +82,4 @@ def _cache(fused: FusedOp) -> ir.Value | None:
     return inputs.get("past_key") or inputs.get("past") or keys
 
 
-__all__ = ["fused_op_of", "left_for_want_of_names", "left_fused", "slower_because"]
+__all__ = ["fused_op_of", "left_for_want_of_names", "left_fused", "slower_because", "whole_op"]
