@@ -98,7 +98,7 @@ def test_broken_models_are_refused_or_rewritten(tmp_path: Path) -> None:
     assert reached["load"] > QUICK / 10
 
 
-@pytest.mark.parametrize("case", [1603, 1924, 1950, 2026, 2515])
+@pytest.mark.parametrize("case", [1603, 1924, 1950, 2026, 2515, 4020, 4699, 5872, 6596])
 def test_what_once_crashed_does_not(case: int, tmp_path: Path) -> None:
     fuzz(case, 1, tmp_path)
 

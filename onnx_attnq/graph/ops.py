@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
+import onnx
 import onnx_ir as ir
 
 KNOWN_DOMAINS = ("", "ai.onnx", "com.microsoft")
+
+_IN_BOTH = frozenset({"Attention", "DequantizeLinear", "Gelu", "GridSample", "Pad", "QuantizeLinear", "Range"}) | {
+    *("RotaryEmbedding", "Trilu", "Unique"),
+}
+"""Standard names that onnxruntime has in com.microsoft, too; it has no Mul or MatMul there."""
 
 
 def known_op(node: ir.Node | None) -> str:
     """The op type of a node of ai.onnx or com.microsoft; "" of other domains, whose Mul may be anything, and for None.
 
+    Nor is there a Mul in com.microsoft.
+
     >>> known_op(ir.node("Mul", [ir.val("a"), ir.val("b")])), known_op(ir.node("Mul", [ir.val("a")], domain="my.ops"))
     ('Mul', '')
     """
-    return node.op_type if node is not None and node.domain in KNOWN_DOMAINS else ""
+    if node is None or node.domain not in KNOWN_DOMAINS:
+        return ""
+    return "" if node.domain == "com.microsoft" and node.op_type in _standard_only() else node.op_type
+
+
+@functools.cache
+def _standard_only() -> frozenset[str]:
+    schemas = onnx.defs.get_all_schemas()
+    return frozenset(schema.name for schema in schemas if not schema.domain) - _IN_BOTH
 
 
 def standard_opset(imports: Mapping[str, int]) -> int | None:

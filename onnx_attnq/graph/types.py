@@ -315,7 +315,7 @@ def _computed_dtype(value: ir.Value, depth: int, known: _Elements) -> ir.DataTyp
 
 
 def _width(value: ir.Value, depth: int) -> int | None:
-    if value.shape is not None and (found := size_of(value, len(value.shape) - 1)) is not None:
+    if value.shape and (found := size_of(value, len(value.shape) - 1)) is not None:  # a scalar has no last axis
         return found
     node = value.producer()
     if node is None or depth == 0 or value.index() != 0:

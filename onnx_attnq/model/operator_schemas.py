@@ -29,6 +29,8 @@ def check_operator(node: onnx.NodeProto, opsets: Mapping[str, int], title: str) 
     """
     if node.domain == "com.microsoft":
         _check_kinds(node, _CONTRIBUTED, title)
+        if len(node.input) < (least := _LEAST_INPUTS.get(node.op_type, 0)):
+            raise InvalidModel(f"{title} has {len(node.input)} inputs; at least {least} are allowed")
     if node.domain not in ("", "ai.onnx"):
         return
     schema = _schema(node.op_type, opsets.get("", opsets.get("ai.onnx", 0)))
@@ -98,6 +100,16 @@ _CONTRIBUTED: Final = {
     "qkv_hidden_sizes": "INTS",
 }
 """Kinds of attributes by name, of the operators of com.microsoft that are read or decomposed; onnx knows no schemas."""
+
+_LEAST_INPUTS: Final = {
+    **dict.fromkeys(("BitmaskDropout", "Gelu", "Trilu", "Unique", "MultiHeadAttention"), 1),
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "Pad", "Range", "BiasDropout", "BiasSoftmax"), 2),
+    **dict.fromkeys(("FusedMatMul", "TransposeMatMul", "Attention", "GridSample"), 2),
+    **dict.fromkeys(("DynamicQuantizeMatMul", "MatMulNBits"), 3),
+    **dict.fromkeys(("MatMulIntegerToFloat", "RotaryEmbedding"), 4),
+    **{"QLinearSoftmax": 5, "QLinearAdd": 7, "QLinearMul": 7, "GroupQueryAttention": 7},
+}
+"""How many inputs these operators have at least."""
 
 
 @functools.lru_cache(maxsize=1024)

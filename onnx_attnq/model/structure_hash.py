@@ -63,7 +63,8 @@ def _graph(graph: ir.Graph) -> Iterable[tuple[Any, ...]]:
 
 
 def _value(value: ir.Value) -> tuple[Any, ...]:
-    return (value.name, str(value.type), str(value.shape))
+    # onnx_ir does not serialize the shape of what has no type.
+    return (value.name, str(value.type), str(value.shape if value.type is not None else None))
 
 
 def _signature(tensor: ir.TensorProtocol) -> tuple[Any, ...]:
