@@ -27,7 +27,7 @@ ROUNDING = 1e-4
 
 SCHEMES = {
     "zero": preset("row-log"),
-    "mean": preset("row-log-mean"),
+    "mean": preset("row-log-mean", bits=2, threshold=0.1),
     "absolute": preset("ji2021"),
     "kept as they are": preset("prune-only"),
     "by head": HeadSchemes(tuple(preset("row-log", bits=bits, threshold=0.03 / bits) for bits in (1, 2, 3, 4))),

@@ -72,7 +72,7 @@ def shared(encoder: Path, decoder: Path) -> dict[str, Path]:
             compress(
                 folder / "model.onnx",
                 folder / "shared" / name,
-                scheme=preset("row-log-mean"),
+                scheme=preset("row-log-mean", bits=2, threshold=0.1),
                 rewriting=RewriteSettings(inline=inline),
                 verification=None,
             )

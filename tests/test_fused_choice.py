@@ -162,7 +162,7 @@ def test_a_cache_in_half_precision_stays_fused(tmp_path: Path) -> None:
 def test_the_scheme_decides_too(kind: str, left: int, tmp_path: Path) -> None:
     """The shares of pruned values take more than ONNX Attention at a step; the other kernels have that much to spare."""
     onnx.save(decoder(kind), tmp_path / "m.onnx")
-    found = compress(tmp_path / "m.onnx", scheme=preset("row-log-mean"), verification=None)
+    found = compress(tmp_path / "m.onnx", scheme=preset("row-log-mean", bits=2, threshold=0.1), verification=None)
     assert sum("shares of pruned values" in entry.reason for entry in found.plan.sites) == left
 
 

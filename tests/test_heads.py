@@ -23,7 +23,7 @@ from onnx_attnq.verification import verify
 from onnx_attnq.verification.codes import check_rows
 
 TWO_AND_THREE = HeadSchemes((preset(bits=2, threshold=0.1), preset(bits=3, threshold=0.01)))
-SHARED = HeadSchemes((preset("row-log-mean"), preset("row-log-mean", bits=1, threshold=0.5)))
+SHARED = HeadSchemes((preset("row-log-mean", bits=2, threshold=0.1), preset("row-log-mean", bits=1, threshold=0.5)))
 FAMILIES = {
     "row-log": TWO_AND_THREE,
     "row-log-mean": SHARED,
@@ -130,7 +130,9 @@ def test_a_plan_names_the_schemes_of_heads_in_their_order() -> None:
             Plan.from_json(data)
 
 
-LEFT = HeadSchemes((preset("row-log-mean", bits=1, threshold=0.5), left_alone(preset("row-log-mean"))))
+LEFT = HeadSchemes(
+    (preset("row-log-mean", bits=1, threshold=0.5), left_alone(preset("row-log-mean", bits=2, threshold=0.1)))
+)
 
 
 @pytest.mark.parametrize("family", ["row-log", "row-log-mean", "ji2021", "fq-log2", "prune-only"])

@@ -437,7 +437,7 @@ def test_masked_keys_share_nothing(kernels: str, kind: str, low: float) -> None:
 
 
 def check_masked(kernels: str, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray) -> None:
-    scheme = preset("row-log-mean")
+    scheme = preset("row-log-mean", bits=2, threshold=0.1)
     got = run_attention(attention_model(scheme, scale=0.25, rank=3), q, k, v, mask, kernels=kernels)
     scores = (q.astype(np.float64) @ np.swapaxes(k.astype(np.float64), -1, -2)) * 0.25 + mask
     x = numerics.relative_scores(scores)
@@ -450,14 +450,20 @@ def check_masked(kernels: str, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask
 @ALL_KERNELS
 def test_grouped_queries_share_over_a_long_cache(kernels: str) -> None:
     q, k, v = draw(1, 1, 2, 4, 1, 64, spread=2), draw(2, 1, 2, 1, 3000, 64), draw(3, 1, 2, 1, 3000, 64)
-    check_attention(kernels, q, k, v, preset("row-log-mean"), scale=0.125)
+    check_attention(kernels, q, k, v, preset("row-log-mean", bits=2, threshold=0.1), scale=0.125)
 
 
 @ALL_KERNELS
 def test_int16_products_share_nearly_the_same(kernels: str) -> None:
     q, k, v = draw(1, 4, 128, 64), draw(2, 4, 200, 64), draw(3, 4, 200, 64)
     exact, short = (
-        run_attention(attention_model(preset("row-log-mean"), rank=3, scale=0.125, qk=qk), q, k, v, kernels=kernels)
+        run_attention(
+            attention_model(preset("row-log-mean", bits=2, threshold=0.1), rank=3, scale=0.125, qk=qk),
+            q,
+            k,
+            v,
+            kernels=kernels,
+        )
         for qk in (0, 1)
     )
     assert (np.abs(exact - short) > 2e-3).mean() < 0.02

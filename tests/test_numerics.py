@@ -365,14 +365,14 @@ def test_levels_continue_below_the_threshold_within_half_a_step(scheme: QuantSch
 
 
 def test_masked_keys_get_nothing_and_an_empty_sample_leaves_the_row_as_it_was() -> None:
-    scheme = preset("row-log-mean")
+    scheme = preset("row-log-mean", bits=2, threshold=0.1)
     for mask in (-np.inf, -10_000.0, float(np.finfo(np.float32).min), -87.5):
         found = numerics.quantize_scores([0.0, -4.0, mask], scheme)
         assert found[2] == 0.0
         assert found[1] > 0.0
     scores = np.full(512, -np.inf)
     scores[[1, 2, 3]] = 0.0, -1.0, -5.0  # none of them at a multiple of 4
-    zero = numerics.quantize_scores(scores, preset("row-log-mean", pruned=Pruned.ZERO))
+    zero = numerics.quantize_scores(scores, preset("row-log-mean", bits=2, threshold=0.1, pruned=Pruned.ZERO))
     np.testing.assert_array_equal(numerics.quantize_scores(scores, scheme), zero)
     scores[0] = -5.0
     assert numerics.quantize_scores(scores, scheme)[[0, 3]].tolist() == [pytest.approx(0.0141, rel=1e-2), 0.0]
@@ -381,8 +381,8 @@ def test_masked_keys_get_nothing_and_an_empty_sample_leaves_the_row_as_it_was() 
 @given(ROWS)
 def test_rows_without_pruned_keys_are_as_without_sharing(scores: np.ndarray) -> None:
     scores = scores * (2.0 / 120.0)  # within 2 nats, above the threshold
-    zero = numerics.quantize_scores(scores, preset("row-log-mean", pruned=Pruned.ZERO))
-    np.testing.assert_array_equal(numerics.quantize_scores(scores, preset("row-log-mean")), zero)
+    zero = numerics.quantize_scores(scores, preset("row-log-mean", bits=2, threshold=0.1, pruned=Pruned.ZERO))
+    np.testing.assert_array_equal(numerics.quantize_scores(scores, preset("row-log-mean", bits=2, threshold=0.1)), zero)
 
 
 ATTENTION: list[tuple[str, Callable[[np.random.Generator], tuple[np.ndarray, ...]]]] = [

@@ -95,7 +95,7 @@ def test_preset_refuses_bits_outside_of_their_range(name: str, bits: int) -> Non
 
 
 def test_unknown_preset_is_answered_with_the_known() -> None:
-    with pytest.raises(InvalidScheme, match="unknown scheme 'rowlog'; known: row-log, row-log-mean, ji2021"):
+    with pytest.raises(InvalidScheme, match="unknown scheme 'rowlog'; known: row-log-mean, row-log, ji2021"):
         preset("rowlog")
 
 
@@ -104,22 +104,22 @@ def test_shared_mass_takes_bits_as_long_as_the_levels_below_the_threshold_fit_a_
         assert preset("row-log-mean", bits=bits).bits == bits
     assert preset("row-log-mean", bits=6, threshold=1e-3).step * 255 >= TAIL_NATS
     with pytest.raises(InvalidScheme, match=r"5 bits above threshold 0\.1 have 0\.075: take fewer bits"):
-        preset("row-log-mean", bits=5)
+        preset("row-log-mean", bits=5, threshold=0.1)
 
 
 def test_any_preset_may_share_what_it_prunes_where_that_has_a_meaning() -> None:
     assert preset("row-log", pruned=Pruned.MEAN, bits=2, threshold=0.1) == dataclasses.replace(
-        preset("row-log-mean"), name="row-log"
+        preset("row-log-mean", bits=2, threshold=0.1), name="row-log"
     )
     assert preset("ji2021", pruned=Pruned.MEAN).pruned is Pruned.MEAN
-    assert preset("row-log-mean", pruned=Pruned.ZERO).pruned is Pruned.ZERO
+    assert preset("row-log-mean", bits=2, threshold=0.1, pruned=Pruned.ZERO).pruned is Pruned.ZERO
     with pytest.raises(InvalidScheme, match="linear levels do not continue"):
         preset("ji2021-linear", pruned=Pruned.MEAN)
 
 
 def test_json_of_before_there_was_a_choice_prunes_to_zero() -> None:
-    old = {name: value for name, value in preset().to_json().items() if name != "pruned"}
-    assert QuantScheme.from_json(old) == preset()
+    old = {name: value for name, value in preset("row-log").to_json().items() if name != "pruned"}
+    assert QuantScheme.from_json(old) == preset("row-log")
 
 
 def test_boolean_has_one_bit() -> None:
@@ -128,12 +128,22 @@ def test_boolean_has_one_bit() -> None:
         preset("boolean", bits=2)
 
 
-def test_row_log_is_the_default_and_what_the_design_says() -> None:
-    assert preset() == preset("row-log")
+def test_row_log_with_shared_mass_is_the_default_and_what_the_design_says() -> None:
+    assert preset() == preset(PRESETS[0]) == preset("row-log-mean")
     assert preset() == QuantScheme(
+        Reference.ROW_MAX, Normalize.UNIT, 0.03, 3, Spacing.LOG, Rounding.NEAREST, Pruned.MEAN, name="row-log-mean"
+    )
+    assert preset("row-log") == QuantScheme(
         Reference.ROW_MAX, Normalize.UNIT, 0.01, 3, Spacing.LOG, Rounding.NEAREST, name="row-log"
     )
-    assert preset().step == pytest.approx(-math.log(0.01) / 6.5, rel=1e-15)
+    assert preset("row-log").step == pytest.approx(-math.log(0.01) / 6.5, rel=1e-15)
+
+
+def test_the_default_refuses_bits_that_leave_pruned_values_no_room_and_says_what_to_do() -> None:
+    assert preset(bits=5).bits == 5
+    with pytest.raises(InvalidScheme, match="take fewer bits, a lower threshold, or pruned zero"):
+        preset(bits=6)
+    assert preset(bits=8, pruned=Pruned.ZERO).bits == 8
 
 
 BASE = preset().to_json()

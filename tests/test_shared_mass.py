@@ -23,7 +23,7 @@ from onnx_attnq.scheme import Normalize, Pruned, QuantScheme, Reference, Roundin
 from onnx_attnq.verification import verify
 from onnx_attnq.verification.codes import LEVEL_TOLERANCE, SHARE_TOLERANCE, check_rows
 
-SHARED = preset("row-log-mean")
+SHARED = preset("row-log-mean", bits=2, threshold=0.1)
 FAMILIES = [
     *itertools.product(Reference, (Normalize.NONE, Normalize.UNIT), [Spacing.LOG], Rounding),
     *itertools.product(Reference, (Normalize.NONE, Normalize.UNIT), [None], [None]),

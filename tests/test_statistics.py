@@ -190,7 +190,7 @@ def test_head_diversity_is_the_divergence_of_the_heads_rows():
 def test_the_sample_of_long_rows_moves_the_divergence_and_hardly_the_context():
     """docs/analyze.md says so: what a scheme that shares does to a row of 1024 keys is to be read off the context."""
     random = np.random.default_rng(0)
-    scheme = preset("row-log-mean")
+    scheme = preset("row-log-mean", bits=2, threshold=0.1)
     found = {}
     for keys in (255, 1024):
         p = numerics.softmax(random.normal(0.0, 1.5, (1, 2, 40, keys)))

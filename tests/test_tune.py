@@ -108,7 +108,7 @@ def test_candidates_that_another_beats_are_tried_on_one_sample_only(model: Path,
 
 
 def test_no_head_is_left_without_a_candidate_of_the_first_family(model: Path, samples: list[Sample]) -> None:
-    mixed = (SCHEMES[2], preset("row-log-mean"), preset("row-log-mean", bits=1, threshold=0.5))
+    mixed = (SCHEMES[2], preset("row-log-mean", bits=2, threshold=0.1), preset("row-log-mean", bits=1, threshold=0.5))
     for unit in units(str(model), samples[0]):
         trials = measure_unit(str(model), unit, samples, mixed)
         for head in range(unit.first, unit.stop):
@@ -140,7 +140,7 @@ def test_a_higher_price_never_gives_more_divergence(trials: list[Trial], objecti
 
 
 def test_a_site_takes_the_family_in_which_its_heads_together_fare_best() -> None:
-    zero, shared = preset(bits=2, threshold=0.1), preset("row-log-mean")
+    zero, shared = preset(bits=2, threshold=0.1), preset("row-log-mean", bits=2, threshold=0.1)
     trials = [
         Trial("a", 0, zero, 0.9, 0.0),
         Trial("a", 1, zero, 0.9, 1.0),
@@ -173,7 +173,11 @@ def test_a_head_that_bears_no_candidate_is_left_alone_and_the_plan_says_why(mode
 
 
 def test_alternatives_say_what_each_freedom_has_won() -> None:
-    one, two, zero = (preset("row-log-mean", bits=1, threshold=0.5), preset("row-log-mean"), preset(bits=2))
+    one, two, zero = (
+        preset("row-log-mean", bits=1, threshold=0.5),
+        preset("row-log-mean", bits=2, threshold=0.1),
+        preset(bits=2),
+    )
     trials = [
         Trial("a", 0, one, 0.9, 0.1),
         Trial("a", 0, two, 0.8, 0.0),

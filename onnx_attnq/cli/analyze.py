@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     "schemes",
     type=SchemeType(),
     multiple=True,
-    help="Scheme to measure; may be repeated.  [default: row-log and ji2021 at 3 and 2 bits]",
+    help="Scheme to measure; may be repeated.  [default: row-log-mean at 3 and 2 bits, "
+    "row-log at 3, ji2021 at 3 and 2]",
 )
 @click.option(
     "--include",

@@ -205,7 +205,7 @@ scheme_option = click.option(
     "--scheme",
     type=SchemeType(),
     help="How attention probabilities are quantized: a preset, and its bits and threshold where they are not the "
-    "preset's own.  [default: row-log]",
+    "preset's own.  [default: row-log-mean]",
 )
 bits_option = click.option(
     "--bits",

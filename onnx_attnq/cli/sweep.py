@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     "schemes",
     multiple=True,
     metavar="NAME",
-    help="Preset to try; may be repeated.  [default: row-log, row-log-mean, ji2021, prune-only-row-max]",
+    help="Preset to try; may be repeated.  [default: row-log-mean, row-log, ji2021, prune-only-row-max]",
 )
 @click.option(
     "--bits", multiple=True, type=click.IntRange(1, 8), metavar="COUNT", help="May be repeated.  [default: 1 to 4]"

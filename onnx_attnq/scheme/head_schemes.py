@@ -131,7 +131,7 @@ def for_heads(scheme: SiteScheme, compute: Callable[..., Array], *arrays: npt.Ar
     """The result of compute(*arrays, scheme), which has the arrays' shape, with each head's scheme for its part.
 
     >>> from onnx_attnq.scheme import numerics, preset
-    >>> both = HeadSchemes((preset(bits=1, threshold=0.5), preset(bits=1, threshold=0.1)))
+    >>> both = HeadSchemes((preset("row-log", bits=1, threshold=0.5), preset("row-log", bits=1, threshold=0.1)))
     >>> for_heads(both, numerics.quantize_scores, [[[0.0, -1.0]], [[0.0, -1.0]]]).round(3).tolist()
     [[[1.0, 0.0]], [[0.5, 0.5]]]
     """

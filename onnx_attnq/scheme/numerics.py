@@ -105,7 +105,7 @@ def continued_levels(x: npt.ArrayLike, scheme: QuantScheme) -> FloatArray:
     A key that is kept gets the highest of them. A scheme without levels leaves x as it is.
 
     >>> from onnx_attnq.scheme import preset
-    >>> continued_levels([0.05, 0.01, 0.5, 0.0], preset("row-log-mean")).round(4).tolist()
+    >>> continued_levels([0.05, 0.01, 0.5, 0.0], preset("row-log-mean", bits=2, threshold=0.1)).round(4).tolist()
     [0.0631, 0.01, 0.0631, 0.0]
     """
     x = np.asarray(x, dtype=np.float64)
@@ -146,7 +146,7 @@ def shares(x: npt.ArrayLike, scheme: QuantScheme, axis: int = -1) -> FloatArray:
     """What each key gets of the sum of its row's pruned values, on the scale of x; 0 with pruned ``zero``.
 
     >>> from onnx_attnq.scheme import preset
-    >>> shares([1.0, 0.05, 0.01, 0.0], preset("row-log-mean")).round(4).tolist()
+    >>> shares([1.0, 0.05, 0.01, 0.0], preset("row-log-mean", bits=2, threshold=0.1)).round(4).tolist()
     [0.0244, 0.0244, 0.0244, 0.0]
     """
     x = np.asarray(x, dtype=np.float64)
@@ -260,7 +260,7 @@ def quantize_scores(scores: npt.ArrayLike, scheme: QuantScheme, axis: int = -1) 
     >>> from onnx_attnq.scheme import preset
     >>> quantize_scores([0.0, -0.1, -2.0, -9.0], preset("row-log")).round(4).tolist()
     [0.4718, 0.4718, 0.0563, 0.0]
-    >>> quantize_scores([0.0, -0.1, -2.0, -4.0, -90.0], preset("row-log-mean")).round(4).tolist()
+    >>> quantize_scores([0.0, -0.1, -2.0, -4.0, -90.0], preset("row-log-mean", bits=2, threshold=0.1)).round(4).tolist()
     [0.4608, 0.4608, 0.0755, 0.0029, 0.0]
     """
     return quantize_probabilities(softmax(scores, axis), scheme, axis)

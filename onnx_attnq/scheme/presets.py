@@ -51,8 +51,8 @@ _LOG, _LINEAR, _FLOOR, _NEAREST = Spacing.LOG, Spacing.LINEAR, Rounding.FLOOR, R
 
 _TABLE: Final[Mapping[str, _Row]] = MappingProxyType(
     {
+        "row-log-mean": _Row(_ROW_MAX, Normalize.UNIT, 3e-2, 3, _LOG, _NEAREST, pruned=Pruned.MEAN),
         "row-log": _Row(_ROW_MAX, Normalize.UNIT, 1e-2, 3, _LOG, _NEAREST),
-        "row-log-mean": _Row(_ROW_MAX, Normalize.UNIT, 1e-1, 2, _LOG, _NEAREST, pruned=Pruned.MEAN),
         "ji2021": _Row(_ABSOLUTE, Normalize.NONE, 1e-3, 3, _LOG, _FLOOR),
         "ji2021-log": _Row(_ABSOLUTE, Normalize.NONE, 1e-10, 3, _LOG, _FLOOR, _above_lowest_log_bin),
         "ji2021-linear": _Row(_ABSOLUTE, Normalize.NONE, None, 3, _LINEAR, _FLOOR, _above_lowest_linear_bin),
@@ -68,17 +68,19 @@ _TABLE: Final[Mapping[str, _Row]] = MappingProxyType(
 PRESETS: Final = tuple(_TABLE)
 """The names that `preset` knows, the default first."""
 
+DEFAULT: Final = PRESETS[0]
+
 
 def preset(
-    name: str = "row-log", *, bits: int | None = None, threshold: float | None = None, pruned: Pruned | None = None
+    name: str = DEFAULT, *, bits: int | None = None, threshold: float | None = None, pruned: Pruned | None = None
 ) -> QuantScheme:
     """A scheme of the literature, or this project's own.
 
     ====================  =====  =========  ==========================================================
     name                  bits   threshold  what it is
     ====================  =====  =========  ==========================================================
+    row-log-mean          3      3e-2       as row-log; pruned values share what they summed to
     row-log               3      1e-2       ours: row-max, log, nearest, unit
-    row-log-mean          2      1e-1       the same; pruned values share what they summed to
     ji2021                3      1e-3       Ji et al. 2021: pruned log; absolute, log, floor, none
     ji2021-log            3      1e-10      the paper's unpruned log: 2**bits bins over [threshold, 1]
     ji2021-linear         3      --         the paper's linear: 2**bits bins over [0, 1]

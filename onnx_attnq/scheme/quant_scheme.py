@@ -158,7 +158,7 @@ class QuantScheme:
         if self.bits is not None and self.step < _SMALLEST_STEP_WITH_TAIL:
             raise InvalidScheme(
                 f"pruned mean needs steps of {_SMALLEST_STEP_WITH_TAIL:.3f} nats or more; {self.bits} bits above "
-                f"threshold {self.threshold:g} have {self.step:.3f}: take fewer bits or a lower threshold"
+                f"threshold {self.threshold:g} have {self.step:.3f}: take fewer bits, a lower threshold, or pruned zero"
             )
 
     @property

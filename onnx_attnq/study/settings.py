@@ -8,8 +8,8 @@ from typing import Final
 
 from onnx_attnq.scheme import QuantScheme, preset
 
-DEFAULT_SCHEMES: Final = (preset(), preset(bits=2), preset("ji2021"), preset("ji2021", bits=2))
-"""Ours and the paper's, at 3 and 2 bits."""
+DEFAULT_SCHEMES: Final = (preset(), preset(bits=2), preset("row-log"), preset("ji2021"), preset("ji2021", bits=2))
+"""Ours at 3 and 2 bits, the same with pruned values of zero, and the paper's at 3 and 2 bits."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ from onnx_attnq.tune.journal import Lines, Purpose
 from onnx_attnq.tune.loss import Loss, Measured, Part
 from onnx_attnq.tune.sensitivity import shares_pruned
 
-SCHEMES: Final = ("row-log", "row-log-mean", "ji2021", "prune-only-row-max")
+SCHEMES: Final = ("row-log-mean", "row-log", "ji2021", "prune-only-row-max")
 BITS: Final = (1, 2, 3, 4)
 RELATIVE: Final = (0.01, 0.03, 0.1, 0.3)
 """Thresholds for schemes that measure against the row's maximum."""
