@@ -6,7 +6,7 @@
 All contenders run interleaved; times are medians of process CPU time, and what is printed is the time of
 MultiHeadAttention divided by theirs: above 1 is faster. ``dense`` is the same kernel with every key kept and exact
 probabilities: the step from 1 to it is what the kernel gives, the step from it to the schemes what pruning gives.
-``--scheme``, repeated, measures others than the default, beside it; ``--pruned`` is about the first.
+``--scheme``, repeated, measures others; ``--pruned`` is about the first.
 ``--beside torch openvino`` adds their scaled_dot_product_attention, without a mask.
 """
 
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--spread", type=float, default=3.0, help="standard deviation of the scores")
     parser.add_argument("--pruned", type=float, help="choose the spread so that this percentage of keys is pruned")
-    parser.add_argument("--scheme", action="append", help="NAME[:bits=B,threshold=T,pruned=P]; row-log and ji2021")
+    parser.add_argument("--scheme", action="append", help="NAME[:bits=B,threshold=T,pruned=P]; row-log-mean, row-log and ji2021")
     parser.add_argument("--mask", choices=["causal", "padding", "bias"], help="padding: a quarter of the keys")
     parser.add_argument("--int16", action="store_true", help="also 16-bit products of queries and keys")
     parser.add_argument("--seconds", type=float, default=6.0, help="for each length")
@@ -215,7 +215,7 @@ def main() -> None:
     if native_library() is None:
         sys.exit("the native library was not built: make native")
     lengths = [(n, n) for n in arguments.lengths] if arguments.lengths else LENGTHS
-    schemes = {text: parse_scheme(text) for text in arguments.scheme or ["row-log", "ji2021"]}
+    schemes = {text: parse_scheme(text) for text in arguments.scheme or ["row-log-mean", "row-log", "ji2021"]}
     scheme = next(iter(schemes.values()))
 
     def spread_of(shape: Shape) -> float:

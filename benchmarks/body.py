@@ -24,7 +24,7 @@ from onnx import parser
 from onnx_attnq.rewriting import bodies
 from onnx_attnq.scheme import PRESETS, QuantScheme, preset
 
-STEP, LEVELS = preset().step, preset().levels
+STEP, LEVELS = preset("row-log").step, preset("row-log").levels
 ALTERNATIVES = {
     "Softmax": "y = Softmax<axis = -1>(x)",
     "naive": f"""

@@ -17,9 +17,9 @@ from trained_heads import Floats, Head, models
 from onnx_attnq.scheme import QuantScheme, numerics, preset
 
 SCHEMES = {
+    "row-log-mean, 3 bits, .03": preset(),
+    "row-log-mean, 2 bits, .1": preset(bits=2, threshold=0.1),
     "row-log, 3 bits, .01": preset("row-log"),
-    "row-log-mean, 3 bits, .03": preset("row-log-mean", bits=3, threshold=0.03),
-    "row-log-mean, 2 bits, .1": preset("row-log-mean"),
 }
 
 

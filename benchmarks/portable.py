@@ -2,7 +2,7 @@
 
     python benchmarks/portable.py
 
-The original, `row-log` (3 bits, threshold .01) and `row-log-mean`, all in turn, one thread; medians of process CPU time,
+The original, `row-log` (3 bits, threshold .01) and `row-log-mean` (the default), all in turn, one thread; medians of process CPU time,
 and the quotients. --layers 12 is the whole of BERT-base; the quotients hardly depend on it.
 """
 

@@ -23,7 +23,7 @@ from onnx_attnq.verification.deviation import deviation_of
 from onnx_attnq.verification.exchange import Exchange
 
 LAYERS = 4
-MILD = preset(bits=8, threshold=1e-6)
+MILD = preset("row-log", bits=8, threshold=1e-6)
 HARSH = preset("ji2021-linear", bits=1)
 
 

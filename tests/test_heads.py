@@ -22,7 +22,7 @@ from onnx_attnq.scheme import HeadSchemes, Normalize, Pruned, QuantScheme, for_h
 from onnx_attnq.verification import verify
 from onnx_attnq.verification.codes import check_rows
 
-TWO_AND_THREE = HeadSchemes((preset(bits=2, threshold=0.1), preset(bits=3, threshold=0.01)))
+TWO_AND_THREE = HeadSchemes((preset("row-log", bits=2, threshold=0.1), preset("row-log")))
 SHARED = HeadSchemes((preset("row-log-mean", bits=2, threshold=0.1), preset("row-log-mean", bits=1, threshold=0.5)))
 FAMILIES = {
     "row-log": TWO_AND_THREE,
@@ -30,7 +30,7 @@ FAMILIES = {
     "ji2021": HeadSchemes((preset("ji2021", bits=2), preset("ji2021", threshold=0.05))),
     "linear": HeadSchemes((preset("ji2021-linear", bits=2), preset("ji2021-linear-pruned"))),
     "prune-only": HeadSchemes((preset("prune-only-row-max"), preset("prune-only-row-max", threshold=0.3))),
-    "mass": HeadSchemes(tuple(dataclasses.replace(preset(bits=bits), normalize=Normalize.MASS) for bits in (1, 4))),
+    "mass": HeadSchemes(tuple(dataclasses.replace(preset("row-log", bits=bits), normalize=Normalize.MASS) for bits in (1, 4))),
     "row-max none mean": HeadSchemes(tuple(dataclasses.replace(s, normalize=Normalize.NONE) for s in SHARED.heads)),
 }
 
@@ -114,7 +114,7 @@ def test_another_number_of_heads_is_refused_with_the_site(heads: int) -> None:
 
 def test_heads_of_two_families_are_refused() -> None:
     with pytest.raises(InvalidScheme, match="pruned of head 1 is mean, of head 0 zero"):
-        HeadSchemes((preset(), preset(pruned=Pruned.MEAN, bits=2)))
+        HeadSchemes((preset("row-log"), preset("row-log", pruned=Pruned.MEAN, bits=2)))
     with pytest.raises(InvalidScheme, match="at least one"):
         HeadSchemes(())
 

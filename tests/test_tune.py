@@ -36,7 +36,7 @@ from onnx_attnq.tune.journal import Journal, Purpose
 from onnx_attnq.tune.loss import AGREEMENT, Agreement, Measured, Part, halves
 from onnx_attnq.tune.sensitivity import Trial, Unit, measure_unit, units
 
-SCHEMES = (preset(bits=3), preset(bits=2, threshold=0.1), preset(bits=1, threshold=0.5))
+SCHEMES = (preset("row-log"), preset("row-log", bits=2, threshold=0.1), preset("row-log", bits=1, threshold=0.5))
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_a_higher_price_never_gives_more_divergence(trials: list[Trial], objecti
 
 
 def test_a_site_takes_the_family_in_which_its_heads_together_fare_best() -> None:
-    zero, shared = preset(bits=2, threshold=0.1), preset("row-log-mean", bits=2, threshold=0.1)
+    zero, shared = preset("row-log", bits=2, threshold=0.1), preset("row-log-mean", bits=2, threshold=0.1)
     trials = [
         Trial("a", 0, zero, 0.9, 0.0),
         Trial("a", 1, zero, 0.9, 1.0),
@@ -176,7 +176,7 @@ def test_alternatives_say_what_each_freedom_has_won() -> None:
     one, two, zero = (
         preset("row-log-mean", bits=1, threshold=0.5),
         preset("row-log-mean", bits=2, threshold=0.1),
-        preset(bits=2),
+        preset("row-log", bits=2),
     )
     trials = [
         Trial("a", 0, one, 0.9, 0.1),

