@@ -205,7 +205,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--spread", type=float, default=3.0, help="standard deviation of the scores")
     parser.add_argument("--pruned", type=float, help="choose the spread so that this percentage of keys is pruned")
-    parser.add_argument("--scheme", action="append", help="NAME[:bits=B,threshold=T,pruned=P]; row-log-mean, row-log and ji2021")
+    parser.add_argument(
+        "--scheme", action="append", help="NAME[:bits=B,threshold=T,pruned=P]; row-log-mean, row-log and ji2021"
+    )
     parser.add_argument("--mask", choices=["causal", "padding", "bias"], help="padding: a quarter of the keys")
     parser.add_argument("--int16", action="store_true", help="also 16-bit products of queries and keys")
     parser.add_argument("--seconds", type=float, default=6.0, help="for each length")

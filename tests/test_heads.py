@@ -30,7 +30,9 @@ FAMILIES = {
     "ji2021": HeadSchemes((preset("ji2021", bits=2), preset("ji2021", threshold=0.05))),
     "linear": HeadSchemes((preset("ji2021-linear", bits=2), preset("ji2021-linear-pruned"))),
     "prune-only": HeadSchemes((preset("prune-only-row-max"), preset("prune-only-row-max", threshold=0.3))),
-    "mass": HeadSchemes(tuple(dataclasses.replace(preset("row-log", bits=bits), normalize=Normalize.MASS) for bits in (1, 4))),
+    "mass": HeadSchemes(
+        tuple(dataclasses.replace(preset("row-log", bits=bits), normalize=Normalize.MASS) for bits in (1, 4))
+    ),
     "row-max none mean": HeadSchemes(tuple(dataclasses.replace(s, normalize=Normalize.NONE) for s in SHARED.heads)),
 }
 

@@ -18,10 +18,14 @@ from text_models import WORDS, attention, tokenizer
 from onnx_attnq.cli import main
 from onnx_attnq.errors import CannotWrite, InvalidData, InvalidScheme
 from onnx_attnq.evaluate import Interval, load_task
+from onnx_attnq.find import expose, find_sites
+from onnx_attnq.graph import probe
 from onnx_attnq.inputs import Sample, generate_samples
-from onnx_attnq.model import save
-from onnx_attnq.scheme import PRESETS, Pruned, preset
+from onnx_attnq.model import load, save
+from onnx_attnq.run import MEMORY, RunSettings, Session
+from onnx_attnq.scheme import PRESETS, Pruned, numerics, preset
 from onnx_attnq.tune import Agreement, Measured, Part, Point, Sweep, TaskLoss, grid, pareto
+from onnx_attnq.tune.sensitivity import shares_pruned
 
 SCHEMES = grid(["row-log-mean"], [1, 3], [0.1])
 
@@ -94,6 +98,23 @@ def test_a_point_is_what_it_says(folder: Path, samples: list[Sample], tmp_path: 
     assert one.pruned == three.pruned > 0.0  # the threshold decides
     assert one.speed > 0.0
     assert Point.from_json(json.loads(json.dumps(one.to_json()))) == one
+
+
+@pytest.mark.parametrize("memory", [1, MEMORY])
+def test_shares_pruned_of_all_schemes_at_once_are_those_of_the_definition(
+    folder: Path, samples: list[Sample], memory: int
+) -> None:
+    schemes = [preset(name) for name in PRESETS] + list(SCHEMES)
+    path = folder / "model.onnx"
+    found = shares_pruned(str(path), samples, schemes, RunSettings(threads=1, memory=memory))
+    model = load(path)
+    sites = find_sites(expose(model)).sites
+    session = Session(probe(model, [str(site.probabilities.name) for site in sites]), RunSettings(threads=1))
+    seen = [np.moveaxis(p, sites[0].axis, -1) for sample in samples for p in session.run(sample).values()]
+    for scheme in schemes:
+        pruned = sum(((numerics.codes(numerics.relative(p, scheme), scheme) == 0) & (p > 0)).sum() for p in seen)
+        assert found[scheme] == pytest.approx(pruned / sum((p > 0).sum() for p in seen), abs=1e-15)
+    assert found[preset("identity")] == 0.0 < found[preset("prune-only")]
 
 
 def test_a_sweep_that_was_stopped_goes_on_where_it_was(folder: Path, samples: list[Sample], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ can be spread over processes and machines, and each is written down when it is d
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from onnx_attnq.graph import Suffix, probe, suffix
 from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load
 from onnx_attnq.run import RunSettings, Session
-from onnx_attnq.scheme import QuantScheme, numerics
+from onnx_attnq.scheme import QuantScheme, Reference, numerics
 from onnx_attnq.verification import FloatOutputs
 
 HEADS_OF_A_UNIT: Final = 4
@@ -156,29 +157,54 @@ def measure_unit(
     )
 
 
-def shares_pruned(path: str, samples: Sequence[Sample], scheme: QuantScheme, run: RunSettings = ONE_THREAD) -> float:
-    """The share of the original's probabilities above zero that a scheme prunes, of all heads in the main graph.
+def shares_pruned(
+    path: str, samples: Sequence[Sample], schemes: Sequence[QuantScheme], run: RunSettings = ONE_THREAD
+) -> dict[QuantScheme, float]:
+    """The share of the original's probabilities above zero that each scheme prunes, of all heads in the main graph.
 
     Args:
         path: The original model.
-        samples: Inputs; the probabilities of one site are in memory at a time.
-        scheme: For all heads.
+        samples: Inputs. Each is run once for all schemes, and once more for each ``run.memory`` of probabilities.
+        schemes: Each for all heads.
         run: How to run the model.
+
+    Raises:
+        NothingToRewrite: There is no attention in the main graph.
     """
     opened = _opened(path)
-    names = {site.id: str(site.probabilities.name) for site in opened.sites.values()}
-    if not names:
+    if not opened.sites:
         raise NothingToRewrite(f"{path}: no attention in the main graph, whose pruned values could be counted")
-    session = Session(probe(opened.model, list(names.values())), run)
-    pruned = positive = 0
+    below: collections.Counter[tuple[Reference, float]] = collections.Counter()
+    by_reference = {scheme.reference: scheme for scheme in schemes}
+    thresholds = {(scheme.reference, scheme.threshold) for scheme in schemes}
+    positive = 0
+    for site, p in _probabilities(opened, samples, run):
+        rows = np.moveaxis(p, site.axis, -1)
+        above = rows > 0.0
+        positive += int(above.sum())
+        for reference, scheme in by_reference.items():
+            x = numerics.relative(rows, scheme)
+            for measured, threshold in thresholds:
+                if measured is reference:
+                    below[measured, threshold] += int((above & (x < threshold)).sum())
+    return {scheme: below[scheme.reference, scheme.threshold] / max(1, positive) for scheme in schemes}
+
+
+def _probabilities(
+    opened: _Opened, samples: Sequence[Sample], run: RunSettings
+) -> Iterator[tuple[AttentionSite, Array]]:
+    """Those of each site on each sample, as many sites in a run as fit into the memory."""
+    sites = {str(site.probabilities.name): site for site in opened.sites.values()}
+    session = Session(probe(opened.model, list(sites)), run)
+    together = 1  # until it is known how large they are
     for sample in samples:
-        for site in opened.sites.values():
-            (p,) = session.run(sample, [names[site.id]]).values()
-            rows = np.moveaxis(p, site.axis, -1)
-            above = rows > 0.0
-            pruned += int((above & (numerics.codes(numerics.relative(rows, scheme), scheme) == 0)).sum())
-            positive += int(above.sum())
-    return pruned / max(1, positive)
+        missing = list(sites)
+        while missing:
+            for name, p in session.run(sample, missing[:together]).items():
+                size = max(1, p.nbytes)
+                yield sites[name], p
+            missing = missing[together:]
+            together = max(1, run.memory // size)
 
 
 @dataclasses.dataclass(frozen=True)

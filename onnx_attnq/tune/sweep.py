@@ -171,8 +171,9 @@ class Sweep:
         work = joblib.Parallel(n_jobs=self.jobs, return_as="generator_unordered")
         source = str(self.source.absolute())
         alone = RunSettings(threads=1, custom_ops=self.custom_ops).absolute()
-        common = (self.samples, self.loss, self.repeats, alone)
-        for point in work(joblib.delayed(_point)(source, scheme, *common) for scheme in missing):
+        shares = shares_pruned(source, self.samples, missing, alone) if missing else {}
+        common = (self.samples[0], self.loss, self.repeats, alone)
+        for point in work(joblib.delayed(_point)(source, scheme, shares[scheme], *common) for scheme in missing):
             points[point.scheme] = point
             lines.add(point.to_json())
             done += 1
@@ -197,14 +198,14 @@ def pareto(points: Sequence[Point], gain: Callable[[Point], float]) -> tuple[Poi
 
 
 def _point(
-    source: str, scheme: QuantScheme, samples: Sequence[Sample], loss: Loss, repeats: int, run: RunSettings
+    source: str, scheme: QuantScheme, pruned: float, sample: Sample, loss: Loss, repeats: int, run: RunSettings
 ) -> Point:
     with tempfile.TemporaryDirectory(prefix="onnx-attnq-") as folder:
         rewritten = Path(folder) / "model.onnx"
         compress(source, rewritten, scheme=scheme, verification=None)
         measured = loss.measure(rewritten, Part.ALL)
-        speed = _speed(Path(source), rewritten, samples[0], repeats, run)
-    return Point(scheme, shares_pruned(source, samples, scheme, run), measured, speed)
+        speed = _speed(Path(source), rewritten, sample, repeats, run)
+    return Point(scheme, pruned, measured, speed)
 
 
 def _speed(original: Path, rewritten: Path, sample: Sample, repeats: int, run: RunSettings) -> float:

@@ -161,7 +161,6 @@ class Tuner:
         purpose = Purpose.of(sha256(self.source), self.samples, self.candidates)
         journal = Journal(output.with_name(f"{output.name}.journal"), purpose, resume=resume)
         sites = find_sites(expose(load(self.source)))
-        wanted = units(str(self.source), self.samples[0], self._alone)
         if not (resume and output.exists()):
             save_plan(untouched(sites, NOT_YET), output)
         parts = Parts(progress)
