@@ -23,7 +23,7 @@ from onnx_attnq.scheme import HeadSchemes, QuantScheme, left_alone, preset
 from onnx_attnq.study import advised_plan, findings, resistances
 from onnx_attnq.study.probability_statistics import measure
 
-THREE, TWO, SHARED = preset(), preset(bits=2), preset("row-log-mean", bits=1, threshold=0.5)
+THREE, TWO, SHARED = preset("row-log"), preset("row-log", bits=2), preset("row-log-mean", bits=1, threshold=0.5)
 
 
 def test_a_head_that_resists_says_why_and_with_what_it_is_safe() -> None:
@@ -94,7 +94,7 @@ def test_the_plan_that_analyze_writes_is_taken_by_the_main_command(
     plan = tmp_path / "plan.json"
     arguments = ["analyze", str(model), "--data", str(tmp_path / "data"), "--no-report", "--write-plan", str(plan)]
     with pytest.raises(SystemExit) as stopped:
-        main([*arguments, "--safe-error", "0.1", "--scheme", "row-log-mean"])
+        main([*arguments, "--safe-error", "0.1", "--scheme", "row-log-mean:bits=2,threshold=0.1"])
     assert not stopped.value.code
     out = capsys.readouterr().out
     written = load_plan(plan)

@@ -86,7 +86,7 @@ def test_the_command_writes_the_report_and_the_numbers(model, data):
     assert {entry.name for entry in model.parent.iterdir()} == {"tiny.onnx", "sentences", "tiny.analysis"}
     output = " ".join(result.output.split())
     assert "tiny.onnx: 2 layers, 6 heads; 3 samples, 37 tokens of random words" in output
-    assert re.search(r"At 3 bits \(row-log, t=0.01\): \d+% pruned, context error 0\.\d\d; heads that resist", output)
+    assert re.search(r"At 3 bits \(row-log-mean, t=0.03\): \d+% pruned, context error 0\.\d\d; heads that resist", output)
 
 
 @pytest.mark.slow
@@ -341,7 +341,7 @@ def errors_of(study, scheme, errors):
 
 
 def test_the_verdict_is_the_fewest_bits_within_the_limit_without_the_sites_beyond_it():
-    three, two = preset(), preset(bits=2)
+    three, two = preset("row-log"), preset("row-log", bits=2)
     study = make_study(schemes=(three, two, preset("prune-only")))
     study = errors_of(errors_of(study, three, [[0.1] * 3, [0.2] * 3]), two, [[0.4] * 3, [0.2] * 3])
     advice = verdict(study, 0.25)
@@ -358,7 +358,7 @@ def test_the_verdict_is_the_fewest_bits_within_the_limit_without_the_sites_beyon
 
 
 def test_the_report_explains_a_smaller_mean_with_fewer_safe_heads():
-    ours, theirs = preset(), preset("ji2021")
+    ours, theirs = preset("row-log"), preset("ji2021")
     study = make_study(schemes=(ours, theirs))
     study = errors_of(errors_of(study, ours, [[0.0, 0.0, 0.5]] * 2), theirs, [[0.2] * 3] * 2)
     assert "Why has row-log 3 bit, t=0.01 fewer safe heads than ji2021 3 bit, t=0.001" in " ".join(

@@ -243,7 +243,7 @@ def test_a_folder_of_transformers_is_exported_and_compressed(run: Run, tmp_path:
     code, out, _ = run(tmp_path / "decoder", "--bits", "2")
     assert code == 0
     assert "equal to PyTorch" in out
-    assert "6 of 6 sites, row-log (2 bits" in out
+    assert "6 of 6 sites, row-log-mean (2 bits" in out
     assert (tmp_path / "decoder-onnx" / "model.attnq.onnx").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["decoder", "decoder-onnx"]
     assert run(tmp_path / "decoder-onnx", "--no-verify")[0] != 0  # both files are in it now: one is rewritten already

@@ -163,8 +163,8 @@ def test_the_sweeps_of_the_paper_run_on_a_local_folder(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "out" / "results.json").read_text())
     made = [Path(model["path"]).stem for model in report["compressed"]]
     assert made[:3] == ["prune-1e-5", "prune-1e-4", "prune-1e-3"]
-    assert made[-3:] == ["row-log-4bit", "row-log-3bit", "row-log-2bit"]
-    assert len(made) == 20
+    assert made[-3:] == [f"row-log-mean-{bits}bit" for bits in (4, 3, 2)]
+    assert len(made) == 23
 
 
 def test_an_encoder_decoder_with_a_merged_decoder(tmp_path: Path) -> None:

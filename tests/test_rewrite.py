@@ -288,7 +288,7 @@ def test_bfloat16_is_rewritten_too() -> None:
 def test_what_replaces_a_softmax_takes_over_its_name() -> None:
     model, record = rewritten(parse(FORMS["Einsum"].text, inferred=True))
     assert record.sites[0].output == "p"
-    assert [node.op_type for node in model.graph] == ["Einsum", "QuantizedSoftmax", "Einsum"]
+    assert [node.op_type for node in model.graph] == ["Einsum", "QuantizedSoftmax_mean", "Einsum"]
 
 
 def test_names_that_are_taken_are_not_used_twice() -> None:

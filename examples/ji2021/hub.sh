@@ -15,7 +15,7 @@ sweep() { # MODEL FOLDER TASK, then the options of `onnx-attnq evaluate` that na
     onnx-attnq "$folder/model.onnx" -o "$made" --scheme prune-only --threshold "$threshold" --no-verify
     set -- "$@" --compressed "$made"
   done
-  for scheme in ji2021-linear ji2021-linear-pruned ji2021-log ji2021 row-log; do
+  for scheme in ji2021-linear ji2021-linear-pruned ji2021-log ji2021 row-log row-log-mean; do
     for bits in 4 3 2; do
       made="$folder/$scheme-${bits}bit.onnx"
       onnx-attnq "$folder/model.onnx" -o "$made" --scheme "$scheme" --bits "$bits" --no-verify
