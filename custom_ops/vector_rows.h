@@ -85,6 +85,7 @@ static inline Sums weigh(float* numbers, Index count, float peak, float factor, 
   const float deepest = kShares ? static_cast<float>(table.deepest) : 0.0f;
   const Float zero = Simd::set1(0.0f), first = Simd::set1(1.0f);
   const Float top = Simd::set1(table.levels + deepest), below = Simd::set1(deepest), lowest = Simd::set1(masked);
+  const Float lowest_kept = Simd::set1(1.0f + deepest);
   const Float two_near = Simd::set1(kRough ? 2 * rough->near : 0.0f), half = Simd::set1(0.5f);
   const float* const all_levels = kShares ? table.continued : table.level;
   const Float levels = Simd::load(kLevels == Levels::kFactored ? table.low : all_levels);
@@ -112,9 +113,8 @@ static inline Sums weigh(float* numbers, Index count, float peak, float factor, 
         // A NaN becomes index 0; its row is NaN by the sum of distances.
         const Float position = Simd::fma(distance, slope, start);
         const Float index = Simd::min(Simd::max(Simd::add(position, below), zero), top);
-        const Int whole = Simd::truncate(index);
-        const Float level = level_of(whole);
-        kept = Simd::at_least(position, first);
+        const Float level = level_of(Simd::truncate(index));
+        kept = Simd::at_least(index, lowest_kept);  // of the index, which is rounded: what is pruned has its own level
         weight = Simd::keep(kept, level);
         all = Simd::add(all, level);
       } else if (kQuantize) {
@@ -333,7 +333,7 @@ static inline void quantize_probabilities(const float* input, float* output, Ind
   const float unit = peak == 0 ? 1.0f : peak;
   const float deepest = form.shares ? static_cast<float>(table.deepest) : 0.0f;
   const float* const levels = form.shares ? table.continued : table.level;
-  const Float divisor = Simd::set1(unit), zero = Simd::set1(0.0f), one = Simd::set1(1.0f);
+  const Float divisor = Simd::set1(unit), zero = Simd::set1(0.0f), lowest_kept = Simd::set1(1.0f + deepest);
   const Float slope = Simd::set1(table.inverse_step), start = Simd::set1(table.offset);
   const Float top = Simd::set1(table.levels + deepest), below = Simd::set1(deepest);
   const Float threshold = Simd::set1(table.threshold), lowest = Simd::set1(kLowestUnmasked);
@@ -352,8 +352,9 @@ static inline void quantize_probabilities(const float* input, float* output, Ind
     } else {
       const Float scaled = form.spacing == Spacing::kLog ? log_positive(x) : x;
       const Float position = Simd::fma(scaled, slope, start);
-      kept = Simd::at_least(position, one);
-      level = Simd::gather(levels, Simd::truncate(Simd::min(Simd::max(Simd::add(position, below), zero), top)));
+      const Float index = Simd::min(Simd::max(Simd::add(position, below), zero), top);
+      kept = Simd::at_least(index, lowest_kept);  // of the index, which is rounded: what is pruned has its own level
+      level = Simd::gather(levels, Simd::truncate(index));
     }
     const Float weight = Simd::keep(kept, level);
     if (form.shares) {

@@ -86,7 +86,9 @@ def test_the_command_writes_the_report_and_the_numbers(model, data):
     assert {entry.name for entry in model.parent.iterdir()} == {"tiny.onnx", "sentences", "tiny.analysis"}
     output = " ".join(result.output.split())
     assert "tiny.onnx: 2 layers, 6 heads; 3 samples, 37 tokens of random words" in output
-    assert re.search(r"At 3 bits \(row-log-mean, t=0.03\): \d+% pruned, context error 0\.\d\d; heads that resist", output)
+    assert re.search(
+        r"At 3 bits \(row-log-mean, t=0.03\): \d+% pruned, context error 0\.\d\d; heads that resist", output
+    )
 
 
 @pytest.mark.slow

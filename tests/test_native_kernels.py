@@ -28,6 +28,7 @@ from native_models import (
 
 from onnx_attnq.run import native_library
 from onnx_attnq.scheme import Normalize, Pruned, QuantScheme, Reference, Rounding, Spacing, numerics, preset
+from onnx_attnq.verification.codes import check_rows
 
 pytestmark = pytest.mark.skipif(not available_kernels(), reason="the native library was not built: make native")
 
@@ -413,6 +414,26 @@ def test_pruned_keys_share_what_they_sum_to(kernels: str, scheme: QuantScheme, q
     q, k, v = draw(1, 2, queries, 32, spread=2), draw(2, 2, keys, 32), draw(3, 2, keys, 17)
     check_attention(kernels, q, k, v, scheme, scale=32**-0.5)
     check_softmax(kernels, draw(4, 3, keys, spread=3), scheme)
+
+
+@ALL_KERNELS
+@pytest.mark.parametrize("scheme", MEANS, ids=lambda scheme: f"{scheme.bits}-{scheme.threshold}")
+def test_a_key_at_the_lowest_edge_is_kept_or_counts_as_what_is_pruned_never_both(
+    kernels: str, scheme: QuantScheme
+) -> None:
+    """Up to 40 roundings on either side of it: of attention, softmax and probabilities."""
+    edge = np.float32(np.log(scheme.threshold))
+    near = edge + np.arange(-40, 41, dtype=np.float32) * np.spacing(edge)
+    scores = np.full((1, 81, 20), edge - 1, np.float32)
+    scores[0, :, 0], scores[0, :, 7] = 0.0, near
+    found = session(rows_model("softmax", scheme), kernels=kernels).run(None, {"x": scores})[0]
+    assert check_rows(scores, found, scheme, is_scores=True).errors == 0
+    eye = np.eye(20, dtype=np.float32)[None]
+    found = run_attention(attention_model(scheme, scale=1.0, rank=3), scores, eye, eye, kernels=kernels)
+    assert check_rows(scores, found, scheme, is_scores=True).errors == 0
+    p = np.exp(scores.astype(np.float64)).astype(np.float32)
+    found = session(rows_model("probabilities", scheme), kernels=kernels).run(None, {"x": p})[0]
+    assert check_rows(p, found, scheme, is_scores=False).errors == 0
 
 
 @ALL_KERNELS
