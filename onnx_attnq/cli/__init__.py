@@ -115,7 +115,7 @@ def _say(text: str) -> None:
 
 
 def _give_up_output() -> None:
-    """Let nothing more be written to standard output; else, Python tries once more at its exit, and complains."""
+    """Close standard output for good; otherwise Python tries to flush it at exit, and prints an error."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     "--exclude",
     multiple=True,
     metavar="GLOB",
-    help="Leave out sites whose id matches; may be repeated.  [default: none]",
+    help="Leave out sites whose id matches; repeatable.  [default: none]",
 )
 @click.option(
     "--tokenizer",

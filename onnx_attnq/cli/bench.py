@@ -1,4 +1,4 @@
-"""`onnx-attnq bench`: what it gains, and what of that is due to pruning."""
+"""`onnx-attnq bench`: how much faster a rewritten model is, and how much of that is due to pruning."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ def bench(
 ) -> None:
     """Time ORIGINAL and the models REWRITTEN from it, in turn.
 
-    Each variant runs in turn with ORIGINAL, so that both meet the same load of the machine, and no more than two models
-    are in memory. The ratio is the original's median CPU time divided by the variant's: above 1 is faster.
+    Each variant runs in turn with ORIGINAL, so that both run under the same load, and no more than two models are in
+    memory. The ratio is the original's median CPU time divided by the variant's: above 1 is faster.
 
     A decoder with a cache is timed in both phases: a prompt of the given length, and one token after it. Where past and
-    present may be one buffer, as in onnxruntime-genai, it is that, with and without room to spare.
+    present may be one buffer, as in onnxruntime-genai, they are one, with and without room to spare.
     """
     from onnx_attnq.inputs import load_samples
     from onnx_attnq.job import TimingSettings

@@ -58,7 +58,10 @@ if TYPE_CHECKING:
     help="Rewrite only sites whose id matches; may be repeated.  [default: all]",
 )
 @click.option(
-    "--exclude", multiple=True, metavar="GLOB", help="Leave sites whose id matches; may be repeated.  [default: none]"
+    "--exclude",
+    multiple=True,
+    metavar="GLOB",
+    help="Leave out sites whose id matches; may be repeated.  [default: none]",
 )
 @click.option(
     "--plan", "plan_path", type=path_type, help="Plan file with a scheme for each site, as --write-plan writes it."
@@ -90,7 +93,7 @@ if TYPE_CHECKING:
 @click.option(
     "--keep-fused/--rewrite-fused",
     default=None,
-    help="Leave fused attention ops as they are, or take all apart.  "
+    help="Leave fused attention ops as they are, or decompose all.  "
     "[default: take those apart that the native library has a faster kernel for]",
 )
 @click.option(
@@ -135,8 +138,8 @@ def compress(
 ) -> int:
     """Rewrite the attention of MODEL and verify the result.
 
-    With --max-loss or --min-pruned each head gets a scheme of its own, which --data decides: one half chooses, the
-    other confirms. What `tune` does, in one go; the plan is left beside the output.
+    With --max-loss or --min-pruned each head gets a scheme of its own, which --data decides: one half is used to
+    choose, the other to confirm. It is `tune` and the rewrite in one step; the plan is left beside the output.
 
     MODEL is an ONNX file, or a folder with several, such as the parts of an encoder-decoder: then all of them are
     rewritten into a new folder, FOLDER.attnq, together with a copy of all that lies beside them. --data is then a

@@ -1,4 +1,4 @@
-"""A console and a table on which a name cannot pretend to be more than a part of one line."""
+"""A console and a table on which a name with control characters or markup stays a part of one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Lines(Console):
         super().print(*(one_line(item) if isinstance(item, str) else item for item in objects), **options)
 
     def on_broken_pipe(self) -> None:
-        """Leave it to `main`, which ends with the exit code for it."""
+        """Let `main` handle it, which exits with the code for it."""
         raise BrokenPipeError
 
 

@@ -35,14 +35,19 @@ if TYPE_CHECKING:
     help="Preset to try; may be repeated.  [default: row-log-mean, row-log, ji2021, prune-only-row-max]",
 )
 @click.option(
-    "--bits", multiple=True, type=click.IntRange(1, 8), metavar="COUNT", help="May be repeated.  [default: 1 to 4]"
+    "--bits",
+    multiple=True,
+    type=click.IntRange(1, 8),
+    metavar="COUNT",
+    help="Bits to try; may be repeated.  [default: 1 to 4]",
 )
 @click.option(
     "--threshold",
     "thresholds",
     multiple=True,
     type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
-    help="May be repeated.  [default: 0.01, 0.03, 0.1, 0.3 of the row's maximum; 1e-4, 1e-3, 1e-2 for absolute ones]",
+    help="Threshold to try; may be repeated.  [default: 0.01, 0.03, 0.1, 0.3 of the row's maximum; "
+    "1e-4, 1e-3, 1e-2 for absolute ones]",
 )
 @click.option(
     "--pruned",
@@ -67,11 +72,11 @@ if TYPE_CHECKING:
     default=5,
     show_default=True,
     metavar="COUNT",
-    help="Runs of each model for the times, in turn with the original; 0 measures none.",
+    help="Timed runs of each model, in turn with the original; 0 measures no times.",
 )
 @click.option("--resume", is_flag=True, help="Continue an earlier run.")
 @click.option("--no-report", is_flag=True, help="Write the numbers only, which needs neither matplotlib nor jinja2.")
-@backend_options("Where to work.")
+@backend_options("Where points are measured.")
 @run_options
 @json_option
 def sweep(

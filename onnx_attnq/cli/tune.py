@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 @click.option(
     "--metric",
     metavar="MODULE:FUNCTION",
-    help="Loss of a number that a function of yours gives, see below.  [default: none]",
+    help="Function of yours that gives a number to keep high, see below.  [default: none]",
 )
 @max_length_option
 @limit_option
@@ -82,7 +82,7 @@ def tune(
 ) -> None:
     """Choose a scheme for each head of MODEL, and write the plan.
 
-    Every candidate is tried on every head alone; what that does to the outputs tells which heads can bear what. Plans
+    Every candidate is tried on every head alone; how far the outputs move ranks the candidates of each head. Plans
     are measured on one half of --data and confirmed on the other. The plan is for `onnx-attnq MODEL --plan`. Without
     --max-loss and --min-pruned the largest loss is 0.5%.
 

@@ -20,7 +20,7 @@ def format_diff(diff: ModelDiff, a: str = "A", b: str = "B", limit: int = LIMIT)
         diff: What was found.
         a: What to call model A, usually its file.
         b: What to call model B.
-        limit: Differences to show; the number of the others is told.
+        limit: Differences to show; the number of the others is stated.
     """
     if diff.equal:
         return f"{a} and {b} are equal ({diff.fingerprint_a[:16]})"

@@ -208,7 +208,7 @@ def _metadata(a: ir.Model, b: ir.Model) -> list[Difference]:
 
 
 def _aligned(a: Sequence[Line], b: Sequence[Line], side_a: _Side, side_b: _Side) -> list[Difference]:
-    """What the walk does not see, found where the canonical forms part.
+    """What the walk does not see, found where the canonical forms begin to differ.
 
     That is the metadata of nodes and subgraphs, nodes that moved to another graph, and which of several nodes that
     compute the same is read by whom.

@@ -167,7 +167,7 @@ class Matching:
         return self.pair_a.get(producer_a) is producer_b and a.index() == b.index()
 
     def _fresh_producer(self, side: Expressions, value: ir.Value | None) -> ir.Node | None:
-        """The producer of a value, if it has no partner and the other model has no such node to spare."""
+        """The producer of a value, if it has no partner and no unpaired node of the other model computes the same."""
         node = side.producer(value)
         return node if node is not None and self._fresh(side, node) else None
 

@@ -1,4 +1,4 @@
-"""What a compressed model keeps of its attention on the examples of a task: share pruned, and mass of the rows."""
+"""How much of its attention a compressed model keeps on the examples of a task: share pruned, and mass of the rows."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def export(
     try:
         with quiet_hub():
             config = AutoConfig.from_pretrained(source, local_files_only=local_only or Path(source).is_dir())
-    except Exception as error:  # transformers lets through what a damaged file makes of its own code
+    except Exception as error:  # transformers raises exceptions of any type for a damaged file
         reason = f"not a model folder, and not reached on the hub ({first_line(error)})"
         raise InvalidModel(f"{source}: {reason}; {OFFLINE}") from error
     task = task or infer_task(config)

@@ -1,4 +1,4 @@
-"""Finding every attention of a graph, or saying why a softmax is none."""
+"""Finding every attention of a graph, or the reason why a softmax is not one."""
 
 from onnx_attnq.find.axis_walk import Product
 from onnx_attnq.find.choosing import left_out

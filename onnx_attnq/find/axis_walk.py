@@ -3,7 +3,7 @@
 Axes are counted from the end (-1 is the last), which is what broadcasting keeps. A step answers with
 one of three: the axis continues in other values (`Passed`), it meets its partner in a product
 (`Product`), or the walk ends with a reason (`Lost`). What makes a product an attention is decided in
-`sites`; here is only where an axis goes.
+`sites`; this module only follows axes.
 """
 
 from __future__ import annotations

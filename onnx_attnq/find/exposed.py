@@ -1,4 +1,4 @@
-"""What is known of a model whose attention is in the open: handed from `expose` to `find_sites` to `rewrite`."""
+"""What is known of a model whose attention is visible: passed from `expose` to `find_sites` to `rewrite`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Exposed:
-    """A model whose attention is in the open, and what it was before.
+    """A model whose attention is visible, and what it was before.
 
     Attributes:
         model: The model.
@@ -90,7 +90,7 @@ def _full_name(node: ir.Node, scope: str) -> str:
 
 
 def _unique(names: Iterable[str]) -> list[str]:
-    """The names, those that came before with the lowest number behind them that makes a name nobody has."""
+    """The names; a repeated one gets the lowest number that makes it unique."""
     wanted = list(names)
     taken = set(wanted)
     given: set[str] = set()

@@ -1,4 +1,4 @@
-"""Bring attention into the open: inline the functions that hide a part of one, decompose fused ops."""
+"""Make attention visible: inline the functions that hide a part of one, decompose fused ops."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Reached:
     Attributes:
         products: The products, in the order in which they were found.
         reason: Why there is none, as far as that is known.
-        story: A line for each product, and for each way that led nowhere.
+        story: A line for each product, and for each path without one.
         lost_in: The ops that could not be followed.
         path: See `chain`.
     """

@@ -35,7 +35,7 @@ _NO_SOFTMAX: Final = {
     "Exp": "its row sum divides the context, or is written in an unknown way, so the probabilities never exist; "
     "export without late normalization",
 }
-"""What weighs the values where there is no softmax, and why it is left; a person should read that it is there."""
+"""Ops that weigh the values without a softmax, and why each is left; listed so that users know of them."""
 
 
 class Form(enum.StrEnum):

@@ -29,7 +29,7 @@ class SoftmaxRoot:
         scores: What enters, or None where it is not in floating point.
         probabilities: What leaves.
         axis: The softmax axis of both, counted from the end.
-        replaceable: Whether one op that takes the scores can stand in for it; else only its result can be quantized.
+        replaceable: Whether one op that takes the scores can replace it; else only its result can be quantized.
     """
 
     node: ir.Node

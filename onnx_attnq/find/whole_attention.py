@@ -27,7 +27,7 @@ from onnx_attnq.find.axis_walk import Lost, Product, describe
 from onnx_attnq.graph import Types, axes_of, constant, dtype_of, known_op, number_of
 
 LOWEST_MASK: Final = -1e30
-"""A constant below this swallows any score that is added to it, in float32."""
+"""A constant below this stays the same when any score is added to it, in float32."""
 
 HIGHEST_FILL: Final = -1e4
 """Scores that are replaced by this or less weigh nothing beside any that is not: exp(x - 104) is 0 in float32."""
@@ -221,7 +221,7 @@ def _is_mixed(masks: list[Mask]) -> bool:
 
 
 def _lowered(mask: Mask) -> Mask:
-    """A mask that swallows any score: in a row with another score it weighs nothing, and alone it leaves a flat row."""
+    """A mask that makes any score negligible: next to another score its weight is 0, and alone it gives a flat row."""
     if isinstance(mask, Filled) and mask.fill > LOWEST_MASK:
         return dataclasses.replace(mask, fill=LOWEST_FLOAT)
     return mask

@@ -57,7 +57,7 @@ def _lift(value: ir.Value, flow: Dataflow) -> ir.Value:
     owner = flow.owner(graph) if isinstance(graph, ir.Graph) else None
     if owner is None:
         return value
-    # A copy, because the value may be an output of the subgraph already, and none may be one twice.
+    # A copy, because the value may be an output of the subgraph already, and a value is listed as an output once only.
     shown = ir.Node("", "Identity", [value])
     shown.outputs[0].name, shown.outputs[0].type = f"{value.name}_shown", value.type
     assert isinstance(graph, ir.Graph)

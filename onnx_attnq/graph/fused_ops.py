@@ -1,4 +1,4 @@
-"""What the fused attention ops take and give: one row for each, for all who read such a node.
+"""Inputs and outputs of the fused attention ops: one row for each op, used wherever such a node is read.
 
 Names and places of inputs, attributes and ranks are those of the operators' texts (the ONNX standard; onnxruntime,
 docs/ContribOperators.md). How an op is decomposed is a module in `find.fused`.
@@ -19,7 +19,7 @@ Shapes: TypeAlias = Sequence[tuple[int | None, ...] | None]
 
 
 class Holds(enum.Enum):
-    """What an input tells an attention, beside what it attends with."""
+    """What an input other than query, key and value means."""
 
     VISIBLE = enum.auto()
     """1 for a key that may be attended to; with one axis, how many keys may be."""
@@ -30,15 +30,15 @@ class Holds(enum.Enum):
     PAST = enum.auto()
     """Keys or values of earlier tokens."""
     PAST_LENGTH = enum.auto()
-    """How many those are."""
+    """The number of earlier tokens."""
     LAST_KEY = enum.auto()
     """The index of the last key, for each batch entry."""
     TOTAL_LENGTH = enum.auto()
     """The greatest number of keys."""
     LENGTHS = enum.auto()
-    """How many rows count, for each batch entry."""
+    """The number of valid rows, for each batch entry."""
     POSITIONS = enum.auto()
-    """Where the tokens stand."""
+    """The positions of the tokens."""
 
 
 class Mismatch(Exception):

@@ -1,6 +1,6 @@
 """Building nodes: the one way in which decompositions, bodies of functions and the rewriter make new ones.
 
-onnx_ir's Tape records nodes, but names neither them nor their values, and takes none back. onnxscript's GraphBuilder
+onnx_ir's Tape records nodes, but names neither them nor their values, and cannot remove any. onnxscript's GraphBuilder
 names them, but makes numbers initializers, which functions cannot have, adds metadata of its own to every node, infers
 shapes of each by onnx, and would make onnxscript a requirement. So this is a list, `ir.node`, and the few ops whose
 arguments moved from attributes to inputs between opset 11 and the newest.

@@ -2,7 +2,7 @@
 
 onnx's own inference (onnx_ir's ShapeInferencePass) is not used here: it writes what it finds into the model, which has
 to stay as it is; it stops at the first op of an unknown domain; and where a shape is computed it has no rank. So the
-producers are asked, one after another, for as many ops as stand around attentions.
+producers are asked, one after another, for the ops that are found around attentions.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class _Search:
     def _broadcast(self, node: ir.Node, depth: int) -> int | None:
         ranks = {operand: self.rank(operand, depth) for operand in node.inputs if operand is not None}
         if None in ranks.values():
-            # A weight, a bias or a scale says nothing of what it meets, computed or not.
+            # The rank of a weight, bias or scale does not tell that of the other operand.
             few = 2 if "MatMul" in node.op_type else 1
             computed = {operand: rank for operand, rank in ranks.items() if rank is not None and rank > few}
             ranks = {} if self._certain else {v: rank for v, rank in computed.items() if constant(v) is None}
@@ -304,7 +304,7 @@ def _computed_dtype(value: ir.Value, depth: int, known: _Elements) -> ir.DataTyp
             return ir.DataType.INT64
         case "Dropout" if place == 1:
             return ir.DataType.BOOL
-    # The rest computes in the type of its numbers; conditions, indices and codes are none.
+    # The rest returns the type of its floating-point inputs, which conditions, indices and codes are not.
     whole: ir.DataType | None = None
     for operand in node.inputs:
         dtype = _dtype(operand, depth, known)
@@ -326,7 +326,7 @@ def _width(value: ir.Value, depth: int) -> int | None:
     if op_type == "MatMulNBits" and (columns := node.attributes.get("N")) is not None and not columns.is_ref():
         return columns.as_int()
     if op_type in ("Add", "Sub", "Mul", "Div"):
-        # What broadcasts has one column; a wider operand has those of the result.
+        # A broadcast operand has one column; a wider one has those of the result.
         widths = {_width(operand, depth - 1) for operand in node.inputs if operand is not None} - {None, 1}
         return widths.pop() if len(widths) == 1 else None
     first = _first(node) if op_type in _SAME_SHAPE else None

@@ -1,7 +1,7 @@
-"""What it takes to make a changed graph what it was before.
+"""How to restore a graph after a change.
 
-A `Snapshot` is taken before the change, and compared with the model after it. It knows nothing of what the change was
-about: nodes are removed, inserted and rewired, whatever did it. Removed nodes are kept whole; they are a few per
+A `Snapshot` is taken before the change, and compared with the model after it. It does not depend on the purpose of
+the change: it compares which nodes were removed, inserted and rewired. Removed nodes are kept whole; they are a few per
 attention, without weights.
 """
 
@@ -62,7 +62,7 @@ class Snapshot:
         self._ir_version = model.ir_version
 
     def remove_orphans(self, model: ir.Model) -> None:
-        """Take out the initializers that the change has left without a use, but for large ones.
+        """Remove the initializers that nothing uses since the change, except large ones.
 
         One that nothing used before stays, as does one that is an input or an output of its graph.
         """
@@ -75,7 +75,7 @@ class Snapshot:
                     del graph.initializers[name]
 
     def undo(self, model: ir.Model) -> Undo | str:
-        """How to make the changed model what it was; or, in words, what stands against it."""
+        """How to restore the original model; or a sentence that says why that is not possible."""
         graphs: list[GraphUndo] = []
         for index, graph in enumerate(Dataflow(model).graphs):
             before = self._graphs.get(graph)
@@ -97,9 +97,9 @@ class Snapshot:
 
 
 def apply(undo: Undo, model: ir.Model) -> None:
-    """Make a model what it was before the change, in place.
+    """Restore a model to what it was before the change, in place.
 
-    The undo may come from anywhere, and the model is as good as it is: check it afterwards.
+    The undo may come from an untrusted file: check the model afterwards.
 
     Raises:
         ValueError, LookupError: The model is not the one that the undo was made for, or no `Snapshot` made the undo.
@@ -115,7 +115,7 @@ def apply(undo: Undo, model: ir.Model) -> None:
     for index, graph in enumerate(flow.graphs):  # outer before inner, which uses the values of the outer
         change = changes.get(index) or GraphUndo(index, (), (), b"", (), _names(graph.outputs), ())
         nodes, owner = list(graph), flow.owner(graph)
-        if owner in taken:  # a branch of what is taken out goes with it
+        if owner in taken:  # subgraphs of a removed node are removed with it
             inserted += nodes
             taken.update(nodes)
             continue
@@ -140,7 +140,7 @@ def apply(undo: Undo, model: ir.Model) -> None:
         if change.initializers or change.orphans:
             graph = flow.graphs[change.graph]
             graph.initializers.clear()
-            for value in initializers.get(graph, ()):  # none where the graph goes with a node that is taken out
+            for value in initializers.get(graph, ()):  # none where the graph is part of a removed node
                 graph.register_initializer(value)
     for added in undo.added_functions:
         del model.functions[added]

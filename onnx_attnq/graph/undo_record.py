@@ -16,12 +16,12 @@ class GraphUndo:
 
     Attributes:
         graph: Place of the graph in `Dataflow.graphs` of the changed model.
-        inserted: Places of the nodes to take out, in the changed graph.
+        inserted: Places of the nodes to remove, in the changed graph.
         removed: Places of the nodes to put back, in the original graph.
         nodes: These nodes, the types of their outputs, and the initializers to put back, a serialized GraphProto.
         inputs: Node's place in the original graph, place of the input, and name of the value that belongs there.
         outputs: Names of the graph's outputs.
-        initializers: Names of initializers to take out.
+        initializers: Names of initializers to remove.
         orphans: Places of the initializers to put back, in the original graph.
     """
 
@@ -69,7 +69,7 @@ class Undo:
         ir_version: The original's.
         opsets: The original's, version by domain.
         graphs: The graphs that changed.
-        added_functions: Domain, name and overload of functions to take out.
+        added_functions: Domain, name and overload of functions to remove.
         functions: Functions to put back, serialized FunctionProtos.
     """
 

@@ -27,7 +27,7 @@ class Fitted(Generic[Dim]):
 
     Attributes:
         sizes: Those that fit, or the ones that got furthest.
-        misfit: What stands against these; None where they fit.
+        misfit: Why these do not fit; None where they do.
         tried: The sizes that were tried against it, by dim.
     """
 
@@ -108,7 +108,7 @@ class _Search:
         self.tried: tuple[int, ...] = ()
 
     def tell(self, size: int, found: Misfit) -> None:
-        """What the check said to a size."""
+        """The result of the check for a size."""
         self._matters |= (found.place, found.gaps) != (self._misfit.place, self._misfit.gaps)
         if found.place == self._misfit.place and found.gaps:
             self._sides[size] = _sign(found.gaps[0])

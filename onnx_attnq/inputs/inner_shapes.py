@@ -1,7 +1,7 @@
 """Shapes of values inside of a model, in terms of the sizes that its inputs leave open.
 
 Inputs of several sizes are made up, and the shapes that follow are compared: an axis that is the same for all is a
-number, one that is as large as an open size, a sum of two or a multiple of one is called after these. The shapes come
+number, one that is as large as an open size, a sum of two or a multiple of one is named after these. The shapes come
 from shape inference; where that cannot tell, the model is run.
 """
 
@@ -41,7 +41,7 @@ def inner_shapes(
 
     Args:
         original: The model as it is in the file: its ops tell what the inputs are for.
-        model: The same, perhaps with its fused ops taken apart.
+        model: The same, perhaps with its fused ops decomposed.
         values: Of the graph or subgraphs of ``model``.
         input_shapes: The whole shape of some inputs, by name.
         run: How to run the model for what shape inference cannot tell; None to leave it.
@@ -112,7 +112,7 @@ def _named_sizes(draft: Draft) -> dict[str, int]:
 
 
 def _described(shapes: Mapping[int, tuple[int, ...]], names: Sequence[Mapping[str, int]]) -> tuple[Dim, ...]:
-    """A shape of which each axis is a number, or called after what it follows."""
+    """A shape of which each axis is a number, or named after the size that it follows."""
     if len({len(shape) for shape in shapes.values()}) > 1:
         return ()
     open_sizes = {

@@ -1,4 +1,4 @@
-"""Sample inputs made up from a model's signature and graph, for when nobody has data.
+"""Sample inputs made up from a model's signature and graph, for when there is no data.
 
 They run, and they exercise padding, a past, single steps and different lengths. They say nothing
 about accuracy, for which real data is needed.
@@ -45,7 +45,7 @@ PASTS: Final = (PAST_LENGTH, PAST_LENGTH, 0, 1)
 """The same for the samples in turn: none is the first step of a loop, one the shortest cache there is."""
 
 SPARE: Final = 5
-"""Places that a past has beyond what is in it, where it is a buffer."""
+"""Unused positions of a past that is a buffer."""
 
 MAX_BYTES: Final = 2**28
 """The largest sample that is made: a hostile model may declare inputs of any size and number."""
@@ -56,14 +56,14 @@ MAX_TOTAL_BYTES: Final = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """A sample to be, whose sizes may still change.
+    """A sample before its arrays are generated, whose sizes may still change.
 
     Attributes:
         inputs: What the model takes.
         lengths: The sizes from which the others follow.
         sizes: Of the open dims.
         seed: Of token ids and features: the caller's, and the number of the sample.
-        doubt: Why these sizes may not fit, one line; None if nothing speaks against them.
+        doubt: Why these sizes may not fit, one line; None if no problem was found.
     """
 
     inputs: tuple[KnownInput, ...]
@@ -98,7 +98,7 @@ class Draft:
         return sum(math.prod(shapes[entry.item.name]) * entry.item.dtype.itemsize for entry in self.inputs)
 
     def misfit(self, check: ShapeCheck) -> Misfit | None:
-        """What speaks against the sizes, by shape inference."""
+        """Why the sizes do not fit, by shape inference."""
         return check.misfit(*self._what_is_known())
 
     def inner_shapes(self, check: ShapeCheck) -> dict[ir.Value, tuple[int, ...]]:
@@ -117,7 +117,7 @@ class Draft:
         return {entry.item.name: (entry.item.dtype, shapes[entry.item.name]) for entry in self.inputs}, values
 
     def fitted(self, complaint: Callable[[Draft], Misfit | None], most_checks: int) -> Draft:
-        """The same with sizes that nothing speaks against, or with these and the reason for doubt."""
+        """The same with sizes that fit, or with these and the reason why they may not."""
 
         def check(sizes: Mapping[OpenDim, int]) -> Misfit | None:
             changed = dataclasses.replace(self, sizes=sizes)
@@ -274,7 +274,7 @@ def _check_total(inputs: Sequence[KnownInput], shapes: Mapping[str, tuple[int, .
 
 
 def _doubt(found: Fitted[OpenDim]) -> str:
-    """What stands against the sizes, and what was tried."""
+    """Why the sizes do not fit, and what was tried."""
     tried = [f"{dim}: {', '.join(map(str, sizes[:8]))}" for dim, sizes in found.tried.items() if len(sizes) > 3]
     return f"{found.misfit}" + (f"; tried {'; '.join(tried[:4])}" if tried else "")
 

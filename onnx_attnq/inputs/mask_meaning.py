@@ -66,7 +66,7 @@ _BINARY: Final[Mapping[str, Callable[[_Pair, _Pair], _Pair]]] = MappingProxyType
     }
 )
 _COMBINES: Final = frozenset({"And", "Or", "Mul", "Min", "Max", "Add", "Concat"})
-"""Where a mask meets another, each still means what it did."""
+"""Where two masks are combined, each keeps its meaning."""
 
 
 def mask_meaning(model: ir.Model, value: ir.Value) -> Meaning | None:

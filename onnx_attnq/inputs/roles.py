@@ -30,7 +30,7 @@ class Role(enum.Enum):
     FEATURES = enum.auto()
     """Real numbers: an image, a signal, embeddings."""
     POSITIONS = enum.auto()
-    """Where the tokens stand, counted from the beginning of the past."""
+    """Positions of the tokens, counted from the beginning of the past."""
     SEGMENTS = enum.auto()
     """Which of two sentences a token belongs to."""
     MASK = enum.auto()
@@ -66,7 +66,7 @@ _OF_FUSED: Final = {
 
 _COMPARISONS: Final = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
 _KEEP_INDICES: Final = frozenset({"Clip", "Max", "Min", "Where", "Mod"})
-"""Operators behind which indices are still indices."""
+"""Operators whose output still holds indices."""
 
 _FEW_SETTINGS: Final = 4
 

@@ -62,7 +62,7 @@ def load_samples(path: str | os.PathLike[str], model: ir.Model) -> tuple[Sample,
 
 @dataclasses.dataclass(frozen=True)
 class _Inputs:
-    """What samples are held against."""
+    """What samples are checked against."""
 
     items: tuple[ModelInput, ...]
     graph: ShapeCheck

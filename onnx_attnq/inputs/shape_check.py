@@ -24,7 +24,7 @@ from onnx_attnq.inputs.fused_shapes import FUSED_OUTPUTS
 Shape: TypeAlias = tuple[int | None, ...]
 
 _SMALL: Final = 4096
-"""Elements of values that are computed; what says something about shapes is smaller."""
+"""The most elements of a value that is computed; those that shapes depend on are smaller."""
 
 _FEW: Final = 64
 """The same for real numbers, which are rarely sizes."""
@@ -266,7 +266,7 @@ class ShapeCheck:
 
 
 def _check(node: ir.Node, inputs: list[_Known], shapes: list[Shape | None]) -> None:
-    """What onnx's inference lets pass, but no runtime does."""
+    """Errors that onnx's inference does not report, and every runtime does."""
     first = shapes[0] if shapes else None
     if node.op_type == "Reshape" and (gaps := _gaps(node, inputs, shapes)):
         raise _DoesNotFit(f"{list(first or ())} cannot be reshaped to {np.asarray(inputs[1].value).tolist()}", gaps)

@@ -23,7 +23,7 @@ from onnx_attnq.inputs.roles import Role
 from onnx_attnq.inputs.signature import Sample, is_expression
 
 ROOM: Final = 4
-"""How many times as long as what is in it a buffer with room to spare is."""
+"""Length of a buffer with room to spare, as a multiple of what is in it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def steps_of(
             fitted = _fitted(inputs, step, batch)
             capacity = None if step.capacity is None else fitted.past + fitted.spare
             steps.append(Step(fitted.tokens, fitted.past, capacity))
-    # One token after none is what a model makes of a prompt that takes one at a time: it says nothing.
+    # A model that takes one token at a time has no prompt; one token without a past is not timed.
     kept = [step for step in steps if step.tokens > 1 or step.past > 0]
     return tuple(dict.fromkeys(kept or steps))
 
@@ -150,7 +150,7 @@ def _buffers(node: ir.Node) -> tuple[tuple[int, int], ...]:
 
 
 def with_defined_rows(model: ir.Model, sample: Sample, outputs: Mapping[str, npt.NDArray[Any]]) -> Sample:
-    """A sample whose buffers hold zeros wherever the model makes nothing of what they hold.
+    """A sample whose buffers hold zeros wherever the model ignores what they hold.
 
     Behind the last key GroupQueryAttention gives what it likes: onnxruntime's zeros, others what was there, such as
     tokens that were taken back. With zeros all give the same.

@@ -26,7 +26,7 @@ class Use:
     Attributes:
         node: The node.
         index: Which input of the node the value is.
-        constants: Initializers that a function body, in which the node stands, has as parameters.
+        constants: Initializers that the function body around the node has as parameters.
     """
 
     node: ir.Node

@@ -30,7 +30,7 @@ from onnx_attnq.verification import Verification, VerifySettings, verify
 
 @dataclasses.dataclass(frozen=True)
 class Compression:
-    """What came of the main job.
+    """The result of the main job.
 
     Attributes:
         source: The model that was read.
@@ -116,7 +116,7 @@ def compress(
 
 @dataclasses.dataclass(frozen=True)
 class Rewritten:
-    """A model in memory, rewritten as the plan says, and what came of it; as in `Compression`."""
+    """A model in memory, rewritten as the plan says, and the results; as in `Compression`."""
 
     model: ir.Model
     sites: Sites
@@ -128,7 +128,7 @@ class Rewritten:
     def result(
         self, source: Path, output: Path | None, verification: Verification | None = None, made_up: MadeUp | None = None
     ) -> Compression:
-        """What came of the job, once the model is written."""
+        """The result of the job, once the model is written."""
         done = (self.sites, self.plan, self.record, verification, self.nodes, made_up, self.warnings)
         return Compression(source, output, *done)
 

@@ -25,7 +25,7 @@ from onnx_attnq.verification import VerifySettings
 
 @dataclasses.dataclass(frozen=True)
 class FolderCompression:
-    """What came of the main job on a folder.
+    """The result of the main job on a folder.
 
     Attributes:
         source: The folder that was read.
@@ -142,7 +142,7 @@ def _parts(source: str | os.PathLike[str]) -> tuple[Path, list[Path]]:
 
 
 def _each(parts: list[Path], do: Callable[[Path], Compression]) -> tuple[list[Compression], dict[Path, str]]:
-    """What came of each part, and why there was nothing to rewrite in others."""
+    """The result of each part, and why there was nothing to rewrite in others."""
     models, untouched = [], {}
     for part in parts:
         try:

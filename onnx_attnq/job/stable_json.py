@@ -20,7 +20,7 @@ def compression_json(result: Compression, model: ir.Model) -> dict[str, Any]:
     """What ``onnx-attnq MODEL --json`` writes.
 
     Args:
-        result: What came of the main job.
+        result: The result of the main job.
         model: The original.
     """
     left = [entry for entry in result.plan.sites if entry.scheme is None]

@@ -27,7 +27,7 @@ ROUNDS: Final = 5
 
 @dataclasses.dataclass(frozen=True)
 class WeightCompression:
-    """What came of quantizing weights and attention.
+    """The result of quantizing weights and attention.
 
     Attributes:
         compression: Of the attention; its verification compares with the original, weights included.

@@ -75,7 +75,7 @@ def resolve_references(proto: onnx.ModelProto, path: Path) -> Path:
 
 
 def set_reference(tensor: onnx.TensorProto, reference: DataPlace) -> None:
-    """Make the tensor external, at the reference; it loses what it held itself."""
+    """Make the tensor external, at the reference; its own data is removed."""
     for field in _CONTENTS:
         tensor.ClearField(field)
     tensor.data_location = onnx.TensorProto.EXTERNAL

@@ -85,7 +85,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         model.graph.sort()
         for function in model.functions.values():
             function.sort()
-    except Exception as error:  # whatever a damaged file makes onnx_ir raise, it is the file's fault
+    except Exception as error:  # onnx_ir raises exceptions of any type for a damaged file
         raise InvalidModel(f"{file}: onnx_ir cannot read it: {_innermost(error)}") from error
     for tensor in tensors(model):
         if isinstance(tensor, ir.ExternalTensor):

@@ -17,7 +17,7 @@ def structure_hash(model: ir.Model) -> str:
     """Hash operators, wiring, names, attributes and the signature; not the weights.
 
     Models that differ in weights only (a fine-tuned one) have the same hash. Metadata, doc
-    strings and inferred shapes take no part, nor does how the file was serialized.
+    strings, inferred shapes and the form of serialization are not included.
 
     Returns:
         64 hexadecimal digits.

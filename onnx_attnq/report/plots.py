@@ -347,7 +347,7 @@ def _heads_in(study: Study) -> int:
 
 
 def _sequence(count: int) -> Colormap:
-    """``count`` colours of a sequential map, without its lightest end, which vanishes on white."""
+    """``count`` colours of a sequential map, without its lightest end, which is invisible on white."""
     source = mpl.colormaps["viridis"]
     return ListedColormap([source(x) for x in np.linspace(0.0, 0.9, max(1, count))])
 

@@ -1,4 +1,4 @@
-"""Planning what each site gets, putting quantized ops in place, writing that down, and undoing it."""
+"""Plan the scheme of each site, insert quantized ops, record what was done, and undo it."""
 
 from onnx_attnq.rewriting.bodies import DOMAIN, DOMAIN_VERSION
 from onnx_attnq.rewriting.fused_rule import (

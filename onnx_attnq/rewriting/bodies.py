@@ -2,7 +2,7 @@
 
 The ops, their attributes and shapes are specified in custom_ops/README.md; numerics.py says what they
 compute. Each body here computes the same in float32 with the standard ops of the model's own opset, so
-that any runtime can run the rewritten model. What costs is memory that passes over the scores read and write
+that any runtime can run the rewritten model. The cost is memory traffic, once for every pass over the scores
 (benchmarks/body.py), so the bodies have few of them and keep few of their results: row-max schemes need no softmax,
 codes are made by QuantizeLinear, which divides, rounds and saturates at once and writes one byte, pruning comes
 after that, and all that scales a row is one factor at the end.

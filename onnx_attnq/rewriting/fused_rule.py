@@ -1,8 +1,8 @@
-"""Which fused ops stay as they are, because what would stand in their place is slower.
+"""Which fused ops stay as they are, because what would replace them is slower.
 
-onnxruntime's fused ops are good: they keep no scores in memory. One op of the native library that does all that they
-did is faster; a quantized softmax alone, between products that are standard ops, is slower. So a fused op is taken
-apart only where one kernel takes its whole place, and that without what costs more than the kernel gains. All this is
+onnxruntime's fused ops are fast: they keep no scores in memory. One op of the native library that does all that they
+did is faster; a quantized softmax alone, between products that are standard ops, is slower. So a fused op is
+decomposed only where one kernel replaces all of it, without other work that costs more than that gains. All this is
 measured by benchmarks/fused_ops.py; docs/decoders.md has the figures.
 """
 
@@ -30,7 +30,7 @@ def whole_op(sites: Sites, site: AttentionSite) -> str | None:
 
 
 def slower_because(site: AttentionSite, fused: FusedOp, scheme: SiteScheme) -> str | None:
-    """Why a fused op is faster than what would stand in its place, with the native library; None where it is not."""
+    """Why a fused op is faster than what would replace it, with the native library; None where it is not."""
     if is_taken(fused):
         tensors = fused.inputs[0]
         if tensors is not None and tensors.dtype is ir.DataType.FLOAT16:

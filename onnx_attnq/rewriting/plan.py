@@ -30,7 +30,7 @@ class SitePlan:
         scheme: The scheme, one for each head, or None to leave the site as it is.
         reason: Why it is left; empty where there is a scheme.
         left: Why heads of a site that is rewritten are left alone, by their numbers. One op serves all heads, so such
-            a head has a scheme, too, that changes it hardly: `scheme.left_alone`.
+            a head has a scheme, too, that hardly changes it: `scheme.left_alone`.
     """
 
     site: str
@@ -85,7 +85,7 @@ class Plan:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the model's structure hash and what each site gets; why others are left plays no part."""
+        """SHA-256 of the model's structure hash and what each site gets, without the reasons for leaving others."""
         given = [(entry.site, entry.scheme.to_json()) for entry in self.sites if entry.scheme is not None]
         return hashlib.sha256(json.dumps([self.structure_hash, given], sort_keys=True).encode()).hexdigest()
 
@@ -110,7 +110,7 @@ class Plan:
                 raise InvalidPlan(f"the plan has no entry for the site {site!r}")
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values; each scheme stands once, under a name; a site refers to one, or to one for each of its heads.
+        """JSON values; each scheme is listed once, under a name; a site refers to one, or to one for each of its heads.
 
         A head that is left alone has null in place of a name, and its reason in the site's ``left``.
         """

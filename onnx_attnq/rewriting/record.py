@@ -22,7 +22,7 @@ METADATA: Final = "onnx_attnq"
 
 @dataclasses.dataclass(frozen=True)
 class RewrittenSite:
-    """What became of one site.
+    """What was done to one site.
 
     Attributes:
         id: The site's id.
@@ -54,7 +54,7 @@ class RewrittenSite:
 
         Raises:
             ValueError: A field is missing, unknown or of the wrong type.
-            InvalidScheme: The scheme is none.
+            InvalidScheme: The scheme is not one.
         """
         text = dict.fromkeys(("id", "op_type", "node", "scope", "form", "output"), str)
         check_fields(data, "a site of the record", {**text, "scheme": dict, "inputs": list})

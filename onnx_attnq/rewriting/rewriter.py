@@ -1,4 +1,4 @@
-"""Put quantized ops where the softmax of each planned site was, and write down what was done."""
+"""Put quantized ops where the softmax of each planned site was, and record what was done."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def _combined_mask(b: NodeBuilder, attention: Attention) -> ir.Value | None:
             case Added(value):
                 combined = value if combined is None else b.Add(combined, value)
             case Filled(condition, when, fill):
-                # What is very low swallows the score that it is added to.
+                # A very low constant makes the score that it is added to negligible.
                 kept = b.constant(0.0, ir.DataType.FLOAT) if combined is None else combined
                 filled = b.constant(fill, ir.DataType.FLOAT)
                 combined = b.Where(condition, filled, kept) if when else b.Where(condition, kept, filled)
@@ -330,7 +330,7 @@ def _type_values(
 
 
 def _hand_over(original: ir.Value, new: ir.Value, own: set[ir.Node], model: ir.Model, quantize_outputs: bool) -> None:
-    """Let everything but the nodes in ``own`` use the new value, and remove what nobody needs any more."""
+    """Let everything but the nodes in ``own`` use the new value, and remove what is no longer used."""
     for use in tuple(original.uses()):
         if use.node not in own:
             use.node.replace_input_with(use.idx, new)
@@ -347,7 +347,7 @@ def _hand_over(original: ir.Value, new: ir.Value, own: set[ir.Node], model: ir.M
 
 
 def _remove_unused(value: ir.Value) -> None:
-    """Remove the node that computed a value, and whatever upstream was there for it alone."""
+    """Remove the node that computed a value, and all nodes upstream that only it used."""
     pending = [value]
     while pending:
         node = pending.pop().producer()

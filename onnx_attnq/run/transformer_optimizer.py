@@ -32,7 +32,7 @@ def optimize_transformer(source: str | os.PathLike[str], output: str | os.PathLi
         InvalidModel: The optimizer does not take the model, or finds no attention to fuse.
     """
     with warnings.catch_warnings():
-        # Where it fails it leaves its temporary folder to be found by the garbage collector, which tells of it.
+        # Where it fails its temporary folder is removed by the garbage collector, which warns of it.
         warnings.simplefilter("ignore", ResourceWarning)
         if _without_most_weights(Path(source), Path(output)):
             return
@@ -53,7 +53,7 @@ def _optimized(source: str | onnx.ModelProto, output: str | None) -> str | onnx.
             if output is None:
                 return optimized.model  # type: ignore[no-any-return]
             optimized.save_model_to_file(output)
-    except Exception as error:  # whatever the optimizer stumbles over, it is not the user's fault
+    except Exception as error:  # any exception of the optimizer becomes one line for the user
         return f"fails: {first_line(error)}"
     return None
 
@@ -70,7 +70,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _without_most_weights(source: Path, output: Path) -> bool:
-    """Whether it could be done so."""
+    """Whether that succeeded."""
     try:
         model = load(source)
     except AttnqError:

@@ -48,7 +48,7 @@ def quantize_weights(source: str | os.PathLike[str], output: str | os.PathLike[s
                 _int8(model, Path(output))
             else:
                 _int4(model, Path(output))
-    except Exception as error:  # whatever the quantizer stumbles over, it is not the user's fault
+    except Exception as error:  # any exception of the quantizer becomes one line for the user
         raise InvalidModel(f"{source}: onnxruntime's quantizer for {weights} weights fails: {error}") from error
     domains = {"int8": ("MatMulInteger", "DynamicQuantizeMatMul", "DequantizeLinear"), "int4": ("MatMulNBits",)}
     ops = {node.op_type for node in onnx.load(output, load_external_data=False).graph.node}

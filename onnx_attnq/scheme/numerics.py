@@ -8,7 +8,7 @@ Where a scheme says that pruned values share what they summed to (``pruned`` is 
 levels of its kept keys plus, on each key of its sample, an equal share of its tail:
 
 * A key is unmasked where ln x >= `MASKED_NATS`; below that, exp of the distance to the row's maximum leaves the
-  normal numbers of float32. Nothing but its score tells a masked key, and less than 1e-37 of the maximum is at stake.
+  normal numbers of float32. A masked key is recognized by its score alone; the error is below 1e-37 of the maximum.
 * The tail is the sum of the `continued_levels` of the pruned, unmasked keys: those that the scheme would have if
   they continued below the threshold, so that one table and no exponential serve kept and pruned keys. A scheme
   without levels keeps values as they are, and sums them as they are.

@@ -96,7 +96,7 @@ def preset(
         name: One of `PRESETS`.
         bits: 1 to 8; None is the default of the scheme.
         threshold: In (0, 1), or [0, 1) for a scheme without levels; None is the default of the scheme.
-        pruned: What becomes of pruned values, ``zero`` or ``mean``; None is the default of the scheme.
+        pruned: How pruned values are treated, ``zero`` or ``mean``; None is the default of the scheme.
 
     Raises:
         InvalidScheme: Unknown name, or an argument that the preset does not take.

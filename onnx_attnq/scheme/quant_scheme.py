@@ -59,10 +59,10 @@ class Normalize(enum.StrEnum):
 
 
 class Pruned(enum.StrEnum):
-    """What becomes of pruned values."""
+    """How pruned values are treated."""
 
     ZERO = "zero"
-    """Nothing is left of them (the paper)."""
+    """They are set to zero (the paper)."""
     MEAN = "mean"
     """What they summed to is shared evenly by a sample of the row's keys, as in SparQ attention (arXiv 2312.04985)."""
 
@@ -91,9 +91,9 @@ class QuantScheme:
         bits: 1 to 8, for 2**bits - 1 non-zero levels; None prunes and keeps the other values.
         spacing: Scale of edges and levels; None exactly when ``bits`` is None.
         rounding: See the module's text; None exactly when ``bits`` is None.
-        pruned: What becomes of values below the threshold. ``mean`` takes log spacing, or none, a threshold above 0, a
+        pruned: How values below the threshold are treated. ``mean`` takes log spacing, or none, a threshold above 0, a
             normalization other than ``mass``, and steps of TAIL_NATS / 255 = 0.098 nats at least.
-        name: A label for people. It takes no part in the arithmetic.
+        name: A label for people, not used in the arithmetic.
 
     Raises:
         InvalidScheme: A field is out of range, or fields do not go together.
@@ -116,7 +116,7 @@ class QuantScheme:
     name: str = "custom"
 
     def __post_init__(self) -> None:
-        # Strings, as they stand in JSON, become enum members.
+        # Strings, as JSON has them, become enum members.
         object.__setattr__(self, "reference", _member("reference", Reference, self.reference))
         object.__setattr__(self, "normalize", _member("normalize", Normalize, self.normalize))
         object.__setattr__(self, "pruned", _member("pruned", Pruned, self.pruned))

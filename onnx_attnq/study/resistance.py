@@ -1,4 +1,4 @@
-"""Why a head resists a scheme, and which of the schemes that were measured it bears."""
+"""Why a head resists a scheme, and under which of the measured schemes it is safe."""
 
 from __future__ import annotations
 

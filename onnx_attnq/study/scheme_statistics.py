@@ -1,4 +1,4 @@
-"""What is kept of what one scheme does to the attention values of one site: counts and sums per head, which merge."""
+"""Statistics of the effect of one scheme on the attention values of one site: counts and sums per head, which merge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept of the attention values of one site: counts and sums per head, which merge.
+"""Statistics of the attention values of one site: counts and sums per head, which merge.
 
 The quantities are those of Ji et al. 2021, section 3 (distribution and sparsity of attention values),
 and what a scheme does to them. Everything is a count or a sum over values or rows, so the statistics

@@ -3,7 +3,7 @@
 The divergences of single heads add up well enough to order plans (see `sensitivity`), so for a price λ each head takes
 the scheme that minimizes cost + λ · divergence, whatever the others take: a Lagrangian, as rate-distortion optimization
 uses it. Every λ gives a plan that is best at its own divergence; a larger λ gives a milder plan. Heads of one site
-share one op, whose schemes are of one family, so a site takes the family in which its heads together fare best.
+share one op, whose schemes are of one family, so a site takes the family with the lowest total cost of its heads.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class Alternative:
 
 
 def alternatives(trials: Sequence[Trial], choice: Choice, objective: Objective) -> tuple[Alternative, ...]:
-    """What each freedom of a choice has won: the best plans without it, at the same divergence or less.
+    """What each degree of freedom of a choice gains: the best plans without it, at the same divergence or less.
 
     Candidates that were left out after the first sample count by what they did there.
     """

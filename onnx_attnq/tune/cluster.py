@@ -79,7 +79,7 @@ def _check_memory(workers: Mapping[str, Mapping[str, Any]], needed: int) -> None
 
 
 def _backend(client: Any, shared: Sequence[Any]) -> Any:
-    """joblib's, which waits forever for a unit that dask has given up, as one who does not."""
+    """The backend of joblib waits forever for a unit that dask has given up; this one raises."""
     from joblib._dask import DaskDistributedBackend
 
     class Backend(DaskDistributedBackend):  # type: ignore[misc]

@@ -25,7 +25,7 @@ SAMPLES: Final = 6
 
 @dataclasses.dataclass(frozen=True)
 class TunedCompression:
-    """What came of tuning and compressing a model.
+    """The result of tuning and compressing a model.
 
     Attributes:
         tuning: The plan, and its losses on both halves of the data.

@@ -113,7 +113,7 @@ class Agreement:
         original: The original model.
         samples: Inputs, split into halves.
         run: How to run models.
-        figures: Which of `AGREEMENT` count. Top-1 does if it is asked for only: near ties turn long before KL is large.
+        figures: Which of `AGREEMENT` count. Top-1 only on request: near ties change long before KL is large.
 
     Raises:
         InvalidData: Fewer than four samples, or no figure of these names.

@@ -1,7 +1,7 @@
-"""The furthest plan of a frontier whose true loss is within a bound, measured with the rewritten model.
+"""The plan of a frontier that compresses most with a true loss within a bound, measured with the rewritten model.
 
 By bisection on the calibration part of the data; then the plan is measured on the confirmation part, and a milder one,
-which gives up on the heads that gain least for what they move, is taken while it fails there.
+which leaves alone the heads with the least gain for their divergence, is taken while it fails there.
 """
 
 from __future__ import annotations

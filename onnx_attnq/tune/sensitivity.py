@@ -272,8 +272,8 @@ def _undominated(
 ) -> list[QuantScheme]:
     """The schemes that no other beats in bits, pruning and divergence at once, by what is known so far.
 
-    Heads of one site have to share a family, so those of the first family, which is meant to be taken, lose to their
-    own kind only: no head is left without.
+    Heads of one site have to share a family, so those of the first family, the preferred one, are compared with each
+    other only, and each head keeps one.
     """
     first = family(schemes[0])
 

@@ -2,7 +2,7 @@
 
 Each point is a scheme: the model is rewritten with it, its loss measured on all of the data, the share of values that
 it prunes counted, and its time taken in turn with the original's. Points are independent; each is written down when it
-is done, so that a run that was stopped goes on where it was.
+is done, so that a run that was stopped can be resumed.
 """
 
 from __future__ import annotations

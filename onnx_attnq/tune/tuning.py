@@ -2,7 +2,7 @@
 
 1. measure what each candidate does to the outputs when one head gets it (`sensitivity`), unit by unit, written down;
 2. order whole plans by the sum of these (`choice.frontier`);
-3. find the furthest plan whose true loss is within the bound (`search`).
+3. find the plan that compresses most with a true loss within the bound (`search`).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Effort:
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """What came of a tuning run.
+    """The result of a tuning run.
 
     Attributes:
         found: The plan that was chosen, with its losses.

@@ -36,7 +36,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 @dataclasses.dataclass(frozen=True)
 class SiteContribution:
-    """What one site has to do with the deviation of the outputs.
+    """How much one site contributes to the deviation of the outputs.
 
     Attributes:
         site: Its id.
@@ -75,7 +75,7 @@ class Bisection:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the result does not say, a sentence each."""
+        """The limits of the result, a sentence each."""
         return (seed_note(self.random_ops),) if self.random_ops else ()
 
     @property

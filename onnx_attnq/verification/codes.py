@@ -47,7 +47,7 @@ _EPS: Final = float(np.finfo(np.float32).eps)
 
 @dataclasses.dataclass(frozen=True)
 class CodeCheck:
-    """What came of comparing codes; sums, so that samples and sites merge.
+    """The result of comparing codes: sums, so that samples and sites merge.
 
     Attributes:
         codes: Number of values compared.

@@ -23,7 +23,7 @@ BLOCK: Final = 2**18
 
 @dataclasses.dataclass(frozen=True)
 class Deviation:
-    """What separates two outputs, over all samples; sums, so that samples merge exactly.
+    """How far two outputs are apart, over all samples: sums, so that samples merge exactly.
 
     Attributes:
         values: Number of elements compared.

@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 
 @dataclasses.dataclass(frozen=True)
 class Exchanged:
-    """What came of one site on one sample.
+    """The result for one site on one sample.
 
     Attributes:
         site: Its id.

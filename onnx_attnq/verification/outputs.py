@@ -1,4 +1,4 @@
-"""What separates an output of two models, over all samples."""
+"""How far an output of two models is apart, over all samples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 
 @dataclasses.dataclass(frozen=True)
 class OutputDeviation:
-    """What separates one output of two models, over all samples.
+    """How far one output of two models is apart, over all samples.
 
     Attributes:
         deviation: Figures of the elements that are finite in both.
@@ -169,7 +169,7 @@ class FloatOutputs:
     def deviations(
         self, expected: Mapping[str, Array], found: Mapping[str, Array], sample: Sample
     ) -> Iterator[Deviation]:
-        """What separates each output that is float, and has one shape in both, without padding."""
+        """How far each output is apart that is float and has one shape in both, without padding."""
         for name, before in expected.items():
             if before.dtype.kind != "f" or before.shape != found[name].shape:
                 continue
@@ -188,7 +188,7 @@ def _length(shape: ir.Shape | None) -> str | None:
 def real_tokens(shape: tuple[int, ...], sample: Sample, masks: Sequence[str]) -> npt.NDArray[np.bool_] | None:
     """The mask of real tokens for an output of this shape and these `token_masks`; None where all of it counts.
 
-    A text of nothing but padding is there for a reason: all of it counts.
+    A text that is all padding is compared as a whole: masking it would leave nothing.
     """
     mask = attention_mask_of({name: sample[name] for name in masks if name in sample})
     if mask is None or mask.ndim != 2 or shape[:2] != mask.shape:

@@ -33,7 +33,7 @@ _ROUNDING_OPS: Final = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class RewriteProof:
-    """What separates the original from its rewrite with the identity scheme.
+    """How far the original is from its rewrite with the identity scheme.
 
     Attributes:
         outputs: By name, how far they are from the original's.
@@ -91,7 +91,7 @@ def prove_rewrite(
 
     Args:
         original: The model before.
-        rewritten: The model that came of it.
+        rewritten: The model that was made from it.
         record: What the rewritten model says about itself.
         samples: Inputs.
         expected: The original's outputs on them.

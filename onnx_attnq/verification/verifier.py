@@ -75,7 +75,7 @@ class VariantCheck:
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
-    """What separates two models.
+    """How far two models are apart.
 
     Attributes:
         runs: Of the second model on ``standard`` ops; and on ``native`` kernels, where it has ops for them and the
@@ -114,7 +114,7 @@ class Verification:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the result does not say, a sentence each."""
+        """The limits of the result, a sentence each."""
         notes = []
         run = self.standard
         if run.codes.codes and not run.codes.positive:

@@ -95,7 +95,7 @@ def _shown(b: FusedBuilder, fused: FusedNode, stages: core.Stages, mode: int, dt
     shown = (stages.product, stages.capped, stages.masked)[mode]
     if mode == 2 and (not fused.get("attn_mask") or fused.integer("is_causal") or _is_boolean(fused)):
         # By the operator's text what is masked is -inf; onnxruntime shows the lowest finite number of the model's type,
-        # unless a mask of numbers says -inf. Who reads the scores sees what onnxruntime showed.
+        # unless a mask of numbers says -inf. Readers of the scores get what onnxruntime gives.
         lowest = float(dtype.min)
         shown = b.Max(shown, b.constant(lowest, core.score_type(dtype)))
     return b.cast(shown, dtype, core.score_type(dtype))

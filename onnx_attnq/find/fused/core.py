@@ -8,9 +8,9 @@
 
 Shapes: query (B, N, L_q, D), key (B, N, L_k, D), value (B, N, L_k, D_v). Key and value may have fewer heads than the
 query: head n of the query then belongs to head n // (N / N_kv) of theirs, and the queries of a group are rows of one
-matrix, so that nobody repeats a key. float16 and bfloat16 models get
+matrix, so that no key is copied. float16 and bfloat16 models get
 their scores and softmax in float32, as in the kernels of onnxruntime: a mask value of -10000 is harmless
-there, and -3.4e38 does not even exist in float16.
+there, and -3.4e38 is outside of float16's range.
 """
 
 from __future__ import annotations

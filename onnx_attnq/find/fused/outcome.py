@@ -1,4 +1,4 @@
-"""What came of a decomposition: the new softmax, or the reason why there is none."""
+"""The result of a decomposition: the new softmax, or the reason why there is none."""
 
 from __future__ import annotations
 
