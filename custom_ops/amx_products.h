@@ -43,7 +43,7 @@ class AmxProducts : public VectorProducts {
   struct Shape {
     bool screens;
     Index steps, side_floats;
-    Index side, panel;  // where the parts stand in a panel, and its size
+    Index side, panel;  // offsets of the parts in a panel, and its size
   };
   static Shape shape_of(const Attention& a) {
     Shape s;

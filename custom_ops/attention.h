@@ -1,4 +1,4 @@
-// What the kernels compute, without a word about onnxruntime.
+// What the kernels compute, independent of onnxruntime.
 #pragma once
 
 #include <cstddef>
@@ -27,7 +27,7 @@ struct Strides {
 // Which calls compute their scores roughly first (screening.h), of those that can.
 enum class RoughScores { kNever, kWhereFaster, kAlways };
 
-// Which keys a query sees, beside what a mask says: query i stands at key `first` + i and sees those up to there, the
+// Which keys a query sees, beside what a mask says: query i is at key `first` + i and sees those up to there, the
 // last `window` of them if that is not 0.
 struct Bounds {
   bool causal;  // or every query sees all

@@ -16,7 +16,7 @@ void parallel_for(Host& host, Index count, Function function) {
       count, [](void* user, std::size_t i) { (*static_cast<Function*>(user))(static_cast<Index>(i)); }, &function);
 }
 
-// Where one batch entry stands.
+// The position of one batch entry.
 struct Entry {
   Index keys;    // cached and new
   Index cached;  // keys before the new ones

@@ -38,7 +38,7 @@ double continued_level(float x, float log_x, const Form& form, const Table& tabl
   return std::exp((code + 0.5 - table.offset) * step);  // table.offset is the attribute's plus one
 }
 
-// What the pruned keys of a row sum to, and the sample of keys that shares it; nothing of both unless the form says so.
+// What the pruned keys of a row sum to, and the sample of keys that shares it; neither unless the form says so.
 class Shared {
  public:
   Shared(Index row_length, const Form& form, const Table& table)

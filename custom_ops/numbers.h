@@ -9,7 +9,7 @@ namespace onnx_attnq {
 
 using Index = std::int64_t;
 
-// Whole numbers are multiples of a step, which who computes with them knows. Two numbers of 4 bits share a byte, the
+// Whole numbers are multiples of a step, which the caller knows. Two numbers of 4 bits share a byte, the
 // first in its low half; 8 stands for 0.
 enum class Storage { kFloat, kHalf, kInt8, kInt4 };
 
@@ -31,7 +31,7 @@ static inline Index bytes_of(Storage storage, Index count) {
 static inline float float_of_half(std::uint16_t half) {
   const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000) << 16;
   const std::uint32_t rest = static_cast<std::uint32_t>(half & 0x7fff) << 13;
-  // As bits of a float32 number it has an exponent too low by 112: the product mends that, subnormal numbers too.
+  // As bits of a float32 number it has an exponent too low by 112: the product corrects that, subnormal numbers too.
   float value;
   std::memcpy(&value, &rest, sizeof value);
   value *= 0x1p112f;

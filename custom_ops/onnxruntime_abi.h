@@ -39,7 +39,7 @@ enum AllocatorType : int { kDeviceAllocator = 0, kArenaAllocator = 1 };
 inline constexpr std::uint32_t kApiVersion = 20;
 
 struct Api {
-  const void* slots[1];  // in truth some hundreds
+  const void* slots[1];  // some hundreds, in fact
 };
 
 struct ApiBase {

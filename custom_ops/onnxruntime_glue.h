@@ -20,7 +20,7 @@ namespace onnx_attnq {
 
 using namespace ort;
 
-// A status of onnxruntime on its way out.
+// A status that is returned to onnxruntime.
 struct Failure {
   Status* status;
 };

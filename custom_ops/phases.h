@@ -1,4 +1,4 @@
-// Where the time of a call goes, for the program `phases`. Elsewhere it is nothing.
+// Where the time of a call goes, for the program `phases`. It compiles to nothing elsewhere.
 #pragma once
 
 #include <cstdint>

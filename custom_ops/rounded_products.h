@@ -16,7 +16,7 @@ static inline float largest_rounded_norm(Index depth) { return 46290.0f - __buil
 // A vector that is little more than one large number fits 16 bits with this norm only.
 constexpr float kLargestInteger = 32766.0f;
 // The norm of a vector of zeros, or nearly: it has a step all the same. Squares of numbers below 1e-22 are lost, so
-// such a vector may not fit 16 bits and sums may overflow; times so small a step, whatever they are is next to nothing.
+// such a vector may not fit 16 bits and sums may overflow; times so small a step, whatever they are is negligible.
 constexpr float kSmallestNorm = 1e-25f;
 
 // Numbers to whole multiples of a step; notes what that leaves out, squared, in lanes.
@@ -153,8 +153,8 @@ class RoundedProducts : public VectorProducts {
   }
 
  private:
-  // Whether rounding each query and key pays. It is done for all scores that they take part in, so what counts is the
-  // harmonic mean of how many rows and keys there are.
+  // Whether rounding each query and key makes the call faster. It is done for all scores that they take part in, so
+  // what counts is the harmonic mean of how many rows and keys there are.
   static bool is_large(const Attention& a, Index fewest) {
     const Index rows = a.groups * a.queries;
     return 2 * rows * a.keys >= fewest * (rows + a.keys);

@@ -1,6 +1,7 @@
 // The sum of the values of a sample: of a row's unmasked keys, those whose index is a multiple of the stride. Rows that
 // come one after the other most often have nearly the same: all keys, all but padding, or, under a causal mask, one
-// more from time to time. So the sum of the row before goes on; only where that had a key more it starts again.
+// more from time to time. So the sum of the row before is continued; it starts again only where that row had a key
+// more.
 #pragma once
 
 #include "vector_products.h"

@@ -10,7 +10,7 @@ enum class Reference { kRowMax, kAbsolute };
 enum class Spacing { kLog, kLinear, kNone };  // kNone: prune only, values are kept as they are
 enum class Normalize { kUnit, kNone, kMass };
 
-// The fields that decide which arithmetic runs: they stand in the op's name. (Rounding stands there too, but it only
+// The fields that decide which arithmetic runs: they are part of the op's name. (Rounding is, too, but it only
 // decides how long a step is, and the step is an attribute.)
 struct Form {
   Reference reference;
@@ -19,7 +19,7 @@ struct Form {
   bool shares = false;  // pruned values share what they summed to (`_mean`, README.md)
 };
 
-// Functions in headers are static: a copy compiled for AVX must not serve, by the linker's choice, code for any
+// Functions in headers are static: the linker must not choose a copy compiled for AVX for code that runs on any
 // processor.
 static inline bool quantizes(const Form& form) { return form.spacing != Spacing::kNone; }
 
@@ -37,7 +37,7 @@ struct Table {
   float levels;                    // n, the number of non-zero levels
   alignas(64) float level[kSize];  // level[0] = 0, level[code]; zero beyond n
 
-  // Of a form that shares: levels that go on below the lowest edge, continued[deepest + code] with codes down to
+  // Of a form that shares: levels continued below the lowest edge, continued[deepest + code] with codes down to
   // -deepest + 1; continued[0] = 0 stands for all below. The same, where `factors` says so, is
   // high[index / 8] * low[index % 8], of numbers that fit in registers; low comes twice, for registers of 16.
   static constexpr int kLow = 8, kHigh = 16;

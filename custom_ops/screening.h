@@ -175,7 +175,7 @@ class Screening {
       for (; left != 0; left &= left - 1) *next++ = {row, first_key + __builtin_ctz(left), 0.0f};
       if (next > most) return nullptr;
     }
-    // The keys are far away by now: all are asked for before the first is needed.
+    // The keys are in no near cache any more: all are prefetched before the first is used.
     for (Score* s = scores(); a_.key_strides.row == 1 && s != next; ++s) {
       prefetch(t_.key + s->key * a_.key_strides.column, a_.depth);
     }

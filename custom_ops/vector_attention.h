@@ -181,7 +181,7 @@ class Block : private ScoredBlock<Products> {
       const ScoreRow scored = score_row(row + r, padded, peak);
       if (rough[r].near != 0) {
         weighed[r] = scored.weigh_rough(scores(row + r), padded, list, rough[r]);
-        if (weighed[r].numerator != weighed[r].numerator) rough[r].near = 0;  // a row with a NaN stays one
+        if (weighed[r].numerator != weighed[r].numerator) rough[r].near = 0;  // a row with a NaN stays NaN
       } else {
         weighed[r] = scored.weigh_scores(scores(row + r), padded, &list, nullptr);
       }

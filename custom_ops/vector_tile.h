@@ -135,7 +135,7 @@ static inline float panel_largest_norm(const Attention& a, const float* panel) {
   return Simd::any(nan) ? kNaN : __builtin_sqrtf(Simd::largest(largest));
 }
 
-// Asks for numbers that are needed soon: rows lie so far apart that the processor does not see the next one coming.
+// Prefetches numbers that are needed soon: rows are so far apart that the processor does not prefetch the next one.
 static inline void prefetch(const float* numbers, Index count) {
   for (Index i = 0; i < count; i += 16) __builtin_prefetch(numbers + i);
 }

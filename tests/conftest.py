@@ -2,7 +2,7 @@
 
 from hypothesis import settings
 
-# No deadlines: the machine may be busy. `pytest --hypothesis-profile=thorough` looks longer.
+# No deadlines: the machine may be busy. `pytest --hypothesis-profile=thorough` searches longer.
 settings.register_profile("quick", max_examples=40, deadline=None)
 settings.register_profile("thorough", max_examples=500, deadline=None)
 settings.load_profile("quick")

@@ -1,4 +1,4 @@
-"""A program of a user's: only public names, checked by ``mypy --strict`` against the installed package."""
+"""A user's program: only public names, checked by ``mypy --strict`` against the installed package."""
 
 from pathlib import Path
 

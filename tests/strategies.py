@@ -14,7 +14,7 @@ from onnx_attnq.scheme import Normalize, Pruned, QuantScheme, Reference, Roundin
 def schemes(
     draw: st.DrawFn, bits: st.SearchStrategy[int | None] | None = None, pruned: Pruned | None = None
 ) -> QuantScheme:
-    """Any scheme whose bins are wide enough to be one, with a given fate of pruned values, or with either."""
+    """Any valid scheme, with pruned values treated in the given way, or in either."""
     chosen = draw(st.none() | st.integers(1, 8) if bits is None else bits)
     reference, normalize = draw(st.sampled_from(Reference)), draw(st.sampled_from(Normalize))
     if chosen is None:

@@ -1,4 +1,4 @@
-"""`onnx-attnq bisect A B` finds the site that harms."""
+"""`onnx-attnq bisect A B` finds the site that causes the deviation."""
 
 from __future__ import annotations
 

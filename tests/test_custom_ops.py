@@ -48,7 +48,7 @@ def test_a_model_with_the_users_ops_is_verified(library: Path, scheme: str, tmp_
     assert result.verification.standard.codes.codes > 0
     assert result.verification.rewrite is not None
     (site,) = result.sites.sites
-    # Followed by nobody: what the op gives is the query, and no scale is read from it.
+    # Not followed by the search: what the op gives is the query, and no scale is read from it.
     assert site.attention is None or (site.attention.scale, site.attention.query.value.name) == (1.0, "q2")
     assert site.form in (Form.SOFTMAX, Form.ATTENTION)
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Records of a rewrite that nobody wrote like this: `revert` refuses them, and reads and writes nothing for them."""
+"""Forged or damaged records of a rewrite: `revert` refuses them, and reads and writes nothing for them."""
 
 from __future__ import annotations
 

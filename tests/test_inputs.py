@@ -1,4 +1,4 @@
-"""Samples from files: what is accepted, and what each mistake is answered with."""
+"""Samples from files: what is accepted, and the message for each mistake."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ WIDTH = 8192
 
 
 def sparse_transformer(path: Path, layers: int) -> Path:
-    """Attentions of 1.07 GB each, whose weights are a hole in a file: they take no room on the disk."""
+    """Attentions of 1.07 GB each, whose weights are a sparse file: they take no space on the disk."""
     body = "".join(LAYER.format(i=i, j=i + 1) for i in range(layers))
     proto = small_models.parse(
         f'<ir_version: 8, opset_import: ["" : 17]> sparse (float[batch, length, {WIDTH}] x)'

@@ -1,4 +1,4 @@
-"""The library as a guest of onnxruntime: precedence, errors, threads, symbols."""
+"""The library inside of onnxruntime: precedence, errors, threads, symbols."""
 
 from __future__ import annotations
 

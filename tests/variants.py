@@ -137,7 +137,7 @@ def _needed(node: ir.Node) -> set[ir.Node]:
 def same_expression(a: ir.Value | None, b: ir.Value | None) -> bool:
     """Whether two values of one model are computed by the same operators from the same inputs.
 
-    Written without the project's own code, and in no hurry.
+    Written without the project's own code; speed does not matter.
     """
     pending = [(a, b)]
     seen = set()
@@ -431,7 +431,7 @@ _MUTATIONS = {
 
 
 def random_model(rng: random.Random) -> ir.Model:
-    """A small graph without sense: many nodes alike, some that nothing reads, subgraphs that capture values."""
+    """A random small graph: many equal nodes, some that nothing reads, subgraphs that capture values."""
     inputs = [_value(f"in{i}") for i in range(2)]
     graph = ir.Graph(inputs, [], nodes=[], opset_imports={"": 21}, name="random")
     _fill(graph, list(inputs), rng, depth=0)

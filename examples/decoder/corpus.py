@@ -1,7 +1,7 @@
 """Text for a small language model: the documentation strings of Python's standard library.
 
 Every Python has them, so nothing is downloaded. They are under the PSF licence (PSF-2.0). Paragraphs that occur twice
-are kept once, or the held-out text would leak into the training text: docstrings are copied a lot.
+are kept once, or the held-out text would leak into the training text: docstrings are often copied.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python examples/decoder/train.py -o examples/decoder/model
 
-The trained weights are committed (float16, 2.5 MB), so this has to be run only to see how they came about. A second
+The trained weights are committed (float16, 2.5 MB), so this has to be run only to reproduce them. A second
 run gives a model of the same quality, not the same bits: the text and the order of float32 additions differ between
 machines.
 """

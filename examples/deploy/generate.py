@@ -1,7 +1,7 @@
 """Generate text with a compressed decoder through optimum: `python generate.py FOLDER PROMPT`.
 
 FOLDER holds model.attnq.onnx, config.json and the tokenizer, as `onnx-attnq export --compress` leaves it. The native
-library is registered where it was built; without it the same tokens come out, later.
+library is registered where it was built; without it the tokens are the same, but take longer.
 """
 
 import sys

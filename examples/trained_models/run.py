@@ -1,4 +1,4 @@
-"""Compress trained ONNX models that packages of the package index ship, and print what came of it as a table.
+"""Compress trained ONNX models that packages of the package index ship, and print the results as a table.
 
     python examples/trained_models/run.py [NAME ...]
 
