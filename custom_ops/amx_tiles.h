@@ -45,7 +45,7 @@ static inline Split split(__m512 x) {
   return s;
 }
 
-// Euclidean norms, squared, of vectors that stand in lanes: of a vector itself, of its second part, and of its rest.
+// Euclidean norms, squared, of vectors that are in lanes: of a vector itself, of its second part, and of its rest.
 struct Norms {
   __m512 whole = Simd::set1(0.0f), second = Simd::set1(0.0f), rest = Simd::set1(0.0f);
   void add(__m512 x, const Split& s) {

@@ -55,7 +55,7 @@ class Pool {
     Links *next_of_all, *next_free;
   };
 
-  // The numbers start on a line of the cache; right before them stands where their piece begins.
+  // The numbers start on a line of the cache; right before them is the address where their piece begins.
   static float* numbers_of(Links* piece) {
     const auto after = reinterpret_cast<std::uintptr_t>(piece + 1) + sizeof(Links*);
     auto* const numbers = reinterpret_cast<float*>((after + kAlignment - 1) / kAlignment * kAlignment);

@@ -188,7 +188,7 @@ class RoundedProducts : public VectorProducts {
     return reinterpret_cast<std::int32_t*>(scratch_ + layout_.pairs + row * layout_.pair_row);
   }
 
-  // The keys of a panel, which stand in lanes.
+  // The keys of a panel, which are in lanes.
   static void round_panel(const Attention& a, float* panel) {
     Float norms[kTileVectors] = {}, whole = Simd::set1(0.0f);
     square_panel(a, panel, norms);

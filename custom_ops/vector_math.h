@@ -38,7 +38,7 @@ static inline void scale_row(const float* in, Index in_step, Index length, float
 //
 // exp(x) = 2^n exp(r) with n the whole number nearest x / ln 2, so |r| <= ln 2 / 2. ln 2 is subtracted in two parts of
 // which the first has few enough bits for n * part to be exact. Added to 1.5 * 2^23, x / ln 2 is rounded to n and
-// stands in the last bits. The polynomial has the smallest relative error on this interval, 3.1e-9 (fitted by
+// is in the last bits. The polynomial has the smallest relative error on this interval, 3.1e-9 (fitted by
 // reweighted least squares).
 static inline Float exp_negative(Float x) {
   const Mask normal = Simd::at_least(x, Simd::set1(-87.3f));

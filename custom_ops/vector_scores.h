@@ -171,7 +171,7 @@ class ScoredBlock {
     return out;
   }
 
-  // The mask of kLanes keys; what stands past the last key does not matter.
+  // The mask of kLanes keys; what is past the last key does not matter.
   Float mask_of(const float* row, Index key) const {
     const Index stride = a_.mask_strides.column;
     if (stride == 0) return Simd::set1(*row);

@@ -175,7 +175,7 @@ static inline void pack_stored_panel(const Attention& a, Numbers in, Index count
   }
 }
 
-// Packs the keys of one panel; past the last key stand zeros.
+// Packs the keys of one panel; zeros follow the last key.
 static inline void pack_key_panel(const Attention& a, Numbers key, Index panel, float* out) {
   const Index first = panel * kTileKeys;
   const Index count = smaller(kTileKeys, a.keys - first);

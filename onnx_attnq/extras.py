@@ -1,7 +1,7 @@
 """The optional packages: a clear message when an extra is missing or other versions than its pins are installed.
 
 Heavy packages (torch, transformers, optimum, scipy, scikit-learn, datasets) are imported inside functions, after
-`require`. What an extra needs stands once, in pyproject.toml; it is read back from the metadata of the installation.
+`require`. What an extra needs is listed once, in pyproject.toml; it is read back from the metadata of the installation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A pass for Olive (olive-ai): quantize attention in a workflow of Olive's. Needs the extra ``olive``.
+"""A pass for Olive (olive-ai): quantize attention in an Olive workflow. Needs the extra ``olive``.
 
 Olive finds it by a package configuration, ``--package-config`` of ``olive run``, which `PACKAGE_CONFIG` is.
 """

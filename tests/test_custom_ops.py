@@ -1,4 +1,4 @@
-"""Models that need a library of the user's own: every command that runs them takes it, and the custom op is no Mul."""
+"""Models that need the user's own library: every command that runs them takes it, and a custom op named Mul is not taken for the standard one."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ LAYOUTS = {
 
 
 def _ones(shapes: dict[str, str], sizes: dict[str, int]) -> dict[str, np.ndarray]:
-    """For each input ones, of a shape such as BL16: numbers of one digit, but for what stands at the end of three axes."""
+    """For each input ones, of a shape such as BL16: numbers of one digit, except at the end of three axes."""
     found = {}
     for name, text in shapes.items():
         axes = (text[0], text[1], text[2:]) if text[2:].isdigit() and len(text) == 4 else tuple(text)

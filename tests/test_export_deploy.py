@@ -153,7 +153,7 @@ def test_onnx_reference_evaluator(deployed: Deployed) -> None:
 def test_openvino_takes_the_inlined_model(deployed: Deployed) -> None:
     openvino = pytest.importorskip("openvino", reason="needs openvino")
     core = openvino.Core()
-    # OpenVINO computes in bfloat16 where the CPU has AMX, which is another model, and dies where AMX is only announced.
+    # OpenVINO computes in bfloat16 where the CPU has AMX, which is another model, and crashes where AMX is announced but missing.
     float32 = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = core.compile_model(core.read_model(deployed.folder / "model.inline.onnx"), "CPU", float32)
     found = compiled(dict(deployed.sample))[compiled.output("logits")]

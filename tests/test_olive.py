@@ -1,4 +1,4 @@
-"""The pass for Olive, in a workflow of Olive's on a small local model. Needs the extra ``olive``."""
+"""The pass for Olive, in an Olive workflow on a small local model. Needs the extra ``olive``."""
 
 from __future__ import annotations
 

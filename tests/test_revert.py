@@ -47,7 +47,7 @@ def test_gives_back_the_original(path, options, tmp_path):
     save(model, tmp_path / "c.onnx")
     original, back = load(path), load(tmp_path / "c.onnx")
     assert diff_models(original, back, metadata=True).equal
-    # Names and order too, of which diff knows nothing.
+    # Names and order too, which diff ignores.
     assert structure_hash(original) == structure_hash(back)
     assert [node.name for node in original.graph] == [node.name for node in back.graph]
 

@@ -229,7 +229,7 @@ def _describe(data: Path | None, name: str | None, seed: int) -> str:
 
 
 def _remove_earlier(folder: Path) -> None:
-    """Remove what an earlier run wrote: its pictures never stand beside the numbers of this one."""
+    """Remove what an earlier run wrote: its pictures must not be beside the numbers of this one."""
     try:
         for name in ("report.html", "numbers.json", "heads.csv", "study.npz"):
             (folder / name).unlink(missing_ok=True)

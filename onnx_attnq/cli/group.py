@@ -1,4 +1,4 @@
-"""The commands, which are imported when they are used, and what stands in for a command that was not given."""
+"""The commands, which are imported when they are used, and the command that runs when none is given."""
 
 from __future__ import annotations
 

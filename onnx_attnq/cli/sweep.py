@@ -103,7 +103,7 @@ def sweep(
         options["schemes"],
         options["bits"],
         options["thresholds"],
-        [Pruned(fate) for fate in options["pruned"]],
+        [Pruned(treatment) for treatment in options["pruned"]],
     )
     counts = {"max_length": options["max_length"], "limit": options["limit"]}
     loss, samples = loss_and_samples(model, data, lossy, run, options["samples"], **counts)

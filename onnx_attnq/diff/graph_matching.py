@@ -9,7 +9,7 @@
 6. When the operators differ, the one replaces the other, with all that has no partner around them.
 7. Readers of pairs are paired, when they are the same and there is no choice; so nodes behind what was replaced are.
 8. Nodes that no output depends on are paired by likeness, and compared in the same way.
-9. Nodes left without a partner were added, removed or replaced; those that hang together are one difference.
+9. Nodes left without a partner were added, removed or replaced; those that are connected are one difference.
 
 So one change gives one difference, at the node that was changed, and none at the nodes that depend on it.
 """

@@ -29,7 +29,7 @@ class NodeOrder:
     Attributes:
         nodes: Producers first, in canonical order; without Constant nodes.
         owner: For each node of a subgraph the node that holds the subgraph, and the attribute.
-        unread: Nodes whose results nobody reads and which are no output, in the order of `nodes`.
+        unread: Nodes whose results are neither read nor an output, in the order of `nodes`.
     """
 
     nodes: tuple[ir.Node, ...]
@@ -139,7 +139,7 @@ class _Dead:
     """The order of nodes that no output depends on.
 
     Each gets a colour: a hash of what it computes, refined by the colours of those that read it, until
-    no colour splits further (Weisfeiler-Leman refinement). Nodes that nobody reads are walked in the
+    no colour splits further (Weisfeiler-Leman refinement). Nodes that are not read are walked in the
     order of their colours; where two have the same, one is walked and the rest coloured again, so that
     nodes that share an operand with it are told from those that do not.
     """

@@ -1,6 +1,6 @@
-"""Nodes without a partner, in regions: what hangs together was changed at once, and is one difference.
+"""Nodes without a partner, in regions: connected nodes were changed at once, and are one difference.
 
-A node of A and a node of B hang together when the one was found in the place of the other; two nodes of a model when
+A node of A and a node of B are connected when the one was found in the place of the other; two nodes of a model when
 one reads the other.
 """
 
@@ -56,7 +56,7 @@ def regions(
     b: tuple[Expressions, Sequence[ir.Node]],
     replaced: Iterable[tuple[ir.Node, ir.Node]],
 ) -> list[Region]:
-    """The nodes without a partner by what hangs together.
+    """The nodes without a partner, grouped by what is connected.
 
     Args:
         a: Model A, and its nodes without a partner, along the data flow.

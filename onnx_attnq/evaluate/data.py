@@ -152,7 +152,7 @@ def hub_rows(name: str, split: str) -> Sequence[Mapping[str, Any]]:
     try:
         with quiet_hub():
             return cast(Sequence[Mapping[str, Any]], datasets.load_dataset(path, configuration or None, split=split))
-    except datasets.exceptions.DatasetGenerationError as error:  # says nothing itself
+    except datasets.exceptions.DatasetGenerationError as error:  # its own message is empty
         raise InvalidData(f"data set {name!r}, split {split!r}: {_reason(error.__cause__ or error)}") from error
     except (OSError, ValueError) as error:
         raise InvalidData(f"data set {name!r}, split {split!r}: {_reason(error)}") from error

@@ -23,7 +23,7 @@ LEFT_FUSED: Final = "left fused, as it was asked for"
 def expose(model: ir.Model, keep: Callable[[str], bool] = lambda site: False) -> Exposed:
     """Make every attention of a model visible to `find_sites`, in place.
 
-    1. Functions that contain a softmax or a fused attention, or stand between a softmax and its products,
+    1. Functions that contain a softmax or a fused attention, or are between a softmax and its products,
        are inlined. Other functions stay functions.
     2. Fused attention ops become standard ops of the model's own opset, as far as that is known to compute
        the same; the rest stay, and `find_sites` gives the reason.

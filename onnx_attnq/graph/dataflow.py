@@ -1,4 +1,4 @@
-"""Which values of a graph depend on run-time data, and how subgraphs hang together."""
+"""Which values of a graph depend on run-time data, and how subgraphs are nested."""
 
 from __future__ import annotations
 

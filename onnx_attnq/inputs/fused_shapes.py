@@ -1,4 +1,4 @@
-"""Shapes of what onnxruntime's own ops give, of which onnx's inference knows nothing."""
+"""Shapes of what onnxruntime's own ops give, which onnx's inference does not know."""
 
 from __future__ import annotations
 

@@ -246,7 +246,7 @@ class ShapeCheck:
         return [_UNKNOWN if isinstance(array, list) else _of_array(np.asarray(array)) for array in arrays]
 
     def _proto(self, node: ir.Node) -> onnx.NodeProto | None:
-        """The node with inputs i0, i1, … and outputs o0, o1, …; None for other domains, of which onnx knows nothing."""
+        """The node with inputs i0, i1, … and outputs o0, o1, …; None for other domains, which onnx does not know."""
         if node.domain not in ("", "ai.onnx"):
             return None
         if node not in self._protos:

@@ -90,7 +90,7 @@ def get_reference(tensor: onnx.TensorProto) -> DataPlace:
 
 
 def _declared(tensor: onnx.TensorProto) -> DataPlace:
-    """The reference in a file that nobody has checked."""
+    """The reference in a file that has not been checked."""
     name = f"tensor {tensor.name!r}"
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")

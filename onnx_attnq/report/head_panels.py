@@ -89,7 +89,7 @@ def panels(study: Study, limit: float) -> Iterator[Panel]:
 def _map(p: FloatArray) -> str:
     stream = io.BytesIO()
     shade = 1.0 - np.log10(np.clip(p, _LOWEST, 1.0)) / np.log10(_LOWEST)
-    # A text that is always the same stands in for matplotlib's version.
+    # A fixed text replaces matplotlib's version.
     imsave(stream, mpl.colormaps[SEQUENTIAL](shade), format="png", metadata={"Software": "onnx-attnq"})
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 

@@ -52,7 +52,7 @@ class Picture:
 
     Attributes:
         name: Short and unique: the name of its file.
-        section: Title of the section that it stands in.
+        section: Title of its section.
         caption: One sentence: what to see in it.
         draw: Makes it.
     """

@@ -121,8 +121,8 @@ def preset(
     used = row.bits if bits is None else bits
     given = row.threshold if threshold is None else threshold
     lowest = row.lowest_edge(given or 0.0, used or 0)
-    fate = row.pruned if pruned is None else pruned
-    return QuantScheme(row.reference, row.normalize, lowest, used, row.spacing, row.rounding, fate, name)
+    treatment = row.pruned if pruned is None else pruned
+    return QuantScheme(row.reference, row.normalize, lowest, used, row.spacing, row.rounding, treatment, name)
 
 
 __all__ = ["PRESETS", "preset"]

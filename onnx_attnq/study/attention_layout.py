@@ -82,7 +82,7 @@ def fold_value(array: Array, product: Product, probabilities: Array) -> Array | 
             return None
         array = terms.turn_value(array)
     elif product.is_left == bool(_flag(product.node, "transB" if product.is_left else "transA")):
-        array = np.swapaxes(array, -1, -2)  # V stands on the left, or is transposed by its product
+        array = np.swapaxes(array, -1, -2)  # V is on the left, or is transposed by its product
     batch, heads, _, keys = probabilities.shape
     if array.shape[-2] != keys:
         return None

@@ -77,8 +77,8 @@ def _mass_below(study: Study, head: Head, scheme: QuantScheme) -> float:
 
 def _why(scheme: QuantScheme, mass: float) -> str:
     if mass >= _MUCH:
-        fate = "spreads evenly" if scheme.pruned is Pruned.MEAN else "prunes"
-        return f"the scheme {fate} {mass:.0%} of its mass, which many small values hold"
+        verb = "spreads evenly" if scheme.pruned is Pruned.MEAN else "prunes"
+        return f"the scheme {verb} {mass:.0%} of its mass, which many small values hold"
     levels = "one level" if scheme.bits == 1 else f"{scheme.levels} levels" if scheme.bits else "no levels"
     return f"{1.0 - mass:.0%} of its mass is in values above the threshold, for which {levels} are too coarse"
 

@@ -20,7 +20,7 @@ def dask_cluster(address: str | None, shared: Sequence[Any] = (), memory: int = 
     """While this is open, joblib works on a cluster.
 
     Workers read the model by the path that the command was given, so it has to be on a file system that all share.
-    A worker that dies has its units measured again by another.
+    The units of a worker that crashes are measured again by another.
 
     Args:
         address: HOST:PORT of the scheduler.
@@ -68,7 +68,7 @@ def memory_of_worker(model: Path) -> int:
 
 
 def _check_memory(workers: Mapping[str, Mapping[str, Any]], needed: int) -> None:
-    """A worker near its limit takes no more tasks, for as long as it is, and says nothing."""
+    """A worker near its limit takes no more tasks, for as long as it is, and reports nothing."""
     for address, worker in workers.items():
         if 0 < worker["memory_limit"] < needed:
             allowed = worker["memory_limit"] // 2**20

@@ -1,4 +1,4 @@
-"""What a tuned model may lose: agreement with the original, a task's metrics, or a function of the user's.
+"""What a tuned model may lose: agreement with the original, a task's metrics, or the user's own function.
 
 Every loss is measured on two parts of the data: plans are chosen on the calibration part, and the one that was chosen
 is measured once more on the confirmation part, which nothing was chosen by.
@@ -224,7 +224,7 @@ class _Enough(Exception):
 
 
 class FunctionLoss:
-    """The relative loss of a number that a function of the user's gives: higher is better.
+    """The relative loss of a number that the user's own function gives: higher is better.
 
     Args:
         original: The original model.

@@ -95,11 +95,11 @@ def grid(
         own = preset(name)
         fitting = thresholds or (RELATIVE if own.reference is Reference.ROW_MAX else ABSOLUTE)
         of_bits: Sequence[int | None] = (None,) if own.bits is None else bits or BITS
-        for count, threshold, fate in itertools.product(of_bits, (*fitting, None), pruned or (None,)):
+        for count, threshold, treatment in itertools.product(of_bits, (*fitting, None), pruned or (None,)):
             if threshold is None and _takes_threshold(name):
                 continue
             try:
-                found[preset(name, bits=count, threshold=threshold, pruned=fate)] = None
+                found[preset(name, bits=count, threshold=threshold, pruned=treatment)] = None
             except InvalidScheme as error:
                 why = error
     if not found and why is not None:

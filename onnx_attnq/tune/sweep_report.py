@@ -156,7 +156,7 @@ def _lines(
     by_bits = what == "bits"
 
     def group(s: QuantScheme) -> str:
-        fate = ", shared" if s.pruned is Pruned.MEAN and not s.name.endswith("mean") else ""
+        shared = ", shared" if s.pruned is Pruned.MEAN and not s.name.endswith("mean") else ""
         rest = (
             f"threshold {s.threshold:.2g}"
             if by_bits
@@ -164,7 +164,7 @@ def _lines(
             if s.bits is None
             else f"{s.bits} bit{'s'[: s.bits > 1]}"
         )
-        return f"{s.name}{fate}, {rest}"
+        return f"{s.name}{shared}, {rest}"
 
     def draw() -> Figure:
         groups: dict[str, list[Point]] = {}

@@ -116,7 +116,7 @@ class Deviation:
         return self.sum_kl / self.rows if self.rows else None
 
     def to_json(self) -> dict[str, Any]:
-        """The figures of `FIGURES`, null for a cosine that says nothing, and the numbers of NaN and infinities."""
+        """The figures of `FIGURES`, null for a cosine without meaning, and the numbers of NaN and infinities."""
         figures = {name: getattr(self, name) for name in FIGURES}
         if not self.cosine_tells:
             figures["cosine"] = None
@@ -126,7 +126,7 @@ class Deviation:
 def deviation_of(a: npt.ArrayLike, b: npt.ArrayLike, *, distribution: bool = False) -> Deviation:
     """The deviation of ``b`` from ``a``, arrays of one shape.
 
-    Elements that are not finite in one of them take no part in the figures; they are counted.
+    Elements that are not finite in one of them are left out of the figures; they are counted.
 
     Args:
         a: What should be.

@@ -166,8 +166,8 @@ def _present(
 ) -> Sequence[ir.Value]:
     """The caches, (B, N_kv, C, D): what was cached, with the new rows written behind that.
 
-    C is the length of the past cache, or the greatest number of keys if that is more. What stands behind the last
-    key is not defined.
+    C is the length of the past cache, or the greatest number of keys if that is more. What is behind the last key
+    is not defined.
     """
     if past is None:
         return new
@@ -205,7 +205,7 @@ def _merged(
     new: ir.Value,
     dtype: ir.DataType,
 ) -> Sequence[ir.Value]:
-    """The same where batch entries have different numbers of new rows; zeros stand behind the last key.
+    """The same where batch entries have different numbers of new rows; zeros follow the last key.
 
     Of the P rows of the past and the new rows, one after the other, row j of the cache is row j while that is
     cached, then row P + j - cached.
