@@ -36,7 +36,7 @@ def seeds() -> dict[str, onnx.ModelProto]:
 
 
 SEEDS = seeds()
-CASES = 10_000
+CASES, PARTS = 10_000, 40
 QUICK = 300
 
 
@@ -104,6 +104,7 @@ def test_what_once_crashed_does_not(case: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(10))
+@pytest.mark.parametrize("part", range(PARTS))
 def test_very_many_broken_models(part: int, tmp_path: Path) -> None:
-    fuzz(QUICK + part * (CASES // 10), CASES // 10, tmp_path)
+    """Parts that can be run alone: `pytest -m slow tests/test_fuzz.py -k "broken_models[7]"`."""
+    fuzz(QUICK + part * (CASES // PARTS), CASES // PARTS, tmp_path)
