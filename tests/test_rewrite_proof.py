@@ -115,6 +115,15 @@ def test_random_ops_draw_the_same_numbers_in_both_models() -> None:
     assert "1 ops draw random numbers; both models got the same seeds" in found.notes
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_in_training_drops_the_same_in_both_models(training: bool) -> None:
+    drop = "u = MatMul(q, y) half = Constant<value=float {0.5}>() z = Dropout(u, half, on)"
+    text = TWO.replace("z = MatMul(q, y)", drop).replace("{ xt", f"{{ on = Constant<value=bool {{{training:d}}}>() xt")
+    found = verified(text, preset("identity"))
+    assert found.passed, found.failures
+    assert found.random_ops == training
+
+
 @pytest.mark.parametrize("inlined", [False, True])
 def test_random_ops_of_functions_draw_the_same_numbers_too(inlined: bool) -> None:
     original = parse(NOISE.replace("n = RandomNormalLike(u)", "v = own.noise(u) n = own.noise(v)"), inferred=False)

@@ -7,6 +7,8 @@ from typing import Final
 
 import onnx_ir as ir
 
+from onnx_attnq.graph import constant, known_op
+
 _SEEDED: Final = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
@@ -34,7 +36,8 @@ def with_seeds(*models: ir.Model) -> tuple[tuple[ir.Model, ...], int]:
         for node in (op for body in _bodies(model) for op in _random_ops(body)):
             name = node.outputs[0].name if by_name else None
             seed = seeds.setdefault(name, len(seeds) + 1)
-            node.attributes["seed"] = ir.AttrFloat32("seed", float(seed))
+            whole = known_op(node) == "Dropout"
+            node.attributes["seed"] = ir.AttrInt64("seed", seed) if whole else ir.AttrFloat32("seed", float(seed))
     return copies, counts[0]
 
 
@@ -48,7 +51,15 @@ def _bodies(model: ir.Model) -> tuple[ir.Graph | ir.Function, ...]:
 
 
 def _random_ops(body: ir.Graph | ir.Function) -> Iterator[ir.Node]:
-    return (node for node in body.all_nodes() if node.op_type in _SEEDED)
+    return (node for node in body.all_nodes() if known_op(node) in _SEEDED or _drops(node))
+
+
+def _drops(node: ir.Node) -> bool:
+    """Whether a node is a Dropout that may be in training."""
+    if known_op(node) != "Dropout" or len(node.inputs) < 3 or node.inputs[2] is None:
+        return False
+    training = constant(node.inputs[2])
+    return training is None or bool(training.numpy().any())
 
 
 __all__ = ["seed_note", "with_seeds"]
