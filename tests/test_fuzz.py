@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -15,6 +16,7 @@ from small_models import attention
 
 from onnx_attnq.errors import AttnqError
 from onnx_attnq.find import expose, find_sites
+from onnx_attnq.inputs import generate_samples
 from onnx_attnq.model import load, save, structure_hash
 from onnx_attnq.rewriting import RewriteSettings, revert, rewrite, uniform_plan
 from onnx_attnq.scheme import preset
@@ -77,14 +79,25 @@ def one_line_of(error: AttnqError, step: str) -> str:
     return step
 
 
-def fuzz(first: int, count: int, folder: Path) -> dict[str, int]:
+def made_up(proto: onnx.ModelProto, folder: Path, rng: random.Random) -> str:
+    """Whether inputs could be made up; nothing is run."""
+    path = folder / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    try:
+        samples = generate_samples(load(path), 1, rng.randrange(10))
+    except AttnqError as error:
+        return one_line_of(error, "refused")
+    return "made" if samples else "none"
+
+
+def fuzz(first: int, count: int, folder: Path, job: Callable[..., str] = through_the_job) -> dict[str, int]:
     reached: dict[str, int] = {}
     names = sorted(SEEDS)
     for case in range(first, first + count):
         rng = random.Random(case)
         name = names[case % len(names)]
         try:
-            step = through_the_job(mutate(SEEDS[name], rng), folder, rng)
+            step = job(mutate(SEEDS[name], rng), folder, rng)
         except Exception as error:
             error.add_note(f"case {case} of {name}")
             raise
@@ -101,6 +114,17 @@ def test_broken_models_are_refused_or_rewritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", [1603, 1924, 1950, 2026, 2515, 4020, 4699, 5872, 6596])
 def test_what_once_crashed_does_not(case: int, tmp_path: Path) -> None:
     fuzz(case, 1, tmp_path)
+
+
+@pytest.mark.parametrize("case", [80, 176])
+def test_inputs_of_broken_models_are_made_up_or_refused(case: int, tmp_path: Path) -> None:
+    assert fuzz(case, 20, tmp_path, made_up).keys() <= {"made", "refused"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+def test_inputs_of_very_many_broken_models(part: int, tmp_path: Path) -> None:
+    fuzz(part * (CASES // PARTS), CASES // PARTS, tmp_path, made_up)
 
 
 @pytest.mark.slow

@@ -221,3 +221,19 @@ def test_shapes_that_a_graph_does_not_take_are_told_with_the_node() -> None:
     assert misfit.gaps == ((41, 40),)
     assert misfit.place == 2
     assert str(misfit).startswith("Add")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "steps"),
+    [
+        ("float[a, 4] x", "i = Constant<value_ints=[1]>() y = Gather<axis=7>(x, i)"),
+        ("float[a, 4, 8, 8] x", "w = Constant<value_floats=[1.0, 2.0]>() y = Conv(x, w)"),
+        ("float[a, 4] x", "i = Constant<value_int=-1>() y = Reshape(x, i)"),
+        ("float[a, 3, h, w] x", "y = Conv<strides=[2]>(x, k)"),
+        ("float[a, 3, n] x", "y = Conv<strides=[1], dilations=[1]>(x, k)"),
+    ],
+)
+def test_ranks_and_attributes_that_an_op_does_not_have_are_left_to_onnxruntime(inputs: str, steps: str) -> None:
+    kernel = "<float[8, 3, 4, 4] k>" if "k)" in steps else ""
+    model = model_of(f"m ({inputs}) => (float[] y) {kernel} {{ {steps} }}")
+    assert generate_samples(model, 1)

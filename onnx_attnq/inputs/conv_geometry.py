@@ -29,6 +29,8 @@ def image_shape(model: ir.Model, value: ir.Value) -> tuple[int, int, int] | None
             continue
         width, channels = weight.shape.numpy()[:2]
         stride = tuple(use.node.attributes.get_ints("strides", [1, 1]))
+        if len(stride) != 2:
+            continue
         side = _table_side(model, width)
         if side is None:
             side, stride = PATCHES, _stride(model, value)
@@ -68,8 +70,7 @@ def signal_length(model: ir.Model, value: ir.Value) -> int | None:
     """Samples that give `PATCHES` frames after all 1-D convolutions that a signal runs through; None without any."""
     length = None
     for node, kernel in reversed(list(_front(model, value))):
-        stride = node.attributes.get_ints("strides", [1])[0]
-        dilation = node.attributes.get_ints("dilations", [1])[0]
+        stride, dilation = ((node.attributes.get_ints(name, []) or [1])[0] for name in ("strides", "dilations"))
         length = ((length or PATCHES) - 1) * stride + dilation * (kernel - 1) + 1
     return length
 

@@ -147,6 +147,8 @@ class ShapeCheck:
             except _DoesNotFit as error:
                 label = f"{node.op_type} {node.name!r}" if node.name else node.op_type
                 return Misfit(self._place, label, str(error), tuple(error.gaps))
+            except (IndexError, OverflowError, TypeError, ValueError, ZeroDivisionError):
+                misfit, outputs = None, []  # ranks and attributes that the op does not have; onnxruntime tells which
             if misfit is not None:
                 return misfit
             known.update(zip(node.outputs, outputs, strict=False))

@@ -14,12 +14,13 @@ from onnx_attnq.model.files import (
     tensors,
     without_old_data,
 )
-from onnx_attnq.model.structure_hash import structure_hash
+from onnx_attnq.model.structure_hash import SMALL_TENSOR, structure_hash
 from onnx_attnq.model.weights_in_file import WeightInFile, bare_proto, place_of, same_bytes, sharing_weights
 from onnx_attnq.model.wellformed import MAX_RANK, check_tensor
 
 __all__ = [
     "MAX_RANK",
+    "SMALL_TENSOR",
     "ExternalData",
     "WeightInFile",
     "bare_proto",

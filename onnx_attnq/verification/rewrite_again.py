@@ -54,7 +54,7 @@ def other_than_rewritten(original: ir.Model, rewritten: ir.Model, record: Record
     first = next((d for d in differences if not weights or d.kind is not Kind.CONSTANT), None)
     if first is None:
         return "", weights
-    by = "" if record.version == __version__ else f" (version {record.version} wrote it, this is {__version__})"
+    by = "" if record.version == __version__ else f" (version {record.version!r} wrote it, this is {__version__!r})"
     place = first.b or first.a
     at = f", at {place}" if place else ""
     return f"B is not what the rewrite makes of A{by}; rewrite A again: {first.message}{at}", weights

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnx_attnq.model import same_bytes
+from onnx_attnq.model import SMALL_TENSOR, same_bytes
 
 
 def other_weights(a: ir.Model, b: ir.Model) -> tuple[str, ...]:
     """Names of weights that both models have, and that differ in type, shape or bytes.
 
-    Weights are initializers and tensors that nodes have, which are named after the node's first output; those of
-    subgraphs and functions, too. They are read from their files only where they are not the same tensor.
+    Weights are initializers, Constants, and other tensors of nodes that are too large to be part of `structure_hash`,
+    named after the node's first output; those of subgraphs and functions, too. They are read from their files only
+    where they are not the same tensor.
 
     Raises:
         InvalidModel: A file is not what it was when the models were loaded.
@@ -42,7 +43,8 @@ def _of_graph(graph: ir.Graph, inside: tuple[str, ...]) -> Iterator[tuple[tuple[
             if attribute.type == ir.AttributeType.GRAPH:
                 yield from _of_graph(attribute.as_graph(), (*place, output))
             elif attribute.type == ir.AttributeType.TENSOR:
-                yield (*place, output), attribute.as_tensor()
+                if node.op_type == "Constant" or attribute.as_tensor().nbytes > SMALL_TENSOR:
+                    yield (*place, output), attribute.as_tensor()
             elif attribute.type in (ir.AttributeType.GRAPHS, ir.AttributeType.TENSORS):
                 yield from _of_several(attribute, (*place, output))
 
