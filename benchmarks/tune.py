@@ -5,11 +5,12 @@
     python benchmarks/tune.py --only decoder
     python benchmarks/tune.py --sst2 SST-2/dev.tsv --stsb stsb-en-dev.csv
 
-A row for each model and bound: share pruned, mean bits of a head, and each figure's relative loss on the half of the
-data that chose the plan and on the half that did not, with 95 % bootstrap intervals; "noise" where the interval includes
-no loss and another figure's is narrower. Beside it the default scheme on the same halves, and how much CPU time the
-tuned model takes over the default's, by the native library, in turn on one sample. SST-2 and STS-B are measured where
---sst2 and --stsb name their files; on SST-2 with a linear classifier that is fitted on its first half.
+A row for each model and bound: what was asked, share pruned, mean bits of a head, and each figure's relative loss on the
+half of the data that chose the plan and on the half that did not, with 95 % bootstrap intervals; "noise" where the
+interval includes no loss and another figure's is narrower. Beside it the default scheme on the same halves, and how much
+CPU time the tuned model takes over the default's, by the native library, in turn, at some numbers of tokens of the data.
+SST-2 and STS-B are measured where --sst2 and --stsb name their files; on SST-2 with a linear classifier that is fitted
+on its first half.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from onnx_attnq.cli.output import progress_bar
 from onnx_attnq.evaluate import Interval, load_task, load_tokenizer
 from onnx_attnq.export import export
+from onnx_attnq.inputs import Sample
 from onnx_attnq.job import compress
 from onnx_attnq.rewriting import RewriteSettings, load_plan
 from onnx_attnq.run import RunSettings, Session, cpu_times, native_library
@@ -40,13 +43,14 @@ sys.path.insert(0, str(EXAMPLES / "ji2021"))
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A trained model, its task, and the bounds to tune it for."""
+    """A trained model, its task, the bounds to tune it for with what is asked there, and tokens to time it at."""
 
     title: str
     build: Callable[[Path], Path]
     task: str
     data: Path
-    bounds: tuple[float, ...]
+    bounds: Mapping[float, str]
+    lengths: tuple[int, ...]
     max_length: int = 320
     limit: int | None = None
 
@@ -104,18 +108,20 @@ def subjects(options: argparse.Namespace) -> Iterator[Subject]:
     text, reactions = EXAMPLES / "decoder" / "held_out.txt", EXAMPLES / "ji2021" / "reactions.txt"
     xquad = EXAMPLES / "data" / "xquad.en.json.xz"
     of_minilm = exported("feature-extraction", minilm)
-    yield Subject(
-        "decoder", exported("text-generation", decoder), "text-generation", text, (0.005, 0.008), 256, options.limit
-    )
-    yield Subject("rxnmapper", exported("fill-mask", rxnmapper), "fill-mask", reactions, (0.005,), limit=options.limit)
-    yield Subject("minilm", of_minilm, "retrieval", xquad, (0.005,), limit=options.limit or 600)
-    yield Subject("minilm-int8", minilm_int8, "retrieval", xquad, (0.005,), limit=options.limit or 600)
+    of_decoder, of_rxnmapper = exported("text-generation", decoder), exported("fill-mask", rxnmapper)
+    limit, questions = options.limit, options.limit or 600
+    of_decoders = {0.005: "≤ 2.2 bits, ≥ 90 % pruned", 0.008: "≤ 1.8 bits, ≥ 93 %"}
+    narrow, half = {0.005: "≤ 2.0 bits, ≥ 90 % pruned"}, "half of the default's loss, the same bits"
+    yield Subject("decoder", of_decoder, "text-generation", text, of_decoders, (256,), 256, limit)
+    yield Subject("rxnmapper", of_rxnmapper, "fill-mask", reactions, narrow, (256,), limit=limit)
+    yield Subject("minilm", of_minilm, "retrieval", xquad, narrow, (252, 512), limit=questions)
+    yield Subject("minilm-int8", minilm_int8, "retrieval", xquad, narrow, (252, 512), limit=questions)
     if options.stsb is not None:
-        yield Subject("minilm-stsb", of_minilm, "sentence-similarity", options.stsb, (0.001,), limit=options.limit)
+        yield Subject("minilm-stsb", of_minilm, "sentence-similarity", options.stsb, {0.001: half}, (128,), limit=limit)
     if options.sst2 is not None:
         held_out = Path("sst2") / "held_out.tsv"  # beside the model
         build = minilm_sst2(options.sst2)
-        yield Subject("minilm-sst2", build, "text-classification", held_out, (0.002,), limit=options.limit)
+        yield Subject("minilm-sst2", build, "text-classification", held_out, {0.002: half}, (128,), limit=limit)
 
 
 def measure(subject: Subject, folder: Path, options: argparse.Namespace) -> Iterator[str]:
@@ -126,32 +132,39 @@ def measure(subject: Subject, folder: Path, options: argparse.Namespace) -> Iter
     default = folder / "default.onnx"
     compress(model, default, verification=None)
     halves = [shown(loss.measure(default, part)) for part in (Part.CALIBRATION, Part.CONFIRMATION)]
-    yield f"| {subject.title}, default scheme | | | {halves[0]} | {halves[1]} | 1 | |"
+    yield f"| {subject.title}, default scheme | | | | {halves[0]} | {halves[1]} | 1 | |"
     samples = loss.samples(model, options.samples)
-    for bound in subject.bounds:
+    for bound, asked in subject.bounds.items():
         plan = folder / "plan.json"
         started = time.process_time()
         with progress_bar(subject.title) as bar:
             tuner = Tuner(model, samples, loss, Goal(bound), Effort(jobs=options.jobs))
             found = tuner.run(plan, resume=True, progress=bar)
         spent = f"{found.seconds:.0f} s" + (f", CPU {time.process_time() - started:.0f} s" if options.jobs == 1 else "")
-        tuned = folder / "tuned.onnx"
+        tuned = folder / f"tuned-{bound}.onnx"
         compress(model, tuned, rewriting=RewriteSettings(plan=load_plan(plan)), verification=None)
         yield (
-            f"| {subject.title}, at most {bound:.1%}{'' if found.accepted else ' (not reached)'} | {found.choice.pruned:.1%} | "
-            f"{found.choice.bits:.2f} | {shown(found.found.calibration)} | {shown(found.found.confirmation)} | "
-            f"{over(tuned, default, max(samples, key=tokens)):.2f} at {tokens(max(samples, key=tokens))} tokens | {spent} |"
+            f"| {subject.title}, at most {bound:.1%}{'' if found.accepted else ' (not reached)'} | {asked} | "
+            f"{found.choice.pruned:.1%} | {found.choice.bits:.2f} | {shown(found.found.calibration)} | "
+            f"{shown(found.found.confirmation)} | {times(tuned, default, samples, subject.lengths)} | {spent} |"
         )
         for other in found.won:
             made = "none" if other.choice is None else f"{other.choice.pruned:.1%}, {other.choice.bits:.2f} bits"
             print(f"  {other.name}: {made}", file=sys.stderr)
 
 
-def tokens(sample: Any) -> int:
-    return int(next(iter(sample.values())).shape[-1])
+def times(tuned: Path, default: Path, samples: Sequence[Sample], lengths: Sequence[int]) -> str:
+    found = ((length, of_length(samples, length)) for length in lengths)
+    return ", ".join(f"{over(tuned, default, sample):.2f} at {length} tokens" for length, sample in found)
 
 
-def over(tuned: Path, default: Path, sample: Any, repeats: int = 9) -> float:
+def of_length(samples: Sequence[Sample], length: int) -> Sample:
+    """The samples one after the other, and again, up to so many tokens."""
+    once = {name: np.concatenate([sample[name] for sample in samples], axis=-1) for name in samples[0]}
+    return {name: np.resize(array, (len(array), length)) for name, array in once.items()}
+
+
+def over(tuned: Path, default: Path, sample: Sample, repeats: int = 9) -> float:
     """CPU time of the first over that of the second, medians of runs in turn."""
     one = RunSettings(threads=1)
     sessions = [Session(path, one, native=native_library() is not None) for path in (tuned, default)]
@@ -180,8 +193,10 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8, help="inputs that heads are measured on")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
-    print("| model | pruned | bits | loss, calibration | loss, confirmation | native time over default | tuning |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| model | asked | pruned | bits | loss, calibration | loss, confirmation | native time over default | tuning |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for subject in subjects(options):
         if options.only is None or subject.title in options.only:
             with tempfile.TemporaryDirectory() as folder:
