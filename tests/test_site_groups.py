@@ -123,3 +123,29 @@ def test_each_variant_runs_once_on_each_sample(monkeypatch: pytest.MonkeyPatch) 
     found = verify(original, model, made.samples, expected=made.outputs)
     assert found.passed
     assert sum(runs) == 3 * (1 + 1 + len(found.runs))
+
+
+@pytest.mark.parametrize("text", [PLAIN, EINSUM], ids=["attention", "softmax"])
+@pytest.mark.parametrize(
+    ("tokens", "memory"), [(256, 2**17), pytest.param(4096, 2**24, marks=pytest.mark.slow)], ids=["256", "4096"]
+)
+def test_no_run_gives_more_than_the_memory(
+    text: str, tokens: int, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Probabilities of a site that are several times as large as what a run may return."""
+    original, model = rewritten(text, preset())
+    sample = generate_samples(original, 1, 0, shapes=[(1, tokens)])[0]
+    returned: list[int] = []
+    right = Session.run
+
+    def measured(session: Session, sample, outputs=None):  # type: ignore[no-untyped-def]
+        found = right(session, sample, outputs)
+        returned.append(sum(array.nbytes for array in found.values()))
+        return found
+
+    monkeypatch.setattr(Session, "run", measured)
+    monkeypatch.setattr(row_blocks, "BLOCK", min(row_blocks.BLOCK, memory // 4))
+    found = verify(original, model, [sample], run=RunSettings(1, memory=memory))
+    assert found.passed
+    assert found.standard.codes.codes * 4 >= 2 * memory
+    assert max(returned) <= memory + 8  # with the number of rows that there are
