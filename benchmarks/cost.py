@@ -1,12 +1,13 @@
 """What the proof costs: time as a multiple of loading, saving and one run of each variant; memory as one of the file.
 
     python benchmarks/cost.py [compress bisect bench starts] [--layers 12] [--batch 8] [--tokens 128] [--external]
-        [--threads 2]
+        [--threads 2] [--model FILE]
 
 The parts and each command run in processes of their own, on a BERT with random weights. Prints CPU seconds, wall
 seconds, peak memory, and the two ratios; bisect's time as a multiple of a run of the model, and what bench needs beside
 its timed runs. `--layers 12 --layers 48 --hidden 128` shows how it grows with depth, `--layers 1 --batch 1
---tokens 4096` what the probabilities of one long site take; `starts` times the command line.
+--tokens 4096` what the probabilities of one long site take; `starts` times the command line. `--model` takes a model of
+your own, with made-up samples.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _FRAME = """
 import json, os, sys, time
 import numpy as np
 from pathlib import Path
+from onnx_attnq.inputs import generate_samples
 from onnx_attnq.job import TimingSettings, bench, compress
 from onnx_attnq.run import peak_memory
 from onnx_attnq.model import load, save
@@ -37,9 +39,10 @@ from onnx_attnq.verification import VerifySettings, bisect
 source, target = Path(sys.argv[1]), Path(sys.argv[2])
 batch, tokens, threads = map(int, sys.argv[3:])
 run = RunSettings(threads or None)
-random = np.random.default_rng(0)
-ids = random.integers(4, 900, (batch, tokens))
+ids = np.random.default_rng(0).integers(4, 900, (batch, tokens))
 samples = ({{"input_ids": ids, "attention_mask": np.ones((batch, tokens), np.int64)}},)
+if not batch:
+    samples = generate_samples(load(source), 4)
 def used():
     return sum(os.times()[:4])  # with the processes that have ended
 cpu, wall, more = used(), time.perf_counter(), 0.0
@@ -53,12 +56,13 @@ del model
 for native in (False, False, True)[: 2 + (native_library() is not None)]:
     session = Session(source, run, native=native)
     start = time.process_time()
-    session.run(samples[0])
+    for sample in samples:
+        session.run(sample)
     more = time.process_time() - start
     del session
 """
 _COMPRESS = """
-assert compress(source, target, verification=VerifySettings(samples), run=run).verification.passed
+assert compress(source, target, verification=VerifySettings(samples if batch else None), run=run).verification.passed
 """
 _REWRITE = """
 compress(source, target, verification=None)
@@ -117,6 +121,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--model", type=Path, help="in place of BERT, for compress and bisect")
     parser.add_argument("--external", action="store_true", help="weights in a data file")
     arguments = parser.parse_args()
     for layers in arguments.layers or [12]:
@@ -125,13 +130,15 @@ def main() -> None:
                 starts(Path(folder))
                 return
             source, target = Path(folder, "bert.onnx"), Path(folder, "out.onnx")
-            proto = bert(layers, arguments.hidden, arguments.hidden // 64)
-            onnx.save(proto, source, save_as_external_data=arguments.external, location="bert.onnx.data")
-            del proto
-            size = sum(path.stat().st_size for path in Path(folder).iterdir()) / 2**20
             rest = (arguments.batch, arguments.tokens, arguments.threads)
+            if arguments.model is not None:
+                source, rest = arguments.model, (0, 1, arguments.threads)
+                size = source.stat().st_size / 2**20
+            else:
+                write_bert(source, layers, arguments.hidden, external=arguments.external)
+                size = sum(path.stat().st_size for path in Path(folder).iterdir()) / 2**20
             parts = measure(_PARTS, source, Path(folder, "copy.onnx"), *rest)
-            print(f"{layers} layers, {size:.0f} MB", flush=True)
+            print(f"{layers} layers, {size:.0f} MB" if arguments.model is None else source.name, flush=True)
             show("parts", *parts[:3], size, "load, save and a run of each variant")
             if "compress" in arguments.what:
                 cpu, wall, peak, _ = measure(_COMPRESS, source, target, *rest)
@@ -148,6 +155,12 @@ def main() -> None:
                 show("bench", cpu, wall, peak, size, f"{beside}, {memory:.1f} s to measure memory")
             if "starts" in arguments.what:
                 starts(Path(folder))
+
+
+def write_bert(path: Path, layers: int, hidden: int, *, external: bool) -> None:
+    """In a function of its own, so that the weights are gone before anything is measured."""
+    proto = bert(layers, hidden, hidden // 64)
+    onnx.save(proto, path, save_as_external_data=external, location="bert.onnx.data")
 
 
 def show(what: str, cpu: float, wall: float, peak: float, size: float, ratio: str) -> None:
