@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from small_graphs import parse
 from test_rewrite_proof import TWO
 
+from onnx_attnq.cli import main
 from onnx_attnq.inputs import generate_samples, made_up_samples
 from onnx_attnq.job import TimingSettings, bench, compress, compress_folder
 from onnx_attnq.model import load, save
@@ -83,6 +85,54 @@ def test_progress_counts_every_run(name: str, model: Path, seen: Seen) -> None:
 def test_the_first_step_of_compress_knows_all_runs(model: Path, seen: Seen) -> None:
     compress(model, model.with_name("b.onnx"), progress=seen)
     assert {total for _, _, total in seen.steps} == {seen.runs}
+
+
+def test_samples_that_were_made_up_run_once_in_each_variant(
+    model: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The original, the identity scheme, standard ops, and native kernels: a session of each, and a run on each sample."""
+    sessions: list[bool] = []
+    right = Session.__init__
+
+    def counted(session: Session, *arguments: object, **options: object) -> None:
+        right(session, *arguments, **options)  # type: ignore[arg-type]
+        sessions.append("x" in session.inputs)
+
+    monkeypatch.setattr(Session, "__init__", counted)
+    result = compress(model, model.with_name("b.onnx"), verification=VerifySettings(count=5))
+    assert result.verification is not None
+    variants = 2 + len(result.verification.runs)
+    assert len(result.verification.standard.sites) == 2
+    assert sum(sessions) == variants
+    assert seen.runs == 5 * variants
+    folder = model.parent / "parts"
+    folder.mkdir()
+    shutil.copy(model, folder)
+    seen.runs = 0
+    compress_folder(folder, verification=VerifySettings(count=5))
+    assert seen.runs == 5 * variants
+
+
+def test_the_command_verify_runs_made_up_samples_once(
+    model: Path, seen: Seen, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compress(model, model.with_name("b.onnx"), verification=None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["verify", str(model), str(model.with_name("b.onnx")), "--samples", "3", "--json", "-"])
+    assert not stopped.value.code
+    found = json.loads(capsys.readouterr().out)
+    assert seen.runs == found["samples"] * (2 + len(found["runs"]))
+
+
+def test_bisect_does_not_run_the_original_where_it_was_run(model: Path, seen: Seen) -> None:
+    out = model.with_name("b.onnx")
+    compress(model, out, verification=None)
+    made = made_up_samples(load(model), 3)
+    seen.runs = 0
+    bisect(model, out, made.samples)
+    whole, seen.runs = seen.runs, 0
+    bisect(model, out, made.samples, expected=made.outputs)
+    assert seen.runs == whole - 3
 
 
 @pytest.mark.slow
