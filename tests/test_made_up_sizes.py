@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -237,3 +238,28 @@ def test_ranks_and_attributes_that_an_op_does_not_have_are_left_to_onnxruntime(i
     kernel = "<float[8, 3, 4, 4] k>" if "k)" in steps else ""
     model = model_of(f"m ({inputs}) => (float[] y) {kernel} {{ {steps} }}")
     assert generate_samples(model, 1)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "n = Constant<value_ints=[3000, 3000]>() o = Constant<value_int=1>() c = Expand(o, n)",
+        "n = Constant<value_ints=[3000, 3000]>() c = ConstantOfShape(n)",
+        "a = Constant<value_int=0>() n = Constant<value_int=9000000>() o = Constant<value_int=1>() c = Range(a, n, o)",
+        "n = Constant<value_ints=[9000000]>() o = Constant<value_ints=[1]>() c = Tile(o, n)",
+        "n = Constant<value_ints=[0, 9000000]>() o = Constant<value_ints=[1]>() c = Pad(o, n)",
+        "r = Constant<value_ints=[1, 2, 3, 4, 5, 6, 7, 8, 9]>() t = Constant<value_ints=[25]>() u = Tile(r, t) "
+        "i = Constant<value_ints=[1, 2]>() j = Constant<value_ints=[0, 2]>() k = Constant<value_ints=[0, 1]>() "
+        "v = Unsqueeze(u, i) w = Unsqueeze(u, j) x3 = Unsqueeze(u, k) c = Max(v, w, x3)",
+    ],
+    ids=["Expand", "ConstantOfShape", "Range", "Tile", "Pad", "Max of three"],
+)
+def test_no_values_are_computed_that_are_far_larger_than_the_file(steps: str) -> None:
+    text = f"{{ {steps} s = Cast<to=1>(c) z = ReduceSum<keepdims=0>(s) y = Add(x, z) }}"
+    model = model_of(f"m (float[a, 4] x) => (float[a, 4] y) {text}")
+    tracemalloc.start()
+    try:
+        assert generate_samples(model, 1)[0]["x"].shape[1] == 4
+        assert tracemalloc.get_traced_memory()[1] < 20e6  # of 72 MB that the value has
+    finally:
+        tracemalloc.stop()

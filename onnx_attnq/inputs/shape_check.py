@@ -29,6 +29,16 @@ _SMALL: Final = 4096
 _FEW: Final = 64
 """The same for real numbers, which are rarely sizes."""
 
+_GROWING: Final = frozenset(
+    {
+        *("Expand", "ConstantOfShape", "Tile", "Range", "Pad", "Resize", "Upsample", "OneHot", "CenterCropPad"),
+        *("Where", "Sum", "Max", "Min", "Mean", "Einsum", "AffineGrid", "RoiAlign", "MaxRoiPool", "MelWeightMatrix"),
+        *("Conv", "ConvInteger", "QLinearConv", "DeformConv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"),
+        *("MaxUnpool", "Col2Im", "DFT", "STFT", "HannWindow", "HammingWindow", "BlackmanWindow", "GridSample"),
+    }
+)
+"""Ops whose outputs may have far more elements than their inputs, as these, attributes or three inputs ask."""
+
 _RANDOM: Final = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
 )
@@ -196,6 +206,10 @@ class ShapeCheck:
                 item.value is not None for item, value in zip(inputs, node.inputs, strict=True) if value is not None
             )
         ):
+            if node.op_type in _GROWING:  # a file of a few bytes may ask for gigabytes
+                inferred = self._infer_types(node, proto, inputs, shapes)
+                if not all(_is_few(item.shape) for item in inferred):
+                    return inferred
             computed = self._compute(node, proto, inputs)
             if computed is not None:
                 return computed
@@ -330,6 +344,10 @@ def _shape_value(node: ir.Node, shapes: list[Shape | None]) -> npt.NDArray[np.in
         return np.asarray(sizes.prod())
     end = node.attributes.get("end")
     return sizes[node.attributes.get_int("start", 0) : None if end is None else end.as_int()]
+
+
+def _is_few(shape: Shape | None) -> bool:
+    return shape is not None and None not in shape and math.prod(size or 0 for size in shape) <= _SMALL
 
 
 def _is_small(array: npt.NDArray[Any]) -> bool:
