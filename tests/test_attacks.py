@@ -15,8 +15,10 @@ from onnx_attnq.errors import AttnqError
 from onnx_attnq.inputs import generate_samples
 from onnx_attnq.job import compress
 from onnx_attnq.model import load
+from onnx_attnq.rewriting import RewriteSettings
 from onnx_attnq.scheme import preset
 from onnx_attnq.verification import Limit, Limits, Verification, verify
+from onnx_attnq.verification.rewrite_again import other_than_rewritten
 
 TEXT = """<ir_version: 10, opset_import: ["" : 21, "own" : 1]>
 g (float[1,2,L,4] q, float[1,2,L,4] k, float[1,2,L,4] v, bool c) => (float[1,2,L,4] y, float[1,2,L,4] z)
@@ -187,6 +189,41 @@ def test_what_was_tampered_with_is_not(
     except AttnqError:
         return
     assert not found.passed
+
+
+SHOWN = """<ir_version: 10, opset_import: ["" : 21]>
+g (float[1,2,L,4] q, float[1,2,L,4] k, float[1,2,L,4] v) => (float[1,2,L,4] y, float[1,2,L,L] p) {
+  kt = Transpose<perm=[0,1,3,2]>(k)  s = MatMul(q, kt)  p = Softmax<axis=-1>(s)  y = MatMul(p, v) }"""
+LEARNED = """<ir_version: 10, opset_import: ["" : 17, "com.microsoft" : 1]>
+g (float[1,L,16] q, float[1,L,16] k, float[1,L,16] v) => (float[1,L,16] y, float[1,2,16] z)
+{
+  y = com.microsoft.MultiHeadAttention<num_heads=2>(q, k, v)
+  z = com.microsoft.MultiHeadAttention<num_heads=2>(a, b, c) }"""
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        (SHOWN, RewriteSettings(quantize_outputs=True)),
+        (SHOWN, RewriteSettings()),
+        (TEXT, RewriteSettings(int16_products=True)),
+        (TEXT, RewriteSettings(exclude=("p",))),
+        (TEXT, RewriteSettings(inline=True)),
+        (LEARNED, RewriteSettings(keep_fused=False)),  # the second is taken apart, and is no attention
+    ],
+)
+def test_every_way_to_rewrite_is_found_again(text: str, settings: RewriteSettings, tmp_path: Path) -> None:
+    model = parser.parse_model(text)
+    if text == LEARNED:
+        rows = np.random.default_rng(0).normal(size=(3, 1, 2, 16)).astype(np.float32)
+        model.graph.initializer.extend(map(numpy_helper.from_array, rows, "abc"))
+    onnx.save(model, tmp_path / "a.onnx")
+    result = compress(tmp_path / "a.onnx", tmp_path / "b.onnx", rewriting=settings)
+    assert result.verification is not None
+    assert result.verification.passed, result.verification.failures
+    assert result.record is not None
+    found = other_than_rewritten(load(tmp_path / "a.onnx"), load(tmp_path / "b.onnx"), result.record)
+    assert found == ("", ())
 
 
 def test_a_model_that_is_of_another_original_is_held_to_limits_only(models: tuple[Path, Path], tmp_path: Path) -> None:
