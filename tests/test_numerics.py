@@ -225,6 +225,14 @@ def test_scores_may_be_shifted(scheme: QuantScheme, scores: np.ndarray, shift: f
     np.testing.assert_array_equal(numerics.quantize_scores(scores, scheme), numerics.quantize_scores(moved, scheme))
 
 
+@pytest.mark.parametrize("axis", range(3))
+def test_the_sample_is_taken_along_any_axis(axis: int) -> None:
+    x = np.random.default_rng(0).choice([0.0, 1.0], (2, 3, 512))
+    moved = np.moveaxis(x, -1, axis)
+    found = np.moveaxis(numerics.sampled(moved, axis), axis, -1)
+    np.testing.assert_array_equal(found, (x > 0.0) & (np.arange(512) % 4 == 0))
+
+
 @given(schemes(), ROWS)
 def test_the_axis_may_be_any(scheme: QuantScheme, scores: np.ndarray) -> None:
     for axis in range(scores.ndim):
