@@ -53,6 +53,7 @@ def survivors(path: Path, sample: int | None, seed: int) -> tuple[int, int, list
         settings, session = Path(folder, "config.toml"), Path(folder, "session.sqlite")
         settings.write_text(config(package, path), encoding="utf-8")
         command = [sys.executable, "-m", "cosmic_ray.cli"]
+        subprocess.run([*command, "baseline", str(settings)], cwd=ROOT, check=True)  # tests that fail notice everything
         subprocess.run([*command, "init", str(settings), str(session)], cwd=ROOT, check=True)
         with use_db(str(session), WorkDB.Mode.open) as database:
             items = list(database.work_items)
