@@ -183,3 +183,18 @@ def test_rewritten_models_verify(form: str, inline: bool) -> None:
     rewrite(model, sites, plan, RewriteSettings(inline=inline))
     found = verify(original, model, generate_samples(original, 2, 0))
     assert found.passed, found.failures
+
+
+@pytest.mark.parametrize(("extra", "passes"), [(0, True), (1, True), (2, False)])
+def test_a_pruned_key_at_the_lowest_edge_may_have_the_level_on_either_side(extra: int, passes: bool) -> None:
+    """The native kernels prune it by its distance, and find its level by its code, which float32 may round up."""
+    scheme = preset("row-log-mean")
+    x = np.array([[1.0, 0.5, scheme.threshold * (1 - 2e-7), 0.02]])
+    codes, levels = numerics.codes(x, scheme), np.append(0.0, numerics.levels(scheme))
+    assert codes[0, 2] == 0
+    tail = numerics.continued_levels(x, scheme)
+    tail[0, 2] = (tail[0, 2], levels[1], levels[2])[extra]
+    tail = np.where(codes == 0, tail, 0.0).sum()
+    kept = np.where(codes > 0, levels[codes], 0.0)
+    result = (kept + tail / 4) / (kept.sum() + tail)
+    assert (check_rows(np.log(x), result, scheme, is_scores=True).errors == 0) == passes

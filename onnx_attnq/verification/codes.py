@@ -189,15 +189,18 @@ def _codes_with_share(
     peak = p.max(axis=-1, keepdims=True) if scheme.reference is Reference.ROW_MAX else np.ones(1)
     whole = p.sum(axis=-1, keepdims=True)
 
+    at_lowest = np.abs(x - scheme.threshold) <= width * scheme.threshold
+
     def shared(code: numerics.CodeArray, sign: float = 0.0) -> FloatArray:
         """What pruned values sum to in the result, if these are the codes and x is off by its width times the sign."""
         level = numerics.continued_levels(x * np.exp(sign * width), scheme)
+        if sign > 0 and scheme.bits is not None:  # a key at the lowest edge may be pruned and have the level above it
+            level = np.where(at_lowest, numerics.levels(scheme)[0], level)
         tail = np.where((code == 0) & numerics.unmasked(x) & (size > 0), level, 0.0).sum(axis=-1, keepdims=True)
         kept = numerics.values(x, scheme) if scheme.bits is None else np.append(0.0, numerics.levels(scheme))[code]
         total = np.where(code > 0, kept, 0.0).sum(axis=-1, keepdims=True) + tail
         return np.asarray(tail * whole / np.maximum(total, _TINY) if unit else tail * peak)
 
-    at_lowest = np.abs(x - scheme.threshold) <= width * scheme.threshold
     flipped = np.where(at_lowest, np.where(expected == 0, 1, 0), expected).astype(np.int16)
     surely_pruned = sample & (expected == 0) & ~at_lowest
     reader = np.argmax(surely_pruned, axis=-1)[..., None]
