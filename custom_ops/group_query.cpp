@@ -31,10 +31,12 @@ Entry entry_of(const GroupQuery& c, Index b) {
 void check_lengths(const GroupQuery& c) {
   for (Index b = 0; b < c.batch; ++b) {
     const Entry e = entry_of(c, b);
-    if (e.keys < 0 || e.keys > c.capacity || e.cached > c.past_rows || e.cached + c.new_rows > c.capacity) {
+    // A bias has columns for the total length only.
+    if (e.keys < 0 || e.keys > c.total || e.cached > c.past_rows || e.cached + c.new_rows > c.capacity) {
       throw std::invalid_argument("seqlens_k[" + std::to_string(b) + "] is " + std::to_string(e.keys - 1) +
                                   ", which does not fit a cache of " + std::to_string(c.past_rows) + " and " +
-                                  std::to_string(c.new_rows) + " new rows");
+                                  std::to_string(c.new_rows) + " new rows, or total_sequence_length " +
+                                  std::to_string(c.total));
     }
   }
 }
@@ -98,7 +100,7 @@ class Call {
       });
     }
     if (bias_.data() != nullptr) {
-      parallel_for(host_, c.bias_floats / c.total,
+      parallel_for(host_, c.bias_floats / std::max<Index>(c.total, 1),
                    [&](Index i) { widen(c.bias + i * c.total, c.total, bias_.data() + i * c.total); });
     }
     if (sinks_.data() != nullptr) widen(c.sinks, c.heads, sinks_.data());

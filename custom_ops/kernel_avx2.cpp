@@ -4,7 +4,7 @@
 #include "simd_avx2.h"
 #include "vector_kernels.h"
 
-// After the vectors that it builds on.
+// Included after its vector operations.
 #include "rounded_products.h"
 
 namespace onnx_attnq {

@@ -3,7 +3,7 @@
 #include "simd_neon.h"
 #include "vector_kernels.h"
 
-// After the vectors that it builds on.
+// Included after its vector operations.
 #include "rounded_products.h"
 
 namespace onnx_attnq {

@@ -113,7 +113,9 @@ void compute_group_query(const Kernel& kernel, KernelContext* context) {
     call.key = numbers(kKey);
     call.value = numbers(kValue);
   }
+  demand(element_count(shape(input(kTotal))) == 1, "total_sequence_length");
   const Index total = call.total = *data_of<const std::int32_t>(kernel.api, input(kTotal));
+  if (total < 0) throw std::invalid_argument("total_sequence_length is " + std::to_string(total));
   demand(element_count(shape(input(kLastKey))) == call.batch, "seqlens_k");
   call.last_key = data_of<const std::int32_t>(kernel.api, input(kLastKey));
   const bool packs = call.cache == Storage::kInt4;  // two numbers to a byte

@@ -1,4 +1,4 @@
-// From shapes and permutations, as the nodes of a model have them, to the strides that kernels walk.
+// From shapes and permutations, as the nodes of a model have them, to the strides that kernels use.
 #pragma once
 
 #include <string>
@@ -42,7 +42,7 @@ void join_groups(Attention& attention);
 
 Rows rows_of(const Shape& shape);
 
-// How the batch axes walk through tables of shape (..., 1, 1), which has rank kBatchAxes + 2.
+// Strides of the batch axes in tables of shape (..., 1, 1), which has rank kBatchAxes + 2.
 Tables tables_of(const Table* first, const Shape& shape, const Index (&batch)[kBatchAxes]);
 
 }  // namespace onnx_attnq

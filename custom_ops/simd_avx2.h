@@ -132,8 +132,8 @@ struct Simd {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kSetLanes.bytes[bits][0])));
   }
 
-  // How many rows and keys there have to be for 16-bit products to be faster than float32 ones, with all that has to be
-  // done around them; 0 where they never are.
+  // From how many rows and keys on 16-bit products are faster than float32 ones, rounding and packing included; 0 where
+  // they never are.
   static std::int64_t fewest_rounded() { return 0; }  // measured on Zen 3
 
   // 16-bit products: each lane is a pair of 16-bit numbers.

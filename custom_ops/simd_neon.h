@@ -143,8 +143,8 @@ struct Simd {
     return count;
   }
 
-  // How many rows and keys there have to be for 16-bit products to be faster than float32 ones, with all that has to be
-  // done around them; 0 where they never are.
+  // From how many rows and keys on 16-bit products are faster than float32 ones, rounding and packing included; 0 where
+  // they never are.
   static std::int64_t fewest_rounded() { return 0; }
 
   // 16-bit products: each lane is a pair of 16-bit numbers.

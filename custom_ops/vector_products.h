@@ -34,7 +34,8 @@ struct Task {
     Index group, query;
   };
   Place place(Index row) const {
-    if (a.groups == 1) return {0, first + row};  // a division costs more than all else that is asked of a row here
+    if (a.groups == 1)
+      return {0, first + row};  // a division costs more than everything else that is done for a row here
     return {(first + row) / a.queries, (first + row) % a.queries};
   }
   const float* query_of(Index row) const {
@@ -72,7 +73,7 @@ static inline Range seen_by_any(const Attention& a, Index first, Index last) {
   return {static_cast<std::int32_t>(begin), static_cast<std::int32_t>(end)};
 }
 
-// Cuts scratch memory into pieces that start on a line of the cache.
+// Cuts scratch memory into pieces that start on a cache line.
 class Room {
  public:
   Index take(Index floats) {
@@ -283,7 +284,7 @@ class VectorProducts {
   };
 
   // The sum of a context row stays in registers. Where there are enough, two keys are added at a time in sums of their
-  // own: one sum alone would wait for its last addition.
+  // own: a single sum would wait for the addition before.
   template <int kVectors, bool kTail, Storage kStorage>
   void add_columns(const ListedRows& rows, Index d) {
     constexpr int kChains = 2 * kVectors <= Simd::kContextVectors ? 2 : 1;

@@ -164,16 +164,61 @@ def test_the_kernel_says_what_does_not_fit() -> None:
     if native_library() is None:
         pytest.skip("the library was not built")
     case = decoding((5,), capacity=8)
-    runner = session(rewritten(case, preset("row-log"))[0], native=True)
+    model, _ = rewritten(case, preset("row-log"))
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.shape = None  # so that onnxruntime leaves it to the kernel
+    runner = session(model, native=True)
     for name, wrong, reason in (
         ("i5", np.array([90], np.int32), "seqlens_k"),
         ("i5", np.array([-7], np.int32), "seqlens_k"),
+        ("i5", np.array([-(2**31)], np.int32), "seqlens_k"),
+        ("i5", np.array([2**31 - 1], np.int32), "seqlens_k"),
+        ("i5", np.array([], np.int32), "seqlens_k"),
+        ("i6", np.array(4, np.int32), "seqlens_k"),
+        ("i6", np.array(0, np.int32), "seqlens_k"),
+        ("i6", np.array(-1, np.int32), "total_sequence_length"),
+        ("i6", np.array([], np.int32), "total_sequence_length"),
+        ("i6", np.array([5, 5], np.int32), "total_sequence_length"),
+        ("i0", np.ones((1, 64), np.float32), "query"),
+        ("i0", np.ones((1, 1, 0), np.float32), "key"),
+        ("i2", np.ones((), np.float32), "value"),
+        ("i3", np.ones((1, 2, 8, 0), np.float32), "past_key"),
+        ("i3", np.ones((2, 2, 8, 16), np.float32), "past_key"),
+        ("i7", np.ones((0, 8), np.float32), "cos_cache"),
         ("i7", np.ones((2, 8), np.float32), "cos_cache"),
         ("i4", np.ones((1, 2, 7, 16), np.float32), "past_value"),
         ("i0", np.ones((1, 1, 68), np.float32), "key"),
     ):
         with pytest.raises(Exception, match=reason):
             runner.run(None, {**case.feeds(), name: wrong})
+
+
+@pytest.mark.parametrize("native", [NATIVE])
+@pytest.mark.parametrize(
+    ("batch", "queries", "past", "keys"),
+    [(0, 1, 8, 0), (1, 0, 8, 5), (1, 0, 8, 0), (1, 0, 0, 0)],
+    ids=["no batch", "no queries", "no queries and no keys", "nothing"],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_what_is_empty_gives_empty_outputs_of_the_kernel(
+    batch: int, queries: int, past: int, keys: int, dtype: type[np.floating], native: bool
+) -> None:
+    case = decoding((5,), capacity=8)
+    sizes = [(batch, queries, 64), (batch, queries, 32), (batch, queries, 32), *[(batch, 2, past, 16)] * 2]
+    bias = np.zeros((1, 4, queries, keys), dtype)
+    inputs: list[Array | None] = [
+        *(np.ones(size, dtype) for size in sizes),
+        np.full(batch, keys - 1, np.int32),
+        np.array(keys, np.int32),
+        *(array if array is None else array.astype(dtype) for array in case.inputs[7:9]),
+        None,
+        bias,
+    ]
+    case = dataclasses.replace(case, inputs=inputs)
+    model, _ = rewritten(case, preset("row-log"))
+    output, *caches = session(model, native=native).run(None, case.feeds())
+    assert output.shape == (batch, queries, 64)
+    assert [cache.shape for cache in caches] == [(batch, 2, max(past, keys), 16)] * 2
 
 
 @pytest.mark.parametrize("form", ["", "row_max", "_row_max_log_nearest_unit", "absolute_linear_floor_mass_mean"])
