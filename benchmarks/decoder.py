@@ -1,6 +1,6 @@
 """A llama-like decoder with random weights, prefill and decode: the rewritten model against the original, in turn.
 
-    python benchmarks/decoder.py [--context 2048:2080] [--int4] [--threads 2] [--memory]
+    python benchmarks/decoder.py [--context 2048:2080] [--int4] [--threads 2] [--memory] [--decode-only]
 
 Past and present are bound to one buffer of the capacity behind the colon, as onnxruntime-genai does. Numbers are
 medians of process CPU time; above 1 is faster than the original. "flat" are weights as they come, with which every
@@ -148,6 +148,11 @@ class Decoder:
                 cache = np.zeros((1, value.shape[1], capacity, value.shape[3]), np.float32)
                 self._caches[value.name] = onnxruntime.OrtValue.ortvalue_from_numpy(cache)
 
+    def fill(self, rng: np.random.Generator) -> None:
+        """Random numbers for caches."""
+        for cache in self._caches.values():
+            cache.update_inplace(rng.standard_normal(cache.shape()).astype(np.float32))
+
     def step(self, ids: Any, past: int) -> Any:
         """The logits of tokens (L,) after a past of that many tokens, which are in the caches."""
         binding = self._binding
@@ -167,8 +172,10 @@ class Decoder:
         return time.process_time() - start
 
 
-def compare(folder: Path, model: onnx.ModelProto, context: str, threads: int, repeats: int, memory: bool) -> None:
-    """Prints a line for each of prefill and decode."""
+def compare(
+    folder: Path, model: onnx.ModelProto, context: str, threads: int, repeats: int, memory: bool, decode_only: bool
+) -> None:
+    """Prints a line for each of prefill and decode; ``decode_only`` the latter, with a past of random numbers."""
     length, capacity = map(int, context.split(":"))
     original, rewritten = folder / "decoder.onnx", folder / "decoder.attnq.onnx"
     if not rewritten.exists():
@@ -180,8 +187,12 @@ def compare(folder: Path, model: onnx.ModelProto, context: str, threads: int, re
     decoders = {
         name: Decoder(path, capacity, native=native, threads=threads) for name, (path, native) in variants.items()
     }
+    if decode_only:
+        for session in decoders.values():
+            session.fill(np.random.default_rng(2))
     ids = np.random.default_rng(1).integers(0, VOCABULARY, length + 1)
-    for phase, tokens, past in (("prefill", ids[:-1], 0), ("decode", ids[-1:], length)):
+    phases = (("prefill", ids[:-1], 0), ("decode", ids[-1:], length))
+    for phase, tokens, past in phases[1:] if decode_only else phases:
         count = repeats * (4 if phase == "decode" else 1)
         spent: dict[str, list[float]] = {name: [] for name in decoders}
         for _ in range(count + 1):
@@ -205,14 +216,16 @@ def main() -> None:
     parser.add_argument("--separate", action="store_true", help="query, key and value as three inputs")
     parser.add_argument("--weights", choices=("flat", "pruned"), action="append")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--decode-only", action="store_true", help="no prompt: random numbers for a past")
     arguments = parser.parse_args()
+    how = (arguments.threads, arguments.repeats, arguments.memory, arguments.decode_only)
     for weights in arguments.weights or ("flat", "pruned"):
         print(f"{weights}, {'int4' if arguments.int4 else 'float32'}, {arguments.threads} threads")
         with tempfile.TemporaryDirectory() as folder:
             model = decoder(sharp=weights == "pruned", packed=not arguments.separate)
             model = int4(model) if arguments.int4 else model
             for context in arguments.context or CONTEXTS:
-                compare(Path(folder), model, context, arguments.threads, arguments.repeats, arguments.memory)
+                compare(Path(folder), model, context, *how)
 
 
 if __name__ == "__main__":
