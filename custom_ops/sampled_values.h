@@ -32,12 +32,10 @@ class SampledValues {
   const float* sum() const { return sum_; }
   Index stride() const { return stride_; }
 
-  // Makes it the sum of a row with the unmasked keys of this one, of the first `keys`, and returns how many are summed.
-  Index take(const Shared& row, Index keys, const VectorProducts& products) {
-    if (row.all_unmasked && all_unmasked_ == keys) return size_;
-    all_unmasked_ = row.all_unmasked ? keys : 0;
+  // Makes it the sum of a row with these unmasked keys, of the first `keys`, and returns how many are summed.
+  Index take(const KeySet& unmasked, Index keys, const VectorProducts& products) {
     const Index step = larger(1, stride_ / kLanes), registers = (keys + kLanes - 1) / kLanes;
-    const std::int32_t* const bits = row.unmasked.bits();
+    const std::int32_t* const bits = unmasked.bits();
     std::int32_t lost = end_ > registers ? 1 : 0, gained = 0;
     const Index common = smaller(end_, registers);
     for (Index i = 0; i < common; ++i) {
@@ -79,7 +77,6 @@ class SampledValues {
   const std::int32_t in_register_;
   const Index first_;         // register that has a key of the sample
   Index end_ = 0, size_ = 0;  // registers that were looked at, and keys that are summed
-  Index all_unmasked_ = 0;    // how many keys the row before had, if all were unmasked
 };
 
 }  // namespace

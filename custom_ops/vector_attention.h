@@ -86,7 +86,7 @@ class Block : private ScoredBlock<Products> {
     const Index padded = static_cast<Index>(extent) * kTileKeys, keys = smaller(padded, t_.keys);
     Weighed weighed[kContextRows];
     Shared shared[kContextRows];
-    for (Index r = 0; r < count; ++r) shared[r] = {KeySet(unmasked(r)), 0.0f, false, false};
+    for (Index r = 0; r < count; ++r) shared[r] = {KeySet(unmasked(r)), 0.0f, false};
     float share;
     {
       const Timed timed(Phase::kWeights);
@@ -121,7 +121,7 @@ class Block : private ScoredBlock<Products> {
 
   Index take_sample(const Shared& shared, Index keys) {
     const bool with_sink = shared.sink && (a_.row_length - 1) % sampled_.stride() == 0;
-    return sampled_.take(shared, keys, products_) + (with_sink ? 1 : 0);
+    return sampled_.take(shared.unmasked, keys, products_) + (with_sink ? 1 : 0);
   }
 
   void note_part(const float* context, const Weighed& weighed, const Shared& shared, Index keys, float* results) {

@@ -1,10 +1,14 @@
 // Rows of scores or probabilities to weights.
 #pragma once
 
-#include "key_sets.h"
+#include "vector_math.h"
 
 namespace onnx_attnq {
 namespace {
+
+// Long rows are taken in blocks of so many scores: sums of blocks lose less than one sum, and the values of a block's
+// keys stay in the first-level cache.
+constexpr Index kBlock = 128;
 
 // How the level of a code is found; kFactored: as the product of two numbers of a register each.
 enum class Levels { kPermuted, kFactored, kGathered };
@@ -21,20 +25,67 @@ struct Listed {
   std::int32_t* starts;  // how many lie before each block, and in all: one more than there are blocks
 };
 
+// Some of a row's keys: a bit for each, kLanes bits to an integer.
+class KeySet {
+ public:
+  static Index integers(Index padded) { return round_up(padded / kLanes, kLanes); }
+
+  explicit KeySet(std::int32_t* memory = nullptr) : bits_(memory) {}
+  bool has(Index key) const { return bits_[key / kLanes] >> key % kLanes & 1; }
+  void set(Index key, Mask lanes) { Simd::store_bits(bits_ + key / kLanes, lanes); }
+  const std::int32_t* bits() const { return bits_; }
+  // To be called when all are set.
+  void end(Index padded) {
+    for (Index i = padded / kLanes; i % kLanes != 0; ++i) bits_[i] = 0;
+  }
+  // Lists which of the integers are not zero, each plus `base`, and returns how many; kLanes entries more are
+  // overwritten.
+  Index list(Index padded, Index base, std::int32_t* places) const {
+    Index count = 0;
+    Int indices = Simd::add_int(Simd::first_indices(), static_cast<std::int32_t>(base));
+    for (Index i = 0; i < padded / kLanes; i += kLanes) {
+      const Float bits = Simd::to_float(Simd::load_int(bits_ + i));
+      count += Simd::append(places + count, indices, Simd::at_least(bits, Simd::set1(1.0f)));
+      indices = Simd::next_indices(indices);
+    }
+    return count;
+  }
+
+ private:
+  std::int32_t* bits_;
+};
+
+// A row of rough scores on its way to weights. A position is a code and how far the score is past that code's lower
+// edge; keys just below the lowest edge are listed too. The sets are filled when the row is weighed.
+struct Rough {
+  float near;       // how far positions may be off
+  KeySet doubtful;  // keys that may be beyond an edge
+  KeySet highest;   // keys of which one has the maximum
+};
+
+// A row whose pruned keys share what they summed to, on its way to weights.
+struct Shared {
+  KeySet unmasked;  // filled when the row is weighed
+  float tail;       // what the pruned keys sum to; filled too
+  bool sink;        // whether the sink is unmasked; filled too
+};
+
 // Scores to weights, in place: level of the score's code, or the exponential itself; 0 where it is pruned. `count` is a
 // multiple of kLanes. With a list, the keys that are kept are listed on the way.
 //
 // kExp: whether x itself is needed, which costs an exponential; log spacing works on the exponent.
 // kQuantize: levels, or values kept as they are.
-// kShares: what pruned keys sum to is noted as well. A masked key has next to nothing.
+// kShares: what pruned keys sum to is noted as well, and which keys are unmasked: not further below the maximum than
+// `masked`.
 template <bool kExp, bool kQuantize, Levels kLevels, bool kRough = false, bool kShares = false>
 static inline Sums weigh(float* numbers, Index count, float peak, float factor, float offset, const Table& table,
-                         bool sum_kept, const Listed* list, Rough* rough, Shared* shared = nullptr) {
+                         bool sum_kept, const Listed* list, Rough* rough, Shared* shared = nullptr, float masked = 0) {
   const Float shift = Simd::set1(peak), slope = Simd::set1(factor), highest = Simd::set1(offset);
-  // Codes are counted from the lowest of all levels.
-  const float deepest = kShares && kQuantize ? static_cast<float>(table.deepest) : 0.0f;
-  const Float start = kRough ? Simd::set1(offset + rough->near) : Simd::set1(offset + deepest);
-  const Float zero = Simd::set1(0.0f), first = Simd::set1(1.0f + deepest), top = Simd::set1(table.levels + deepest);
+  const Float start = kRough ? Simd::set1(offset + rough->near) : highest;
+  const float deepest = kShares ? static_cast<float>(table.deepest) : 0.0f;
+  const Float zero = Simd::set1(0.0f), first = Simd::set1(1.0f);
+  const Float top = Simd::set1(table.levels + deepest), below = Simd::set1(deepest), lowest = Simd::set1(masked);
+  const Float lowest_kept = Simd::set1(1.0f + deepest);
   const Float two_near = Simd::set1(kRough ? 2 * rough->near : 0.0f), half = Simd::set1(0.5f);
   const float* const all_levels = kShares ? table.continued : table.level;
   const Float levels = Simd::load(kLevels == Levels::kFactored ? table.low : all_levels);
@@ -57,11 +108,13 @@ static inline Sums weigh(float* numbers, Index count, float peak, float factor, 
       distances = Simd::add(distances, distance);
       Float weight;
       Mask kept;
+      if (kShares) shared->unmasked.set(j, Simd::at_least(distance, lowest));
       if (kQuantize && kShares) {
         // A NaN becomes index 0; its row is NaN by the sum of distances.
         const Float position = Simd::fma(distance, slope, start);
-        const Float level = level_of(Simd::truncate(Simd::min(Simd::max(position, zero), top)));
-        kept = Simd::at_least(position, first);  // the same rounded position: what is pruned has its own level
+        const Float index = Simd::min(Simd::max(Simd::add(position, below), zero), top);
+        const Float level = level_of(Simd::truncate(index));
+        kept = Simd::at_least(index, lowest_kept);  // of the index, which is rounded: what is pruned has its own level
         weight = Simd::keep(kept, level);
         all = Simd::add(all, level);
       } else if (kQuantize) {
@@ -92,7 +145,10 @@ static inline Sums weigh(float* numbers, Index count, float peak, float factor, 
     }
   }
   if (list != nullptr) list->starts[(count + kBlock - 1) / kBlock] = listed;
-  if (kShares) shared->tail = Simd::sum(Simd::sub(all, weights));
+  if (kShares) {
+    shared->unmasked.end(count);
+    shared->tail = Simd::sum(Simd::sub(all, weights));
+  }
   if (kRough) {
     rough->doubtful.end(count);
     rough->highest.end(count);
@@ -151,7 +207,7 @@ class ScoreRow {
     constexpr auto kPermuted = Levels::kPermuted, kGathered = Levels::kGathered;
     const auto run = levels() == kPermuted ? weigh<false, true, kPermuted, true> : weigh<false, true, kGathered, true>;
     return weighed(
-        run(numbers, count, peak_, table_->inverse_step, table_->offset, *table_, false, &list, &rough, nullptr));
+        run(numbers, count, peak_, table_->inverse_step, table_->offset, *table_, false, &list, &rough, nullptr, 0.0f));
   }
 
  private:
@@ -164,7 +220,7 @@ class ScoreRow {
     alignas(64) float row[kLanes];
     alignas(64) std::int32_t bits[kLanes];
     for (int i = 0; i < kLanes; ++i) row[i] = i == 0 ? sink_ : -kInfinity;
-    Shared own{KeySet(bits), 0.0f, false, false};
+    Shared own{KeySet(bits), 0.0f, false};
     const Sums more = weigh_numbers(row, kLanes, nullptr, &own);
     sums.weights = Simd::add(sums.weights, more.weights);
     sums.kept = Simd::add(sums.kept, more.kept);
@@ -199,17 +255,17 @@ class ScoreRow {
   Sums weigh_shared(float* numbers, Index count, const Listed* list, Shared* shared) const {
     constexpr auto kPermuted = Levels::kPermuted, kFactored = Levels::kFactored, kGathered = Levels::kGathered;
     const bool absolute = form_.reference == Reference::kAbsolute;
-    find_unmasked(numbers, count, peak_, absolute ? kMaskedNats + log_sum_ : kMaskedNats, *shared);
+    const float masked = absolute ? kMaskedNats + log_sum_ : kMaskedNats;
     if (!quantizes(form_)) {
       return weigh<true, false, kGathered, false, true>(numbers, count, peak_, 0, table_->log_threshold + log_sum_,
-                                                        *table_, false, list, nullptr, shared);
+                                                        *table_, false, list, nullptr, shared, masked);
     }
     const float slope = table_->inverse_step, offset = absolute ? table_->offset - log_sum_ * slope : table_->offset;
     const auto how = levels();
     const auto run = how == kPermuted   ? weigh<false, true, kPermuted, false, true>
                      : how == kFactored ? weigh<false, true, kFactored, false, true>
                                         : weigh<false, true, kGathered, false, true>;
-    return run(numbers, count, peak_, slope, offset, *table_, false, list, nullptr, shared);
+    return run(numbers, count, peak_, slope, offset, *table_, false, list, nullptr, shared, masked);
   }
 
   Sums weigh_by_form(float* numbers, Index count, const Listed* list) const {
@@ -224,11 +280,11 @@ class ScoreRow {
     if (form_.spacing == Spacing::kLog) {
       const float slope = table_->inverse_step, offset = absolute ? table_->offset - log_sum_ * slope : table_->offset;
       const auto run = permuted ? weigh<false, true, kPermuted> : weigh<false, true, kGathered>;
-      return run(numbers, count, peak_, slope, offset, *table_, mass, list, nullptr, nullptr);
+      return run(numbers, count, peak_, slope, offset, *table_, mass, list, nullptr, nullptr, 0.0f);
     }
     const float slope = absolute ? table_->inverse_step / sum_ : table_->inverse_step;
     const auto run = permuted ? weigh<true, true, kPermuted> : weigh<true, true, kGathered>;
-    return run(numbers, count, peak_, slope, table_->offset, *table_, mass, list, nullptr, nullptr);
+    return run(numbers, count, peak_, slope, table_->offset, *table_, mass, list, nullptr, nullptr, 0.0f);
   }
 
   Form form_;
@@ -314,7 +370,7 @@ static inline void quantize_probabilities(const float* input, float* output, Ind
   if (form.normalize == Normalize::kUnit) weighed = {Simd::sum(all), Simd::sum(total), true};
   if (form.normalize == Normalize::kMass) weighed = {Simd::sum(kept_sum), Simd::sum(total), false};
   if (Simd::any(nan)) weighed.numerator = kNaN;
-  finish_row(output, length, form, weighed, {unmasked, Simd::sum(pruned), false, false});
+  finish_row(output, length, form, weighed, {unmasked, Simd::sum(pruned), false});
 }
 
 // Rows of QuantizedSoftmax and QuantizeProbabilities. `scratch` has room for a padded row and a set of its keys.
@@ -331,7 +387,7 @@ void quantize_rows(const Rows& rows, Index first, Index last, float* scratch) {
     }
     for (Index j = 0; j < padded; ++j) scratch[j] = j < length ? input[j] : -kInfinity;
     const float peak = largest_of(scratch, padded, -kInfinity);
-    Shared shared{unmasked, 0.0f, false, false};
+    Shared shared{unmasked, 0.0f, false};
     const ScoreRow scored(scratch, padded, peak, rows.form, table);
     const Weighed weighed = scored.weigh_scores(scratch, padded, nullptr, &shared);
     for (Index j = 0; j < length; ++j) output[j] = scratch[j];
