@@ -31,13 +31,12 @@ static_assert(sizeof(KeyNorms) <= kLanes * sizeof(float), "the room for it in a 
 
 class Screening {
  public:
-  // Whether codes are all that is wanted. What pruned keys share is the sum of their levels: of all of these, most are
-  // not worth a second look, and rough ones would be off by more than rounding.
+  // Whether codes are all that is wanted. What pruned keys share is the sum of their levels; of these, those of rough
+  // scores are good enough: a score is off by at most kMostSteps, and errors of many keys cancel.
   static bool suits(const Attention& a) {
     const Form& f = a.form;
     const bool plain = a.softcap == 0 && a.sinks == nullptr && a.key.storage == Storage::kFloat;
-    return plain && !f.shares && f.reference == Reference::kRowMax && f.spacing == Spacing::kLog &&
-           f.normalize == Normalize::kUnit;
+    return plain && f.reference == Reference::kRowMax && f.spacing == Spacing::kLog && f.normalize == Normalize::kUnit;
   }
 
   static Index scratch(const Attention& a, Index rows) { return layout_of(a, rows).total; }
@@ -86,7 +85,8 @@ class Screening {
     // Scores that float32 itself rounds more coarsely, behind a low mask, would not be better.
     const bool helps = apart > __builtin_fabsf(peak) * 0x1p-24f;
     // What float32 loses of a position comes on top.
-    const float near = helps ? apart * table.inverse_step + table.offset * 2.5e-7f : 0;
+    const float largest = table.offset + (a_.form.shares ? static_cast<float>(table.deepest) : 0.0f);
+    const float near = helps ? apart * table.inverse_step + largest * 2.5e-7f : 0;
     return {near, KeySet(sets() + set_of(r)), KeySet(sets() + set_of(kContextRows + r))};
   }
 
@@ -102,7 +102,7 @@ class Screening {
   // rows' sums of these; keys that this prunes stay listed. Returns false where all scores are better computed again:
   // too many are in doubt (of equal keys, all or none), or a row's maximum is below the floor, so that no weight is
   // sure to be large beside the changes.
-  bool settle(const Band& band, Weighed* weighed) {
+  bool settle(const Band& band, Weighed* weighed, Shared* shared) {
     Score* const end = find_doubtful(band);
     if (end == nullptr) return false;
     for (Score* s = scores(); s != end; ++s) s->score = exact_score(band.row + s->row, s->key);
@@ -112,7 +112,7 @@ class Screening {
       float peak = a_.row_max_floor;
       for (; last != end && last->row == r; ++last) peak = last->score > peak ? last->score : peak;
       if (!(peak > a_.row_max_floor)) return false;
-      weighed[r].divisor += settle_row(band, r, peak, first, last);
+      weighed[r].divisor += settle_row(band, r, peak, first, last, shared[r].tail);
       first = last;
     }
     return true;
@@ -182,8 +182,9 @@ class Screening {
     return next;
   }
 
-  // All scores of a row that were computed again, and the maximum. Returns the change of its sum.
-  float settle_row(const Band& band, Index r, float peak, const Score* first, const Score* last) {
+  // All scores of a row that were computed again, and the maximum. Returns the change of its sum; what is pruned now is
+  // added to the tail.
+  float settle_row(const Band& band, Index r, float peak, const Score* first, const Score* last, float& tail) {
     const Table& table = t_.table_of(band.row + r);
     float* const weights = band.weights + r * band.weight_row;
     float change = 0;
@@ -193,6 +194,7 @@ class Screening {
       const bool kept = position >= 1;
       const float code = position < table.levels ? position : table.levels;
       const float weight = kept ? table.level[static_cast<Index>(code)] : 0.0f;
+      if (!kept && a_.form.shares) tail += weights[s->key] == 0 ? 0 : table.continued[table.deepest];
       change += weight - weights[s->key];
       weights[s->key] = weight;
     }

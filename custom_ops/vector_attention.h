@@ -157,7 +157,7 @@ class Block : private ScoredBlock<Products> {
       return count * padded;
     }
     Screening* const screening = products_.screening();
-    const bool settled = screening != nullptr && weigh_rough_rows(*screening, row, count, padded, weighed);
+    const bool settled = screening != nullptr && weigh_rough_rows(*screening, row, count, padded, weighed, shared);
     if (screening != nullptr && !settled) score_again(row, count, padded);
     for (Index r = 0; !settled && r < count; ++r) {
       const Listed list = products_.listed(r);
@@ -172,7 +172,7 @@ class Block : private ScoredBlock<Products> {
 
   // The same for rough scores: those so near an edge that they may be beyond it are computed again. False if these are
   // so many that all scores are better computed again.
-  bool weigh_rough_rows(Screening& screening, Index row, Index count, Index padded, Weighed* weighed) {
+  bool weigh_rough_rows(Screening& screening, Index row, Index count, Index padded, Weighed* weighed, Shared* shared) {
     Rough rough[kContextRows];
     for (Index r = 0; r < count; ++r) {
       const Listed list = products_.listed(r);
@@ -180,13 +180,13 @@ class Block : private ScoredBlock<Products> {
       rough[r] = screening.rough(r, row + r, peak);
       const ScoreRow scored = score_row(row + r, padded, peak);
       if (rough[r].near != 0) {
-        weighed[r] = scored.weigh_rough(scores(row + r), padded, list, rough[r]);
+        weighed[r] = scored.weigh_rough(scores(row + r), padded, list, rough[r], &shared[r]);
         if (weighed[r].numerator != weighed[r].numerator) rough[r].near = 0;  // a row with a NaN stays NaN
       } else {
-        weighed[r] = scored.weigh_scores(scores(row + r), padded, &list, nullptr);
+        weighed[r] = scored.weigh_scores(scores(row + r), padded, &list, &shared[r]);
       }
     }
-    return screening.settle({row, count, padded, rough, scores(row), layout_.score_row}, weighed);
+    return screening.settle({row, count, padded, rough, scores(row), layout_.score_row}, weighed, shared);
   }
 
   // The float32 scores of a context band, of rough ones that were weighed already.

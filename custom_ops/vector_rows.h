@@ -81,12 +81,13 @@ template <bool kExp, bool kQuantize, Levels kLevels, bool kRough = false, bool k
 static inline Sums weigh(float* numbers, Index count, float peak, float factor, float offset, const Table& table,
                          bool sum_kept, const Listed* list, Rough* rough, Shared* shared = nullptr, float masked = 0) {
   const Float shift = Simd::set1(peak), slope = Simd::set1(factor), highest = Simd::set1(offset);
-  const Float start = kRough ? Simd::set1(offset + rough->near) : highest;
+  const Float start = kRough && !kShares ? Simd::set1(offset + rough->near) : highest;
+  const Float near = Simd::set1(kRough ? rough->near : 0.0f);
   const float deepest = kShares ? static_cast<float>(table.deepest) : 0.0f;
   const Float zero = Simd::set1(0.0f), first = Simd::set1(1.0f);
   const Float top = Simd::set1(table.levels + deepest), below = Simd::set1(deepest), lowest = Simd::set1(masked);
   const Float lowest_kept = Simd::set1(1.0f + deepest);
-  const Float two_near = Simd::set1(kRough ? 2 * rough->near : 0.0f), half = Simd::set1(0.5f);
+  const Float two_near = Simd::add(near, near), half = Simd::set1(0.5f);
   const float* const all_levels = kShares ? table.continued : table.level;
   const Float levels = Simd::load(kLevels == Levels::kFactored ? table.low : all_levels);
   const Float high = Simd::load(kLevels == Levels::kFactored ? table.high : all_levels);
@@ -94,6 +95,14 @@ static inline Sums weigh(float* numbers, Index count, float peak, float factor, 
     if (kLevels == Levels::kGathered) return Simd::gather(all_levels, code);
     const Float level = Simd::permute(levels, code);
     return kLevels == Levels::kPermuted ? level : Simd::mul(level, Simd::permute(high, Simd::eighth(code)));
+  };
+  // Of positions that were raised by `near`: what is in doubt about an edge is just past it. Returns what may be kept.
+  const auto note_doubt = [&](Float raised, Index j) {
+    const Float least = Simd::max(raised, half);  // of what is pruned the middle of code 0, away from edges
+    const Float past_edge = Simd::sub(least, Simd::to_float(Simd::truncate(least)));
+    rough->doubtful.set(j, Simd::at_least(two_near, past_edge));
+    rough->highest.set(j, Simd::at_least(raised, highest));
+    return Simd::at_least(raised, first);
   };
   std::int32_t* const keys = list == nullptr ? nullptr : list->keys;
   Float weights = zero, kept_sum = zero, all = zero, distances = zero;
@@ -114,7 +123,9 @@ static inline Sums weigh(float* numbers, Index count, float peak, float factor, 
         const Float position = Simd::fma(distance, slope, start);
         const Float index = Simd::min(Simd::max(Simd::add(position, below), zero), top);
         const Float level = level_of(Simd::truncate(index));
-        kept = Simd::at_least(index, lowest_kept);  // of the index, which is rounded: what is pruned has its own level
+        // Of the index, which is rounded: what is pruned has its own level. What is pruned sums to what rough scores
+        // make of it; only codes of keys that may be kept are in doubt.
+        kept = kRough ? note_doubt(Simd::add(position, near), j) : Simd::at_least(index, lowest_kept);
         weight = Simd::keep(kept, level);
         all = Simd::add(all, level);
       } else if (kQuantize) {
@@ -123,14 +134,8 @@ static inline Sums weigh(float* numbers, Index count, float peak, float factor, 
         // A NaN becomes code 0; its row is NaN by the sum of distances. A rough position is never above the top, and
         // what is pruned is brought to the middle of code 0: away from edges.
         const Float least = Simd::max(position, kRough ? half : zero);
-        const Int code = Simd::truncate(kRough ? least : Simd::min(least, top));
-        weight = level_of(code);
-        kept = Simd::at_least(position, first);
-        if (kRough) {
-          // Positions were raised by `near`: what is in doubt about an edge is just past it now.
-          rough->doubtful.set(j, Simd::at_least(two_near, Simd::sub(least, Simd::to_float(code))));
-          rough->highest.set(j, Simd::at_least(position, highest));
-        }
+        weight = level_of(Simd::truncate(kRough ? least : Simd::min(least, top)));
+        kept = kRough ? note_doubt(position, j) : Simd::at_least(position, first);
       } else {
         kept = Simd::at_least(distance, start);
         const Float x = exp_negative(distance);
@@ -203,7 +208,8 @@ class ScoreRow {
     return weighed(sums);
   }
   // The same for rough scores, of a row-max scheme with log spacing that is normalized to 1.
-  Weighed weigh_rough(float* numbers, Index count, const Listed& list, Rough& rough) const {
+  Weighed weigh_rough(float* numbers, Index count, const Listed& list, Rough& rough, Shared* shared) const {
+    if (form_.shares) return weighed(weigh_shared(numbers, count, &list, shared, &rough));
     constexpr auto kPermuted = Levels::kPermuted, kGathered = Levels::kGathered;
     const auto run = levels() == kPermuted ? weigh<false, true, kPermuted, true> : weigh<false, true, kGathered, true>;
     return weighed(
@@ -252,7 +258,7 @@ class ScoreRow {
     return factors ? Levels::kFactored : Levels::kGathered;
   }
 
-  Sums weigh_shared(float* numbers, Index count, const Listed* list, Shared* shared) const {
+  Sums weigh_shared(float* numbers, Index count, const Listed* list, Shared* shared, Rough* rough = nullptr) const {
     constexpr auto kPermuted = Levels::kPermuted, kFactored = Levels::kFactored, kGathered = Levels::kGathered;
     const bool absolute = form_.reference == Reference::kAbsolute;
     const float masked = absolute ? kMaskedNats + log_sum_ : kMaskedNats;
@@ -262,10 +268,14 @@ class ScoreRow {
     }
     const float slope = table_->inverse_step, offset = absolute ? table_->offset - log_sum_ * slope : table_->offset;
     const auto how = levels();
-    const auto run = how == kPermuted   ? weigh<false, true, kPermuted, false, true>
-                     : how == kFactored ? weigh<false, true, kFactored, false, true>
-                                        : weigh<false, true, kGathered, false, true>;
-    return run(numbers, count, peak_, slope, offset, *table_, false, list, nullptr, shared, masked);
+    const auto exact = how == kPermuted   ? weigh<false, true, kPermuted, false, true>
+                       : how == kFactored ? weigh<false, true, kFactored, false, true>
+                                          : weigh<false, true, kGathered, false, true>;
+    const auto roughly = how == kPermuted   ? weigh<false, true, kPermuted, true, true>
+                         : how == kFactored ? weigh<false, true, kFactored, true, true>
+                                            : weigh<false, true, kGathered, true, true>;
+    const auto run = rough == nullptr ? exact : roughly;
+    return run(numbers, count, peak_, slope, offset, *table_, false, list, rough, shared, masked);
   }
 
   Sums weigh_by_form(float* numbers, Index count, const Listed* list) const {

@@ -34,6 +34,7 @@ class AttentionRows:
         scores: What the probabilities are made of, float64.
         probabilities: What the op makes of them, float32.
         error: How far the op's own scores may be from these.
+        tail_error: How far those may be that it takes for what the pruned keys sum to.
         wrong: Elements of the context that are not the product of the probabilities and V.
     """
 
@@ -42,6 +43,7 @@ class AttentionRows:
     scores: Array
     probabilities: Array
     error: Array
+    tail_error: Array
     wrong: int
 
 
@@ -72,6 +74,8 @@ class AttentionAlone:
         self._softcap = 0.0 if capped is None else float(capped.as_tensor().numpy()[0])
         self._zeroes_masked_rows = bool(np.isfinite(node.attributes["row_max_floor"].as_tensor().numpy()[0]))
         self._int16_products = sessions.native and bool(node.attributes["qk"].as_int())
+        shares = schemes_of(site.scheme)[0].pruned is Pruned.MEAN
+        self._rough_tail = sessions.native and shares and not self._int16_products
         self._session = sessions.of(_alone(node, model))
 
     def rows(self, inputs: Sequence[Array], context: Array) -> Iterator[AttentionRows]:
@@ -95,12 +99,14 @@ class AttentionAlone:
             back = of_q.transpose(_inverse(self._q_perm)), of_k.transpose(_inverse(self._k_perm))
             arrays = (np.ascontiguousarray(array) for array in (*back, eye, of_mask))
             (probabilities,) = self._session.run(dict(zip(_INPUTS, arrays, strict=True))).values()
-            scores, error = self._scores(_wide(of_q), _wide(of_k), of_mask)
-            wrong = self._wrong_contexts(part(v, place, queries=False), part(c, place), scores, probabilities, error)
-            yield AttentionRows(place, shape[:-1], scores, self._with_masked_rows(scores, probabilities), error, wrong)
+            scores, error, tail_error = self._scores(_wide(of_q), _wide(of_k), of_mask)
+            values, context_there = part(v, place, queries=False), part(c, place)
+            wrong = self._wrong_contexts(values, context_there, scores, probabilities, error, tail_error)
+            made = self._with_masked_rows(scores, probabilities)
+            yield AttentionRows(place, shape[:-1], scores, made, error, tail_error, wrong)
 
-    def _scores(self, q: Array, k: Array, mask: Array) -> tuple[Array, Array]:
-        """Scores in float64, and how far the op's own may be off."""
+    def _scores(self, q: Array, k: Array, mask: Array) -> tuple[Array, Array, Array]:
+        """Scores in float64, how far the op's own may be off, and how far those of the pruned."""
         product = q @ k * self._scale
         if self._softcap:
             product = self._softcap * np.tanh(product / self._softcap)  # which brings errors no further apart
@@ -109,42 +115,37 @@ class AttentionAlone:
         of_product = (q.shape[-1] / 2 + 2) * (np.abs(q) @ np.abs(k)) * abs(self._scale)
         error = _EPS * (of_product + np.abs(scores) + 4 * self._softcap)
         if self._int16_products:
-            # A row of 16-bit integers is off by half of its largest magnitude / 32767 in each of its elements.
-            q_step, k_step = np.abs(q).max(-1, keepdims=True) / 65534, np.abs(k).max(-2, keepdims=True) / 65534
-            error = error + abs(self._scale) * (
-                q_step * np.abs(k).sum(-2, keepdims=True) + np.abs(q).sum(-1, keepdims=True) * k_step
-            )
-        error = np.where(np.isfinite(error), error, 0.0)
-        # What masked keys are off by, whose scores are large, moves neither the row's maximum nor its sum.
-        counts = scores + error >= (scores - error).max(-1, keepdims=True) - UNDERFLOW_NATS
-        of_row = np.where(counts, error, 0.0).max(-1, keepdims=True, initial=0.0)
-        return scores, error + of_row
+            error = error + _rounded_products(q, k, self._scale)
+        tail_error = error = _with_maximum(scores, error)
+        if self._rough_tail:  # from the first look at scores, docs/native.md; the second is at what may be kept
+            tail_error = error + _with_maximum(scores, _rounded_products(q, k, self._scale))
+        return scores, error, tail_error
 
-    def _wrong_contexts(self, value: Array, context: Array, scores: Array, probabilities: Array, error: Array) -> int:
+    def _wrong_contexts(
+        self, value: Array, context: Array, scores: Array, probabilities: Array, error: Array, tail_error: Array
+    ) -> int:
         """Number of elements of the context that are not the product of the probabilities and V."""
         p, v = np.nan_to_num(probabilities.astype(np.float64)), _wide(value)
         magnitude = np.abs(v)
         # A sum over L_k keys is rounded L_k times, half an ULP each at most.
         rounding = LEVEL_TOLERANCE + _EPS * p.shape[-1] / 2
-        flips = self._flips(scores, p, error)
+        flips = self._flips(scores, p, error, tail_error)
         moved = rounding + flips.sum(-1, keepdims=True)  # by normalization, a flip moves the rest of the row
         allowed = moved * (np.abs(p) @ magnitude) + flips @ magnitude + np.finfo(np.float32).tiny
         if any(one.bits is None or one.normalize is not Normalize.UNIT for one in schemes_of(self._scheme)):
             allowed += (np.abs(p) * error) @ magnitude  # values follow the scores, not only their codes
-        if (
-            schemes_of(self._scheme)[0].pruned is Pruned.MEAN
-        ):  # what a key gives to the pruned is spread over the sample
+        if schemes_of(self._scheme)[0].pruned is Pruned.MEAN:  # what a pruned key gives is spread over the sample
             stride = numerics.sample_stride(p.shape[-1])
             allowed += flips.sum(-1, keepdims=True) * magnitude[..., ::stride, :].max(-2, keepdims=True)
         return int((np.abs(context - p @ v) > allowed).sum())
 
-    def _flips(self, scores: Array, probabilities: Array, error: Array) -> Array:
+    def _flips(self, scores: Array, probabilities: Array, error: Array, tail_error: Array) -> Array:
         """How much each probability may change because the model multiplied in another order than the op alone did.
 
         Next to an edge the code may be another one, which moves the value by one level.
         """
-        scores, error = np.broadcast_arrays(scores, error)
-        return for_heads(self._scheme, _flips, scores, probabilities, error)
+        scores, error, tail_error = np.broadcast_arrays(scores, error, tail_error)
+        return for_heads(self._scheme, _flips, scores, probabilities, error, tail_error)
 
     def _with_masked_rows(self, scores: Array, probabilities: Array) -> Array:
         """The probabilities, with NaN for fully masked rows that the op zeroes as the original's guard did."""
@@ -199,11 +200,30 @@ def _inverse(perm: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(axis) for axis in np.argsort(perm))
 
 
-def _flips(scores: Array, probabilities: Array, error: Array, scheme: QuantScheme) -> Array:
+def _rounded_products(q: Array, k: Array, scale: float) -> Array:
+    """How far products of 16-bit integers are off, or of bfloat16 parts, which leave out up to 2^-14 of |q| |k|.
+
+    A row of 16-bit integers is off by half of its largest magnitude / 32767 in each of its elements.
+    """
+    q_step, k_step = np.abs(q).max(-1, keepdims=True) / 65534, np.abs(k).max(-2, keepdims=True) / 65534
+    of_integers = q_step * np.abs(k).sum(-2, keepdims=True) + np.abs(q).sum(-1, keepdims=True) * k_step
+    of_parts = np.linalg.norm(q, axis=-1, keepdims=True) * np.linalg.norm(k, axis=-2, keepdims=True) * 2**-14
+    return np.asarray(np.maximum(of_integers, of_parts) * abs(scale))
+
+
+def _with_maximum(scores: Array, error: Array) -> Array:
+    """What a score is off by, and its row's maximum."""
+    error = np.where(np.isfinite(error), error, 0.0)
+    # What masked keys are off by, whose scores are large, moves neither the row's maximum nor its sum.
+    counts = scores + error >= (scores - error).max(-1, keepdims=True) - UNDERFLOW_NATS
+    return np.asarray(error + np.where(counts, error, 0.0).max(-1, keepdims=True, initial=0.0))
+
+
+def _flips(scores: Array, probabilities: Array, error: Array, tail_error: Array, scheme: QuantScheme) -> Array:
     x = numerics.relative_scores(scores) if scheme.reference is Reference.ROW_MAX else numerics.softmax(scores)
     near = numerics.near_edge(x, scheme, error)
     if scheme.pruned is Pruned.MEAN:
-        width = np.minimum(numerics.EDGE_ULPS * _EPS + error, UNDERFLOW_NATS)  # of masked keys it is beyond all
+        width = np.minimum(numerics.EDGE_ULPS * _EPS + tail_error, UNDERFLOW_NATS)  # of masked keys it is beyond all
         low, high = (numerics.continued_levels(x * np.exp(sign * width), scheme) for sign in (-1.0, 1.0))
         near |= (low != high) & (scheme.bits is not None)
     step = 0.0 if scheme.bits is None else scheme.step

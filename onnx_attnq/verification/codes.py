@@ -88,6 +88,7 @@ def check_rows(
     is_scores: bool,
     counted: npt.NDArray[np.bool_] | None = None,
     score_error: npt.ArrayLike = 0.0,
+    tail_error: npt.ArrayLike = 0.0,
 ) -> CodeCheck:
     """Compare what entered and what left a quantized op, the keys on the last axis.
 
@@ -98,6 +99,7 @@ def check_rows(
         is_scores: Whether ``source`` are scores.
         counted: Rows (shape without the last axis) that count as real tokens for the share of pruned values.
         score_error: How far the scores that the op saw may be from ``source``.
+        tail_error: How far those may be, if not less, that it took for what the pruned keys sum to.
 
     >>> from onnx_attnq.scheme import preset
     >>> scores = np.array([[0.0, -1.0, -9.0]])
@@ -107,11 +109,14 @@ def check_rows(
     source, result = np.asarray(source, np.float64), np.asarray(result, np.float64)
     if isinstance(scheme, HeadSchemes):
         real = np.ones(source.shape[:-1], np.bool_) if counted is None else counted
-        arrays = (source, result, *(np.broadcast_to(a, source.shape) for a in (real[..., None], score_error)))
+        more = (real[..., None], score_error, tail_error)
+        arrays = (source, result, *(np.broadcast_to(array, source.shape) for array in more))
         total = CodeCheck()
-        for one, (x, y, tokens, error) in split_heads(scheme, *arrays):
-            of_head = check_rows(x, y, one, is_scores=is_scores, counted=tokens[..., 0], score_error=error)
-            total = total.merge(of_head)
+        for one, (x, y, tokens, error, of_tail) in split_heads(scheme, *arrays):
+            counts = tokens[..., 0]
+            total = total.merge(
+                check_rows(x, y, one, is_scores=is_scores, counted=counts, score_error=error, tail_error=of_tail)
+            )
         return total
     if source.shape[-1] == 0:
         return CodeCheck()
@@ -121,11 +126,13 @@ def check_rows(
     else:
         x = numerics.relative(p, scheme)
     expected = np.where(x < _TINY, np.int16(0), numerics.codes(x, scheme))  # nothing left, even by a threshold of 0
-    tolerance = _value_tolerance(p, np.asarray(score_error, np.float64), scheme)
+    score_errors = np.asarray(score_error, np.float64)
+    tolerance = _value_tolerance(p, score_errors, scheme)
     if scheme.pruned is Pruned.ZERO:
         found, misses = _codes_of(result, p, x, expected, scheme, np.zeros(()), tolerance)
     else:
-        found, misses = _codes_with_share(result, p, x, expected, scheme, np.asarray(score_error), tolerance)
+        tail_errors = np.maximum(score_errors, tail_error)
+        found, misses = _codes_with_share(result, p, x, expected, scheme, score_errors, tail_errors, tolerance)
 
     both_nan = (expected == numerics.NAN_CODE) & np.isnan(result)
     differ = (found != expected) & ~both_nan
@@ -172,6 +179,7 @@ def _codes_with_share(
     expected: numerics.CodeArray,
     scheme: QuantScheme,
     score_error: FloatArray,
+    tail_error: FloatArray,
     tolerance: FloatArray,
 ) -> tuple[numerics.CodeArray, npt.NDArray[np.bool_]]:
     """The codes of rows in which the keys of a sample share what the pruned summed to; a wrong share is a miss.
@@ -179,7 +187,10 @@ def _codes_with_share(
     What each key of the sample has is read from one that must be pruned. Where there is none, it has to be what the
     row's expected codes make it, or those with the other code for keys at the lowest edge: whichever explains the row.
     """
-    width = np.minimum(numerics.EDGE_ULPS * _EPS + score_error, UNDERFLOW_NATS)  # of masked keys it is beyond all
+    # Of masked keys both errors are beyond all.
+    width, of_tail = (
+        np.minimum(numerics.EDGE_ULPS * _EPS + error, UNDERFLOW_NATS) for error in (score_error, tail_error)
+    )
     with np.errstate(divide="ignore"):
         at_mask = np.abs(np.log(x) - numerics.MASKED_NATS) <= _MASK_EDGE + score_error
     on = np.arange(x.shape[-1]) % numerics.sample_stride(x.shape[-1]) == 0
@@ -192,8 +203,8 @@ def _codes_with_share(
     at_lowest = np.abs(x - scheme.threshold) <= width * scheme.threshold
 
     def shared(code: numerics.CodeArray, sign: float = 0.0) -> FloatArray:
-        """What pruned values sum to in the result, if these are the codes and x is off by its width times the sign."""
-        level = numerics.continued_levels(x * np.exp(sign * width), scheme)
+        """What pruned values sum to in the result, if these are the codes and x is off by its error times the sign."""
+        level = numerics.continued_levels(x * np.exp(sign * of_tail), scheme)
         if sign > 0 and scheme.bits is not None:  # a key at the lowest edge may be pruned and have the level above it
             level = np.where(at_lowest, numerics.levels(scheme)[0], level)
         tail = np.where((code == 0) & numerics.unmasked(x) & (size > 0), level, 0.0).sum(axis=-1, keepdims=True)

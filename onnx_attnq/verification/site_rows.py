@@ -33,6 +33,7 @@ class Rows:
         result: Quantized probabilities, float32, of the same shape.
         is_scores: Whether ``source`` are scores.
         score_error: How far the scores that the op saw may be from ``source``.
+        tail_error: How far those may be that it took for what the pruned keys sum to.
         wrong: Elements of an attention's context that are not the product of ``result`` and V.
         place: Which of the site's rows these are.
         shape: Shape of all of them.
@@ -42,6 +43,7 @@ class Rows:
     result: Array
     is_scores: bool
     score_error: Array
+    tail_error: Array
     wrong: int
     place: Place
     shape: tuple[int, ...]
@@ -113,7 +115,7 @@ class SiteRows:
                 yield from _blocks(site, inputs[0], output)
                 continue
             for r in alone.rows(inputs, output):
-                yield Rows(r.scores, r.probabilities, True, r.error, r.wrong, r.place, r.shape)
+                yield Rows(r.scores, r.probabilities, True, r.error, r.tail_error, r.wrong, r.place, r.shape)
 
     def _rows_of_queries(self, site: RewrittenSite, sample: Sample, queries: int) -> Iterator[Rows]:
         """A run for every so many rows of queries."""
@@ -132,7 +134,9 @@ class SiteRows:
 
 def _blocks(site: RewrittenSite, source: Array, result: Array) -> Iterator[Rows]:
     for place in blocks(result.shape, site.scheme):
-        yield Rows(source[place], result[place], site.form is Form.SOFTMAX, np.zeros(()), 0, place, result.shape[:-1])
+        exact = np.zeros(())
+        is_scores = site.form is Form.SOFTMAX
+        yield Rows(source[place], result[place], is_scores, exact, exact, 0, place, result.shape[:-1])
 
 
 def _iterations(arrays: dict[str, Array], loops: Mapping[str, int]) -> Iterator[dict[str, Array]]:

@@ -275,6 +275,7 @@ def _check_site(site: RewrittenSite, found: Iterator[Rows], sample: Sample) -> C
             is_scores=rows.is_scores,
             counted=None if counted is None else counted[rows.place],
             score_error=rows.score_error,
+            tail_error=rows.tail_error,
         )
         total = total.merge(check).merge(CodeCheck(errors=rows.wrong))
     return total
