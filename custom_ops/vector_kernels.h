@@ -1,6 +1,7 @@
 // The table of functions that a kernel is (attention.h), for one instruction set and one way to multiply.
 #pragma once
 
+#include "quantize_rows.h"
 #include "vector_attention.h"
 
 namespace onnx_attnq {
