@@ -419,8 +419,9 @@ def test_a_terminal_is_filled_and_not_exceeded(columns: int, model: Path) -> Non
 
 
 def take_interrupts() -> None:
-    """Undo what a shell does to the jobs that it starts in the background: they, and their children, ignore SIGINT."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Undo what shells and nohup do to jobs in the background: they, and their children, ignore some signals."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process")

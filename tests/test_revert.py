@@ -38,7 +38,7 @@ def rewritten(tmp_path):
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_gives_back_the_original(path, options, tmp_path):
     try:
-        compress(path, tmp_path / "b.onnx", rewriting=RewriteSettings(**options), verification=None)
+        compress(path, tmp_path / "b.onnx", rewriting=RewriteSettings(keep_fused=False, **options), verification=None)
     except NothingToRewrite:
         pytest.skip("has no attention that can be rewritten")
     model = load(tmp_path / "b.onnx")

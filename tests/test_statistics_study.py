@@ -117,4 +117,4 @@ def test_a_notebook_shows_a_table_with_escaped_names():
     assert "&lt;b&gt;.onnx" in shown
     assert "<b>" not in shown
     assert "layer.1" in shown
-    assert "pruned by row-log 3 bit" in shown
+    assert "pruned by row-log-mean 3 bit" in shown

@@ -205,7 +205,8 @@ def bench(
                         spent.setdefault((place, variant.name), []).append(own)
                         spent.setdefault((place, ORIGINAL), []).append(of_original)
                     steps.advance(f"{variant.name}, {step}", 2)
-            del rival, pair
+                del pair  # which has both sessions
+            del rival
             give_memory_back()
         del session
         give_memory_back()
