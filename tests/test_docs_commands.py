@@ -45,7 +45,7 @@ SHORTER = {
     "bench": "--repeats 1 --no-memory",
     "analyze": "--no-report",
     "tune": "--jobs 1",
-    "sweep": "--bits 2 --threshold 0.1 --pruned zero --repeats 1 --no-report --limit 4 --jobs 1",
+    "sweep": "--bits 2 --threshold 0.1 --pruned zero --repeats 1 --no-report --limit 4 --max-length 32 --jobs 1",
     "evaluate": "--resamples 5 --max-length 32",
 }
 """What is added so that a command takes less time; the pictures of `analyze` and `sweep` have tests of their own."""
@@ -125,7 +125,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("dev-v1.1.json", "xquad.en.json"):
         (folder / name).write_text(QUESTIONS, encoding="utf-8")
     (folder / "examples" / "decoder").mkdir(parents=True)
-    (folder / "examples" / "decoder" / "held_out.txt").write_text("red house big tree " * 600, encoding="utf-8")
+    (folder / "examples" / "decoder" / "held_out.txt").write_text(("red house big tree " * 20 + "\n") * 8, encoding="utf-8")
     for name in (
         "model.attnq.onnx",
         "b.onnx",
