@@ -125,7 +125,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("dev-v1.1.json", "xquad.en.json"):
         (folder / name).write_text(QUESTIONS, encoding="utf-8")
     (folder / "examples" / "decoder").mkdir(parents=True)
-    (folder / "examples" / "decoder" / "held_out.txt").write_text(("red house big tree " * 20 + "\n") * 8, encoding="utf-8")
+    (folder / "examples" / "decoder" / "held_out.txt").write_text(
+        ("red house big tree " * 20 + "\n") * 8, encoding="utf-8"
+    )
     for name in (
         "model.attnq.onnx",
         "b.onnx",
