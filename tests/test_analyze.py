@@ -290,7 +290,7 @@ def test_the_report_says_what_the_terminal_says_and_names_the_criterion(report):
 
 def test_names_cannot_break_out_of_the_report():
     study = dataclasses.replace(make_study(layers=1), model='<script>alert("x")</script>.onnx', example=None)
-    page = report_html(study)
+    page = page_of(study)
     assert "<script" not in page
     assert "script" not in _Page(page).tags
 

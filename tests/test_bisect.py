@@ -190,9 +190,9 @@ def test_relative_error_against_numpy():
     assert deviation_of(np.zeros(3), np.ones(3)).relative_error == np.inf
 
 
-@pytest.mark.parametrize("memory", [1, 2**28])
-@pytest.mark.parametrize("inline", [False, True])
-@pytest.mark.parametrize("softmax_only", [False, True])
+@pytest.mark.parametrize(
+    ("memory", "inline", "softmax_only"), [(1, False, False), (2**28, True, False), (2**28, False, True)]
+)
 def test_an_exchange_gives_what_whole_runs_give(tmp_path, memory, inline, softmax_only):
     """Each site left out of the rewrite, and rewritten alone."""
     text = layered()

@@ -65,7 +65,7 @@ def assert_same(found: list[Array], expected: list[Array], dtype: npt.DTypeLike)
 
 
 @BOTH
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("bits", "kind"), [(0, ""), *((bits, kind) for bits in (8, 4) for kind in KINDS)])
 def test_equals_the_kernel_of_onnxruntime(bits: int, kind: str, dtype: npt.DTypeLike, native: bool) -> None:
     """Caches are equal to the last bit, but for float16, which both sides round."""

@@ -73,7 +73,13 @@ def share_of_rows_that_differ(found: list[Array], expected: list[Array]) -> floa
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(step, id=name, marks=[] if name in ("different lengths", "chunk") else pytest.mark.slow)
+        for name, step in STEPS.items()
+    ],
+)
 def test_does_what_the_body_does(
     step: tuple[tuple[int, ...], int, int], form: tuple[dict[str, int], bool, bool]
 ) -> None:
@@ -90,6 +96,7 @@ def test_does_what_the_body_does(
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_kernel_knows_every_form_by_its_attribute() -> None:
     case = decoding((9,), capacity=16)
     kinds = [*itertools.product([3], Spacing, Rounding), (None, None, None)]

@@ -61,7 +61,7 @@ def sample(batch: int = 2, length: int = 6) -> dict[str, np.ndarray]:
         *(pytest.param(opset, True, id=f"{opset}-inline") for opset in (OPSETS[0], 13, 18, OPSETS[-1])),
     ],
 )
-@pytest.mark.parametrize("make", [bert_like, gpt2_like])
+@pytest.mark.parametrize("make", [bert_like, pytest.param(gpt2_like, marks=pytest.mark.slow)])
 def test_every_opset(make, opset: int, inline: bool) -> None:  # type: ignore[no-untyped-def]
     require_opset(opset)
     original = make(opset)

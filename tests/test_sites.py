@@ -92,7 +92,10 @@ def test_every_softmax_is_in_exactly_one_of_the_lists(name: str) -> None:
 
 
 # onnxruntime before 1.32 fuses a Transpose into a product of doubles, for which it then has no kernel.
-@SHAPES
+@pytest.mark.parametrize(
+    "inferred",
+    [pytest.param(False, id="no shapes", marks=pytest.mark.slow), pytest.param(True, id="shapes")],
+)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[CURRENT_KERNELS] if n == "double" else []) for n in FORMS])
 def test_identity_in_its_place_changes_nothing_and_three_bits_are_the_right_ones(name: str, inferred: bool) -> None:
     form = FORMS[name]
