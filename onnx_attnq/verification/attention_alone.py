@@ -118,7 +118,8 @@ class AttentionAlone:
             error = error + _rounded_products(q, k, self._scale)
         tail_error = error = _with_maximum(scores, error)
         if self._rough_tail:  # from the first look at scores, docs/native.md; the second is at what may be kept
-            tail_error = error + _with_maximum(scores, _rounded_products(q, k, self._scale))
+            rough = np.maximum(_rounded_products(q, k, self._scale), _products_of_parts(q, k, self._scale))
+            tail_error = error + _with_maximum(scores, rough)
         return scores, error, tail_error
 
     def _wrong_contexts(
@@ -201,14 +202,16 @@ def _inverse(perm: Sequence[int]) -> tuple[int, ...]:
 
 
 def _rounded_products(q: Array, k: Array, scale: float) -> Array:
-    """How far products of 16-bit integers are off, or of bfloat16 parts, which leave out up to 2^-14 of |q| |k|.
-
-    A row of 16-bit integers is off by half of its largest magnitude / 32767 in each of its elements.
-    """
+    """How far products of 16-bit integers are off: by half of a row's largest magnitude / 32767 in each element."""
     q_step, k_step = np.abs(q).max(-1, keepdims=True) / 65534, np.abs(k).max(-2, keepdims=True) / 65534
-    of_integers = q_step * np.abs(k).sum(-2, keepdims=True) + np.abs(q).sum(-1, keepdims=True) * k_step
-    of_parts = np.linalg.norm(q, axis=-1, keepdims=True) * np.linalg.norm(k, axis=-2, keepdims=True) * 2**-14
-    return np.asarray(np.maximum(of_integers, of_parts) * abs(scale))
+    off = q_step * np.abs(k).sum(-2, keepdims=True) + np.abs(q).sum(-1, keepdims=True) * k_step
+    return np.asarray(off * abs(scale))
+
+
+def _products_of_parts(q: Array, k: Array, scale: float) -> Array:
+    """How far products of bfloat16 parts are off, which leave out up to 2^-14 of |q| |k|."""
+    norms = np.linalg.norm(q, axis=-1, keepdims=True) * np.linalg.norm(k, axis=-2, keepdims=True)
+    return np.asarray(norms * abs(scale) * 2**-14)
 
 
 def _with_maximum(scores: Array, error: Array) -> Array:
