@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import logging
 import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +15,7 @@ import onnx_ir as ir
 
 from onnx_attnq.errors import AttnqError, InvalidModel, first_line
 from onnx_attnq.model import WeightInFile, bare_proto, load, save, set_reference
+from onnx_attnq.run.quiet import without_warnings
 
 _READ: Final = 2**20
 """Bytes below which the optimizer may read a weight, which it does with biases and masks."""
@@ -44,7 +43,7 @@ def optimize_transformer(source: str | os.PathLike[str], output: str | os.PathLi
 def _optimized(source: str | onnx.ModelProto, output: str | None) -> str | onnx.ModelProto | None:
     """Run the optimizer; returns what went wrong, or the model where it is not to be saved."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()), _without_warnings():
+        with contextlib.redirect_stdout(io.StringIO()), without_warnings():
             optimizer = importlib.import_module("onnxruntime.transformers.optimizer")
             optimized = optimizer.optimize_model(source, model_type="bert", opt_level=0)
             counts = optimized.get_fused_operator_statistics()
@@ -56,17 +55,6 @@ def _optimized(source: str | onnx.ModelProto, output: str | None) -> str | onnx.
     except Exception as error:  # any exception of the optimizer becomes one line for the user
         return f"fails: {first_line(error)}"
     return None
-
-
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Keep the optimizer's log from the user; each of its modules has a logger of its own, named after the module."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _without_most_weights(source: Path, output: Path) -> bool:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
@@ -14,6 +11,7 @@ import onnx
 
 from onnx_attnq.errors import InvalidModel
 from onnx_attnq.model import load, save
+from onnx_attnq.run.quiet import without_warnings
 
 Weights: TypeAlias = Literal["int8", "int4"]
 
@@ -43,7 +41,7 @@ def quantize_weights(source: str | os.PathLike[str], output: str | os.PathLike[s
     """
     model = _whole(Path(source))
     try:
-        with _quiet():
+        with without_warnings():
             if weights == "int8":
                 _int8(model, Path(output))
             else:
@@ -91,17 +89,6 @@ def _int4(model: onnx.ModelProto, output: Path) -> None:
     )
     quantizer.process()
     quantizer.model.save_model_to_file(os.fspath(output), use_external_data_format=False)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the quantizers' advice about their own preparation from the user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 __all__ = ["WEIGHTS", "Weights", "quantize_weights"]
