@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from onnx_attnq.atomic import replacing
 from onnx_attnq.errors import AttnqError, InvalidPlan, InvalidScheme
-from onnx_attnq.find import left_out
+from onnx_attnq.find import Sites, left_out
 from onnx_attnq.reading import check_fields, parse_json, read_regular
 from onnx_attnq.scheme import HeadSchemes, QuantScheme, SiteScheme, left_alone, schemes_of
 
@@ -73,6 +73,12 @@ class Plan:
             if entry.site in seen:
                 raise InvalidPlan(f"site {entry.site!r} is listed twice in the plan")
             seen.add(entry.site)
+
+    @classmethod
+    def giving(cls, sites: Sites, schemes: Mapping[str, SiteScheme], otherwise: str) -> Plan:
+        """A plan that gives sites these schemes by their ids, and leaves the others for one reason."""
+        entries = (SitePlan(s.id, schemes.get(s.id), "" if s.id in schemes else otherwise) for s in sites.sites)
+        return cls(sites.exposed.structure_hash, tuple(entries))
 
     def leaving(self, reasons: Mapping[str, str]) -> Plan:
         """The plan without schemes for these sites, whose reasons are given."""

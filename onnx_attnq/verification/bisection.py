@@ -19,7 +19,7 @@ from onnx_attnq.graph import Dataflow, probe
 from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load, structure_hash
 from onnx_attnq.progress import Progress, Steps, no_progress
-from onnx_attnq.rewriting import Plan, Record, RewrittenSite, SitePlan, read_record, rewrite
+from onnx_attnq.rewriting import Plan, Record, RewrittenSite, read_record, rewrite
 from onnx_attnq.run import Arrays, RunSettings, Session
 from onnx_attnq.scheme import SiteScheme
 from onnx_attnq.verification.deviation import Deviation, deviation_of
@@ -281,11 +281,7 @@ class _Trials:
     def _rewrite(self, schemes: Mapping[str, SiteScheme]) -> ir.Model:
         model = self._original.clone()
         sites = find_sites(expose(model))
-        entries = [
-            SitePlan(site.id, schemes.get(site.id), "" if site.id in schemes else "left out on trial")
-            for site in sites.sites
-        ]
-        rewrite(model, sites, Plan(structure_hash(self._original), tuple(entries)))
+        rewrite(model, sites, Plan.giving(sites, schemes, "left out on trial"))
         return model
 
     def _run(self, model: ir.Model, what: str) -> list[Arrays]:

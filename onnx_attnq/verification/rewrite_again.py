@@ -15,7 +15,7 @@ from onnx_attnq.diff import Kind, diff_models
 from onnx_attnq.errors import AttnqError, InvalidModel
 from onnx_attnq.find import Sites, expose, find_sites
 from onnx_attnq.model import structure_hash
-from onnx_attnq.rewriting import DOMAIN, Plan, Record, RewriteSettings, RewrittenSite, SitePlan, rewrite
+from onnx_attnq.rewriting import DOMAIN, Plan, Record, RewriteSettings, RewrittenSite, rewrite
 from onnx_attnq.verification.same_weights import other_weights
 from onnx_attnq.version import __version__
 
@@ -84,8 +84,7 @@ def _plan(sites: Sites, record: Record) -> Plan:
     schemes = {site.id: site.scheme for site in record.sites}
     if missing := schemes.keys() - {site.id for site in sites.sites}:
         raise InvalidModel(f"A has no attention {min(missing)!r}")
-    entries = (SitePlan(s.id, schemes.get(s.id), "" if s.id in schemes else "not in the record") for s in sites.sites)
-    return Plan(sites.exposed.structure_hash, tuple(entries))
+    return Plan.giving(sites, schemes, "not in the record")
 
 
 __all__ = ["other_than_rewritten"]

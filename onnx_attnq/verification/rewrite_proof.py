@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_attnq.errors import AttnqError, InvalidModel
 from onnx_attnq.find import expose, find_sites
 from onnx_attnq.inputs import Sample
-from onnx_attnq.rewriting import Plan, Record, RewriteSettings, SitePlan, rewrite
+from onnx_attnq.rewriting import Plan, Record, RewriteSettings, rewrite
 from onnx_attnq.run import Arrays, RunSettings, Session
 from onnx_attnq.scheme import preset
 from onnx_attnq.verification.outputs import OutputComparison, OutputDeviation, token_masks
@@ -124,13 +124,10 @@ def prove_rewrite(
 def _identity(original: ir.Model, record: Record, ids: Sequence[str]) -> ir.Model:
     model = original.clone()
     sites = find_sites(expose(model, keep=lambda site: site not in ids))
-    entries = [
-        SitePlan(site.id, preset("identity")) if site.id in ids else SitePlan(site.id, None, "left out of the proof")
-        for site in sites.sites
-    ]
-    if not any(entry.scheme for entry in entries):
+    plan = Plan.giving(sites, dict.fromkeys(ids, preset("identity")), "left out of the proof")
+    if not any(entry.scheme for entry in plan.sites):
         raise InvalidModel("its sites are not found again")
-    rewrite(model, sites, Plan(sites.exposed.structure_hash, tuple(entries)), RewriteSettings(inline=record.inlined))
+    rewrite(model, sites, plan, RewriteSettings(inline=record.inlined))
     return model
 
 
