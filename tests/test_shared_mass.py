@@ -198,3 +198,18 @@ def test_a_pruned_key_at_the_lowest_edge_may_have_the_level_on_either_side(extra
     kept = np.where(codes > 0, levels[codes], 0.0)
     result = (kept + tail / 4) / (kept.sum() + tail)
     assert (check_rows(np.log(x), result, scheme, is_scores=True).errors == 0) == passes
+
+
+@pytest.mark.parametrize(("off", "passes"), [(0.0, True), (0.5, True), (2.0, False)])
+def test_the_share_of_a_row_whose_sample_is_all_kept(off: float, passes: bool) -> None:
+    """No key tells what the share is: it may be off by the tolerance of the sum, and codes are read all the same."""
+    scores = np.random.default_rng(0).uniform(-1.0, 1.0, (1, 4096))
+    scores[0, 1::500] = -4.0
+    result = numerics.quantize_scores(scores, SHARED)
+    sample = np.arange(4096) % numerics.sample_stride(4096) == 0
+    assert (result[0, 1::500] == 0.0).all()
+    assert (result[:, sample] > 0.0).all()
+    result[:, sample] += off * SHARE_TOLERANCE / sample.sum()
+    assert (check_rows(scores, result, SHARED, is_scores=True).errors == 0) == passes
+    result[0, 32] *= 1.7  # the next level
+    assert check_rows(scores, result, SHARED, is_scores=True).errors > 0

@@ -43,6 +43,7 @@ _MASK_EDGE: Final = 1e-4
 
 _TINY: Final = float(np.finfo(np.float32).tiny)
 _EPS: Final = float(np.finfo(np.float32).eps)
+_ZERO: Final[FloatArray] = np.zeros(())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +130,7 @@ def check_rows(
     score_errors = np.asarray(score_error, np.float64)
     tolerance = _value_tolerance(p, score_errors, scheme)
     if scheme.pruned is Pruned.ZERO:
-        found, misses = _codes_of(result, p, x, expected, scheme, np.zeros(()), tolerance)
+        found, misses = _codes_of(result, p, x, expected, scheme, tolerance)
     else:
         tail_errors = np.maximum(score_errors, tail_error)
         found, misses = _codes_with_share(result, p, x, expected, scheme, score_errors, tail_errors, tolerance)
@@ -186,6 +187,7 @@ def _codes_with_share(
 
     What each key of the sample has is read from one that must be pruned. Where there is none, it has to be what the
     row's expected codes make it, or those with the other code for keys at the lowest edge: whichever explains the row.
+    Then the error of that sum is one of every key of the sample, on top of its level's.
     """
     # Of masked keys both errors are beyond all.
     width, of_tail = (
@@ -200,6 +202,7 @@ def _codes_with_share(
     peak = p.max(axis=-1, keepdims=True) if scheme.reference is Reference.ROW_MAX else np.ones(1)
     whole = p.sum(axis=-1, keepdims=True)
 
+    allowed = SHARE_TOLERANCE * (whole if unit else np.maximum(whole, peak))
     at_lowest = np.abs(x - scheme.threshold) <= width * scheme.threshold
 
     def shared(code: numerics.CodeArray, sign: float = 0.0) -> FloatArray:
@@ -217,14 +220,15 @@ def _codes_with_share(
     reader = np.argmax(surely_pruned, axis=-1)[..., None]
     read = np.take_along_axis(result, reader, -1)
     has_reader = np.take_along_axis(surely_pruned, reader, -1)
+    unsure = np.where(sample & ~has_reader, allowed / np.maximum(size, 1), 0.0)
     best: tuple[numerics.CodeArray, npt.NDArray[np.bool_]] | None = None
     for code in (expected, flipped):
         share = np.where(has_reader, read, shared(code) / np.maximum(size, 1))
         without = np.where(sample, result - share, result)
-        without = np.where(sample & (np.abs(without) <= LEVEL_TOLERANCE * share), 0.0, without)
-        found, misses = _codes_of(without, p, x, expected, scheme, share * size, tolerance)
+        rounding = np.maximum(LEVEL_TOLERANCE * share, unsure)
+        without = np.where(sample & (np.abs(without) <= rounding), 0.0, without)
+        found, misses = _codes_of(without, p, x, expected, scheme, tolerance, share * size, unsure)
         low, high = shared(found, -1.0), shared(found, 1.0)
-        allowed = SHARE_TOLERANCE * (whole if unit else np.maximum(whole, peak))
         misses |= ((share * size < low - allowed) | (share * size > high + allowed)) & (size > 0)
         best = (found, misses) if best is None else _fewer_misses(best, (found, misses))
     assert best is not None
@@ -245,30 +249,36 @@ def _codes_of(
     x: FloatArray,
     expected: numerics.CodeArray,
     scheme: QuantScheme,
-    shared: FloatArray,
     tolerance: FloatArray,
+    shared: FloatArray = _ZERO,
+    unsure: FloatArray = _ZERO,
 ) -> tuple[numerics.CodeArray, npt.NDArray[np.bool_]]:
-    """The code that each value stands for, and where a value stands for none; ``shared`` was taken off each row."""
+    """The code that each value stands for, and where a value stands for none; ``shared`` was taken off each row, and
+    with it each value may be off by ``unsure``.
+    """
     kept = result > 0.0
+    of_share = np.asarray(unsure / np.maximum(result, _TINY))
     if scheme.normalize is Normalize.NONE:
         peak = p.max(axis=-1, keepdims=True) if scheme.reference is Reference.ROW_MAX else np.ones(1)
-        return _read(result, peak, x, scheme, tolerance)
+        return _read(result, peak, x, scheme, tolerance + of_share)
     target = np.where(kept | (scheme.normalize is Normalize.UNIT), p, 0.0).sum(axis=-1, keepdims=True) - shared
     if scheme.bits is None:
         scale = target / np.maximum(np.where(kept, x, 0.0).sum(axis=-1, keepdims=True), _TINY)
-        return _read(result, scale, x, scheme, tolerance)
+        return _read(result, scale, x, scheme, tolerance + of_share)
     # A row's levels were divided by their own sum. Which sum it was follows from the level of the row's
     # largest value; where that lies next to an edge, the code that explains the row best is the right one.
     table = numerics.levels(scheme)
     top = np.argmax(result, axis=-1)[..., None]
     largest, code = np.take_along_axis(result, top, -1), np.take_along_axis(expected, top, -1).astype(np.int64)
+    if of_share.ndim:
+        tolerance = tolerance + np.take_along_axis(of_share, top, -1)  # of the scale, so of every value
     best: tuple[numerics.CodeArray, npt.NDArray[np.bool_]] | None = None
     shifts: tuple[int, ...] = (0, -1, 1)
     if scheme.reference is Reference.ROW_MAX:  # the row's maximum is x = 1, in the top bin
         code, shifts = np.full_like(code, scheme.levels), (0,)
     for shift in shifts:
         scale = largest / table[np.clip(code + shift, 1, scheme.levels) - 1]
-        found, misses = _read(result, scale, x, scheme, tolerance)
+        found, misses = _read(result, scale, x, scheme, tolerance + of_share)
         total = np.where(found > 0, table[np.maximum(found, 1) - 1], 0.0).sum(axis=-1, keepdims=True)
         of_row = np.max(tolerance, axis=-1, keepdims=True) if tolerance.ndim else tolerance
         misses = misses | (np.abs(scale * total - target) > of_row * (target + shared)) & (total > 0.0)
