@@ -25,6 +25,7 @@ import onnx_attnq
 from onnx_attnq.cli import main
 from onnx_attnq.model import save
 
+ALBERT = Path(__file__).parent / "gallery" / "albert__optimum.onnx"
 TEXT = FORMS["scale and additive mask"].text
 
 
@@ -195,6 +196,28 @@ def test_inspect_shows_a_rewritten_model_as_such(model: Path, run: Run) -> None:
     assert re.search(r"Softmax_p +\w+ +ji2021 +4 +0\.001", out)
     assert "no attention found" not in out
     assert "attention site" not in out
+
+
+@pytest.mark.parametrize("options", [["--no-verify"], ["--no-verify", "--inline"]])
+def test_inspect_of_a_rewritten_model_declines_nothing_of_what_was_put_in(
+    options: list[str], tmp_path: Path, run: Run
+) -> None:
+    shutil.copy(ALBERT, tmp_path / "m.onnx")
+    assert run(tmp_path / "m.onnx", *options)[0] == 0
+    code, out, err = run("inspect", tmp_path / "m.attnq.onnx")
+    assert (code, err) == (0, "")
+    assert "row-log-mean" in out
+    assert "declined" not in out
+
+
+def test_inspect_of_a_rewritten_model_lists_the_sites_that_were_left_alone(tmp_path: Path, run: Run) -> None:
+    shutil.copy(ALBERT, tmp_path / "m.onnx")
+    ids = [site["id"] for site in json.loads(run("inspect", tmp_path / "m.onnx", "--json", "-")[1])["sites"]]
+    assert run(tmp_path / "m.onnx", "--no-verify", "--exclude", ids[0])[0] == 0
+    done, left = run("inspect", tmp_path / "m.attnq.onnx")[1].split("m.attnq.onnx: 1 attention site left alone\n")
+    assert ids[0] not in done
+    assert ids[0] in left
+    assert not any(one in left for one in ids[1:])
 
 
 def test_explain_tells_the_story_of_one_softmax(model: Path, run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,14 @@ import click
 from onnx_attnq.cli.command import command
 from onnx_attnq.cli.options import input_shape_option, json_option, path_type, run_options
 from onnx_attnq.cli.output import console, plain_table, write_json
-from onnx_attnq.errors import InvalidModel
+from onnx_attnq.errors import CannotRevert, InvalidModel
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from onnx_attnq.find import AttentionSite, Sites
     from onnx_attnq.inputs import InputShapes
+    from onnx_attnq.rewriting import Record
     from onnx_attnq.run import RunSettings
 
 _REASONS = 3
@@ -66,6 +70,8 @@ def inspect(
     problem = None
     if record is None:
         found, problem = with_shapes(load(model), exposed, found, input_shapes, None if no_run else run)
+    else:
+        found = _left_alone(load(model), record) or found
     if json_path is not None:
         write_json(inspection_json(model, loaded, found, record), json_path)
     if json_path == "-":
@@ -91,7 +97,8 @@ def inspect(
             heads = "-" if site.heads is None else str(site.heads)
             shape = "-" if site.shape is None else " x ".join("?" if dim is None else str(dim) for dim in site.shape)
             table.add_row(site.id, str(site.form), site.scope, heads, shape, " > ".join(site.chain))
-        out.print(f"{model}: {len(found.sites)} attention site{'' if len(found.sites) == 1 else 's'}")
+        left = "" if record is None else " left alone"
+        out.print(f"{model}: {len(found.sites)} attention site{'' if len(found.sites) == 1 else 's'}{left}")
         out.print(table)
         reasons = _reasons(found)
         for reason, ids in list(reasons.items())[:_REASONS]:
@@ -104,6 +111,20 @@ def inspect(
         out.print(f"{model}: no attention found")
     for rejection in found.rejections:
         out.print(f"declined: {rejection.op_type} {rejection.node!r} in {rejection.scope}: {rejection.reason}")
+
+
+def _left_alone(model: ir.Model, record: Record) -> Sites | None:
+    """What of the original was not rewritten; the ops that were put in have parts that look like an attention."""
+    from onnx_attnq.find import expose, find_sites
+    from onnx_attnq.rewriting import revert
+
+    try:
+        revert(model)
+    except CannotRevert:
+        return None
+    found = find_sites(expose(model))
+    done = {site.id for site in record.sites}
+    return dataclasses.replace(found, sites=tuple(site for site in found.sites if site.id not in done))
 
 
 def _reasons(found: Sites) -> dict[str, list[str]]:
