@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a run of onnxruntime: Python handles a signal only when the run has returned."""
+"""What ends a run of onnxruntime: a limit on its time, or Ctrl-C, which Python handles only when it has returned."""
 
 from __future__ import annotations
 
@@ -22,13 +22,23 @@ _running: list[Stoppable] = []
 
 
 @contextlib.contextmanager
-def running(options: _Options) -> Iterator[_Options]:
-    """Within the block, a signal stops what is run with these options."""
+def running(options: _Options, seconds: float | None = None) -> Iterator[_Options]:
+    """Within the block, a signal stops what is run with these options, and so does the end of a time."""
     _running.append(options)
+    watch = None if seconds is None else threading.Timer(seconds, _stop, (options,))
     try:
+        if watch is not None:
+            watch.daemon = True
+            watch.start()
         yield options
     finally:
+        if watch is not None:
+            watch.cancel()
         _running.remove(options)
+
+
+def _stop(options: Stoppable) -> None:
+    options.terminate = True
 
 
 @contextlib.contextmanager
@@ -61,7 +71,7 @@ def stopping_runs() -> Iterator[None]:
 def _watch(signals: socket.socket) -> None:
     while signals.recv(64):
         for options in tuple(_running):
-            options.terminate = True
+            _stop(options)
 
 
 __all__ = ["Stoppable", "running", "stopping_runs"]

@@ -125,13 +125,15 @@ custom_ops_option = click.option(
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--threads, --custom-ops and --memory, which reach the command as ``run``."""
+    """--threads, --custom-ops, --memory and --time-limit, which reach the command as ``run``."""
 
     @functools.wraps(command)
-    def with_settings(*, threads: int | None, custom_ops: tuple[Path, ...], memory: int, **others: Any) -> Any:
+    def with_settings(
+        *, threads: int | None, custom_ops: tuple[Path, ...], memory: int, time_limit: float | None, **others: Any
+    ) -> Any:
         from onnx_attnq.run import RunSettings
 
-        return command(run=RunSettings(threads, custom_ops, memory * 2**20), **others)
+        return command(run=RunSettings(threads, custom_ops, memory * 2**20, time_limit), **others)
 
     options = (
         click.option(
@@ -148,6 +150,13 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default=256,
             show_default=True,
             help="Memory for values inside of a model that one run may return, in units of 2^20 bytes.",
+        ),
+        click.option(
+            "--time-limit",
+            type=click.FloatRange(0.0, min_open=True),
+            metavar="SECONDS",
+            help="Longest that one run of a model may take; a longer one ends the command with an error.  "
+            "[default: no limit]",
         ),
     )
     return functools.reduce(lambda decorated, option: option(decorated), reversed(options), with_settings)

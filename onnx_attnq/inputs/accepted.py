@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_attnq.errors import InvalidData
 from onnx_attnq.inputs.given_shapes import NO_SHAPES, InputShapes
 from onnx_attnq.inputs.made_up import Draft, draft_samples, edge_samples
-from onnx_attnq.inputs.shape_check import Misfit
+from onnx_attnq.inputs.shape_check import Misfit, ShapeCheck
 from onnx_attnq.inputs.signature import Sample
 from onnx_attnq.progress import Progress, Steps, no_progress
 from onnx_attnq.run import Arrays, RunSettings, Session
@@ -65,10 +65,13 @@ def made_up_samples(
 
     Raises:
         InvalidModel: onnxruntime does not take the model.
-        InvalidData: The model runs on none of them; or an input is not there, or has no such shape.
+        InvalidData: The model runs on none of them, or computes a value from one that does not fit into memory; or an
+            input is not there, or has no such shape.
     """
-    session = Session(model, run, frugal=True)
     drafts = draft_samples(model, count, seed, input_shapes=input_shapes)
+    if drafts:
+        max(drafts, key=lambda draft: draft.nbytes).check_memory(ShapeCheck(model))
+    session = Session(model, run, frugal=True)
     samples = tuple(draft.sample() for draft in drafts)
     if edges:
         samples += edge_samples(model, seed, input_shapes)

@@ -78,6 +78,7 @@ def _observe(
 ) -> None:
     """Add the shapes that values have in runs."""
     flow = Dataflow(model)
+    max(drafts, key=lambda draft: draft.nbytes).check_memory(ShapeCheck(model))
 
     def scope_of(value: ir.Value) -> str:
         assert isinstance(value.graph, ir.Graph)

@@ -21,6 +21,7 @@ from onnx_attnq.inputs.fitting import Fitted, fit
 from onnx_attnq.inputs.given_shapes import NO_SHAPES, InputShapes
 from onnx_attnq.inputs.made_up_values import PADDING, follows_from_lengths, values_of
 from onnx_attnq.inputs.mask_meaning import Meaning
+from onnx_attnq.inputs.needed_memory import check_memory
 from onnx_attnq.inputs.open_dims import (
     KnownInput,
     Lengths,
@@ -104,6 +105,10 @@ class Draft:
     def inner_shapes(self, check: ShapeCheck) -> dict[ir.Value, tuple[int, ...]]:
         """The shapes of values inside of the model that shape inference can tell."""
         return check.shapes(*self._what_is_known())
+
+    def check_memory(self, check: ShapeCheck) -> None:
+        """As `needed_memory.check_memory`."""
+        check_memory(check, *self._what_is_known())
 
     def _what_is_known(self) -> tuple[dict[str, tuple[np.dtype, tuple[int, ...]]], dict[str, npt.NDArray[Any]]]:
         """Types and shapes of the inputs, and the values of those that follow from sizes."""

@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_attnq.errors import InvalidData, InvalidModel, first_line
+from onnx_attnq.inputs.needed_memory import check_samples_memory
 from onnx_attnq.inputs.shape_check import ShapeCheck
 from onnx_attnq.inputs.signature import ModelInput, Sample, evaluate_dim, model_inputs
 from onnx_attnq.model import check_tensor
@@ -42,9 +43,15 @@ def load_samples(path: str | os.PathLike[str], model: ir.Model) -> tuple[Sample,
 
     Raises:
         InvalidData: Nothing there, not readable, or not what the model takes. The line names file and input.
+            Or a value that the model computes from one does not fit into memory; the line names the node.
     """
     inputs = _Inputs(model_inputs(model, with_defaults=True), ShapeCheck(model))
-    place = Path(path)
+    samples = _load(Path(path), inputs)
+    check_samples_memory(inputs.graph, samples)
+    return samples
+
+
+def _load(place: Path, inputs: _Inputs) -> tuple[Sample, ...]:
     if not place.exists():
         raise InvalidData(f"{place} does not exist")
     if not place.is_dir():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +18,10 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
-from onnx_attnq.graph import Mismatch, constant, subgraphs
+from onnx_attnq.graph import Mismatch, constant, known_op, subgraphs
 from onnx_attnq.inputs.fused_shapes import FUSED_OUTPUTS
-
-Shape: TypeAlias = tuple[int | None, ...]
-
-_SMALL: Final = 4096
-"""The most elements of a value that is computed; those that shapes depend on are smaller."""
-
-_FEW: Final = 64
-"""The same for real numbers, which are rarely sizes."""
+from onnx_attnq.inputs.iterations import Iterations, iterations
+from onnx_attnq.inputs.known_values import UNKNOWN, Known, Shape, is_few, is_small, of_array, of_tensor, type_of
 
 _GROWING: Final = frozenset(
     {
@@ -38,6 +32,9 @@ _GROWING: Final = frozenset(
     }
 )
 """Ops whose outputs may have far more elements than their inputs, as these, attributes or three inputs ask."""
+
+_MOST_IN_LOOPS: Final = 5000
+"""The most nodes that are looked at in loops, all iterations together: a second."""
 
 _RANDOM: Final = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
@@ -70,27 +67,25 @@ class Misfit:
         return f"{self.node}: {self.reason}"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Known:
-    """What is known about a value."""
-
-    type: onnx.TypeProto | None = None
-    value: npt.NDArray[Any] | None = None
-
-    @property
-    def shape(self) -> Shape | None:
-        if self.type is None or not self.type.tensor_type.HasField("shape"):
-            return None
-        return tuple(d.dim_value if d.HasField("dim_value") else None for d in self.type.tensor_type.shape.dim)
-
-
-_UNKNOWN: Final = _Known()
-
-
 class _DoesNotFit(Exception):
     def __init__(self, reason: str, gaps: Sequence[tuple[int, int]]) -> None:
         super().__init__(reason)
         self.gaps = gaps
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LargestValue:
+    """The largest value that a run of a graph makes, as far as shape inference can tell.
+
+    Attributes:
+        node: Operator and name of what makes it.
+        shape: Its shape.
+        nbytes: Its size in memory, bytes.
+    """
+
+    node: str = ""
+    shape: Shape = ()
+    nbytes: int = 0
 
 
 class ShapeCheck:
@@ -100,8 +95,10 @@ class ShapeCheck:
         self._model = model
         self._protos: dict[ir.Node, onnx.NodeProto | None] = {}
         self._evaluators: dict[ir.Node, ReferenceEvaluator | None] = {}
-        self._constants: dict[ir.Value, _Known] = {}
+        self._constants: dict[ir.Value, Known] = {}
         self._place = 0
+        self._largest = LargestValue()
+        self._left_in_loops = 0
 
     def misfit(
         self, inputs: Mapping[str, tuple[np.dtype, tuple[int, ...]]], values: Mapping[str, npt.NDArray[Any]]
@@ -123,22 +120,33 @@ class ShapeCheck:
         shapes = ((value, item.shape) for value, item in known.items())
         return {value: shape for value, shape in shapes if shape is not None and None not in shape}  # type: ignore[misc]
 
+    def largest(
+        self, inputs: Mapping[str, tuple[np.dtype, tuple[int, ...]]], values: Mapping[str, npt.NDArray[Any]]
+    ) -> LargestValue:
+        """The largest value that these inputs make, also in functions, branches and loops that run."""
+        known = self._fed(inputs, values)
+        self._left_in_loops = _MOST_IN_LOOPS
+        self._run(self._model.graph, known, {})
+        self._left_in_loops = 0
+        return self._largest
+
     def _fed(
         self, inputs: Mapping[str, tuple[np.dtype, tuple[int, ...]]], values: Mapping[str, npt.NDArray[Any]]
-    ) -> dict[ir.Value, _Known]:
+    ) -> dict[ir.Value, Known]:
         self._place = 0
-        known: dict[ir.Value, _Known] = {}
+        self._largest = LargestValue()
+        known: dict[ir.Value, Known] = {}
         for value in self._model.graph.inputs:
             if value.name in inputs and value.name is not None:
                 dtype, shape = inputs[value.name]
                 small = values.get(value.name)
-                known[value] = _Known(_type(dtype, shape), small if small is not None and _is_small(small) else None)
+                known[value] = Known(type_of(dtype, shape), small if small is not None and is_small(small) else None)
             elif value.const_value is not None:
-                known[value] = _of_tensor(value.const_value)
+                known[value] = of_tensor(value.const_value)
         return known
 
     def _run(
-        self, nodes: Iterable[ir.Node], known: dict[ir.Value, _Known], attributes: Mapping[str, ir.Attr]
+        self, nodes: Iterable[ir.Node], known: dict[ir.Value, Known], attributes: Mapping[str, ir.Attr]
     ) -> Misfit | None:
         for node in nodes:
             self._place += 1
@@ -151,41 +159,74 @@ class ShapeCheck:
                     misfit = self._run(function, inner, {**attributes, **node.attributes})
                     outputs = [self._lookup(value, inner) for value in function.outputs]
                 elif any(True for _ in subgraphs(node)):
-                    misfit, outputs = self._branch(node, inputs, known, attributes)
+                    misfit, outputs = self._subgraph(node, inputs, known, attributes)
                 else:
                     misfit, outputs = None, self._infer(node, inputs, attributes)
             except _DoesNotFit as error:
-                label = f"{node.op_type} {node.name!r}" if node.name else node.op_type
-                return Misfit(self._place, label, str(error), tuple(error.gaps))
+                return Misfit(self._place, _label(node), str(error), tuple(error.gaps))
             except (IndexError, OverflowError, TypeError, ValueError, ZeroDivisionError):
                 misfit, outputs = None, []  # ranks and attributes that the op does not have; onnxruntime tells which
             if misfit is not None:
                 return misfit
             known.update(zip(node.outputs, outputs, strict=False))
+            for item in outputs:
+                self._measure(node, item)
         return None
 
-    def _branch(
-        self, node: ir.Node, inputs: list[_Known], known: dict[ir.Value, _Known], attributes: Mapping[str, ir.Attr]
-    ) -> tuple[Misfit | None, list[_Known]]:
+    def _measure(self, node: ir.Node, item: Known, times: int = 1) -> None:
+        """Keep the largest; ``times`` values of a loop become one."""
+        if (nbytes := item.nbytes * times) > self._largest.nbytes and (shape := item.shape) is not None:
+            self._largest = LargestValue(_label(node), shape if times == 1 else (times, *shape), nbytes)
+
+    def _subgraph(
+        self, node: ir.Node, inputs: list[Known], known: dict[ir.Value, Known], attributes: Mapping[str, ir.Attr]
+    ) -> tuple[Misfit | None, list[Known]]:
         """The branch of an If whose condition is known; of loops, and of other branches, nothing."""
-        condition = inputs[0].value if node.op_type == "If" and inputs else None
+        if self._left_in_loops > 0 and (found := iterations(node, inputs)) is not None:
+            self._iterate(node, found, known, attributes)
+        condition = inputs[0].value if known_op(node) == "If" and inputs else None
         if condition is None:
             return None, []
         branch = node.attributes["then_branch" if condition.all() else "else_branch"].as_graph()
         misfit = self._run(branch, known, attributes)
         return misfit, [self._lookup(value, known) for value in branch.outputs]
 
-    def _lookup(self, value: ir.Value | None, known: Mapping[ir.Value, _Known]) -> _Known:
+    def _iterate(
+        self, node: ir.Node, runs: Iterations, known: Mapping[ir.Value, Known], attributes: Mapping[str, ir.Attr]
+    ) -> None:
+        """Measure the values of a loop, as long as those that it carries change their shape.
+
+        What a loop gives stays unknown, and so does what does not fit in it: that may be where it stops.
+        """
+        carried = runs.carried
+        for step in range(runs.count):
+            inner = {**known, **runs.entering(step, carried)}
+            before = self._place
+            if self._run(runs.body, inner, attributes) is not None:
+                return
+            self._left_in_loops -= self._place - before
+            outputs = [self._lookup(value, inner) for value in runs.body.outputs]
+            found = outputs[runs.leading[1] :]
+            if step == 0 and runs.all_run:
+                for item in found[len(carried) :]:
+                    self._measure(node, item, runs.count)
+            goes_on = runs.leading[1] == 0 or (outputs[0].value is not None and outputs[0].value.all())
+            grows = any(a.shape != b.shape for a, b in zip(carried, found, strict=False))
+            if not goes_on or not grows or self._left_in_loops <= 0:
+                return
+            carried = tuple(found[: len(carried)])
+
+    def _lookup(self, value: ir.Value | None, known: Mapping[ir.Value, Known]) -> Known:
         if value is None:
-            return _UNKNOWN
+            return UNKNOWN
         if value in known:
             return known[value]
         if value not in self._constants:
             tensor = None if value.is_graph_input() else constant(value)
-            self._constants[value] = _UNKNOWN if tensor is None else _of_tensor(tensor)
+            self._constants[value] = UNKNOWN if tensor is None else of_tensor(tensor)
         return self._constants[value]
 
-    def _infer(self, node: ir.Node, inputs: list[_Known], attributes: Mapping[str, ir.Attr]) -> list[_Known]:
+    def _infer(self, node: ir.Node, inputs: list[Known], attributes: Mapping[str, ir.Attr]) -> list[Known]:
         shapes = [item.shape for item in inputs]
         if (rule := FUSED_OUTPUTS.get(node.op_type)) is not None and (node.domain or rule.standard_too):
             try:
@@ -193,12 +234,12 @@ class ShapeCheck:
             except Mismatch as error:
                 raise _DoesNotFit(str(error), [error.gap]) from None
             kind = inputs[0].type.tensor_type.elem_type if inputs[0].type is not None else 0
-            return [_UNKNOWN if r is None else _Known(onnx.helper.make_tensor_type_proto(kind, r)) for r in results]
+            return [UNKNOWN if r is None else Known(onnx.helper.make_tensor_type_proto(kind, r)) for r in results]
         proto = self._proto(node)
         if proto is None or any(a.is_ref() for a in node.attributes.values()):
             return []
         if (size := _shape_value(node, shapes)) is not None:
-            return [_of_array(size)]
+            return [of_array(size)]
         if (
             inputs
             and node.op_type not in _RANDOM
@@ -208,7 +249,7 @@ class ShapeCheck:
         ):
             if node.op_type in _GROWING:  # a file of a few bytes may ask for gigabytes
                 inferred = self._infer_types(node, proto, inputs, shapes)
-                if not all(_is_few(item.shape) for item in inferred):
+                if not all(is_few(item.shape) for item in inferred):
                     return inferred
             computed = self._compute(node, proto, inputs)
             if computed is not None:
@@ -218,8 +259,8 @@ class ShapeCheck:
         return self._infer_types(node, proto, inputs, shapes)
 
     def _infer_types(
-        self, node: ir.Node, proto: onnx.NodeProto, inputs: list[_Known], shapes: list[Shape | None]
-    ) -> list[_Known]:
+        self, node: ir.Node, proto: onnx.NodeProto, inputs: list[Known], shapes: list[Shape | None]
+    ) -> list[Known]:
         _check(node, inputs, shapes)
         version = self._version(node)
         if version is None or not onnx.defs.has(node.op_type, version, ""):
@@ -237,12 +278,12 @@ class ShapeCheck:
             raise _DoesNotFit(f"{reason} ({shown})", _gaps(node, inputs, shapes)) from None
         except (RuntimeError, TypeError, ValueError, onnx.checker.ValidationError):
             return []
-        outputs = [_Known(found.get(f"o{k}")) for k in range(len(node.outputs))]
+        outputs = [Known(found.get(f"o{k}")) for k in range(len(node.outputs))]
         if any(size is not None and size < 0 for item in outputs for size in item.shape or ()):
             raise _DoesNotFit(f"{shapes[0]} is too small", ())
         return outputs
 
-    def _compute(self, node: ir.Node, proto: onnx.NodeProto, inputs: list[_Known]) -> list[_Known] | None:
+    def _compute(self, node: ir.Node, proto: onnx.NodeProto, inputs: list[Known]) -> list[Known] | None:
         """The outputs, if they are small and the reference implementation knows the op."""
         if node not in self._evaluators:
             try:
@@ -259,7 +300,7 @@ class ShapeCheck:
         except Exception:  # what it does not take, onnxruntime may
             return None
         # A sequence is a list.
-        return [_UNKNOWN if isinstance(array, list) else _of_array(np.asarray(array)) for array in arrays]
+        return [UNKNOWN if isinstance(array, list) else of_array(np.asarray(array)) for array in arrays]
 
     def _proto(self, node: ir.Node) -> onnx.NodeProto | None:
         """The node with inputs i0, i1, … and outputs o0, o1, …; None for other domains, which onnx does not know."""
@@ -281,7 +322,11 @@ class ShapeCheck:
         return None if version is None else int(version)
 
 
-def _check(node: ir.Node, inputs: list[_Known], shapes: list[Shape | None]) -> None:
+def _label(node: ir.Node) -> str:
+    return f"{node.op_type} {node.name!r}" if node.name else node.op_type
+
+
+def _check(node: ir.Node, inputs: list[Known], shapes: list[Shape | None]) -> None:
     """Errors that onnx's inference does not report, and every runtime does."""
     first = shapes[0] if shapes else None
     if node.op_type == "Reshape" and (gaps := _gaps(node, inputs, shapes)):
@@ -302,7 +347,7 @@ def _check(node: ir.Node, inputs: list[_Known], shapes: list[Shape | None]) -> N
             raise _DoesNotFit(f"index {indices.max()} in an axis of {size}", [(int(indices.max()) + 1, size)])
 
 
-def _gaps(node: ir.Node, inputs: list[_Known], shapes: list[Shape | None]) -> list[tuple[int, int]]:
+def _gaps(node: ir.Node, inputs: list[Known], shapes: list[Shape | None]) -> list[tuple[int, int]]:
     """Sizes that have to be equal and are not."""
     if node.op_type == "Reshape":
         target = inputs[1].value
@@ -346,28 +391,4 @@ def _shape_value(node: ir.Node, shapes: list[Shape | None]) -> npt.NDArray[np.in
     return sizes[node.attributes.get_int("start", 0) : None if end is None else end.as_int()]
 
 
-def _is_few(shape: Shape | None) -> bool:
-    return shape is not None and None not in shape and math.prod(size or 0 for size in shape) <= _SMALL
-
-
-def _is_small(array: npt.NDArray[Any]) -> bool:
-    return array.size <= (_SMALL if array.dtype.kind in "biu" else _FEW if array.dtype.kind == "f" else 0)
-
-
-def _type(dtype: np.dtype, shape: Iterable[int]) -> onnx.TypeProto:
-    return onnx.helper.make_tensor_type_proto(int(ir.DataType.from_numpy(dtype)), tuple(shape))
-
-
-def _of_array(array: npt.NDArray[Any]) -> _Known:
-    return _Known(_type(array.dtype, array.shape), array if _is_small(array) else None)
-
-
-def _of_tensor(tensor: ir.TensorProtocol) -> _Known:
-    shape = tensor.shape.numpy()
-    small = math.prod(shape) <= _SMALL and tensor.dtype not in (ir.DataType.STRING, None)
-    array = np.asarray(tensor.numpy()) if small else None
-    kind = onnx.helper.make_tensor_type_proto(int(tensor.dtype), tuple(shape))
-    return _Known(kind, array if array is not None and _is_small(array) else None)
-
-
-__all__ = ["Misfit", "ShapeCheck"]
+__all__ = ["LargestValue", "Misfit", "ShapeCheck"]

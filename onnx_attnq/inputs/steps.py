@@ -20,6 +20,7 @@ from onnx_attnq.inputs.given_shapes import NO_SHAPES, InputShapes
 from onnx_attnq.inputs.made_up import draft_of
 from onnx_attnq.inputs.open_dims import KnownInput, Lengths, known_inputs
 from onnx_attnq.inputs.roles import Role
+from onnx_attnq.inputs.shape_check import ShapeCheck
 from onnx_attnq.inputs.signature import Sample, is_expression
 
 ROOM: Final = 4
@@ -122,10 +123,13 @@ def step_sample(model: ir.Model, step: Step, batch: int = 1, input_shapes: Input
 
     Raises:
         InvalidModel: An input is not a tensor.
-        InvalidData: The inputs are too large to be made up.
+        InvalidData: The inputs are too large to be made up, or what the model computes from them is too large to be
+            computed.
     """
     inputs = known_inputs(model, input_shapes)
-    return draft_of(model, inputs, _fitted(inputs, step, batch)).sample()
+    draft = draft_of(model, inputs, _fitted(inputs, step, batch))
+    draft.check_memory(ShapeCheck(model))
+    return draft.sample()
 
 
 def shared_buffers(model: ir.Model) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Running models in onnxruntime, with or without the native library. The only package that imports onnxruntime."""
 
 from onnx_attnq.run.cpu_times import cpu_times
-from onnx_attnq.run.memory import OneRun, give_memory_back, peak_memory
+from onnx_attnq.run.memory import OneRun, give_memory_back, machine_memory, peak_memory
 from onnx_attnq.run.native import native_library
 from onnx_attnq.run.sessions import Arrays, Session, session
 from onnx_attnq.run.settings import MEMORY, RunSettings
@@ -17,6 +17,7 @@ __all__ = [
     "Session",
     "cpu_times",
     "give_memory_back",
+    "machine_memory",
     "native_library",
     "optimize_transformer",
     "peak_memory",

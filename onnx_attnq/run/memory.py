@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
+import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy.typing as npt
 
 from onnx_attnq.model import load
 from onnx_attnq.run.sessions import Session
 from onnx_attnq.run.settings import RunSettings
+
+_UNKNOWN_MEMORY: Final = 2**36
+"""Bytes that a machine is taken to have which does not say."""
 
 
 def peak_memory() -> float:
@@ -29,6 +34,21 @@ def peak_memory() -> float:
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def machine_memory() -> int:
+    """Bytes that this process may use: the machine's memory, or less where a container or ulimit allows less."""
+    found = [_UNKNOWN_MEMORY]
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # not on Windows
+        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no container, or "max"
+            found.append(int(Path(limit).read_text()))
+    with contextlib.suppress(ImportError):  # not on Windows
+        import resource
+
+        found += [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit != resource.RLIM_INFINITY]
+    return min(found)
 
 
 def give_memory_back() -> None:
@@ -83,4 +103,4 @@ class OneRun:
         return float(done.stdout)
 
 
-__all__ = ["OneRun", "give_memory_back", "peak_memory"]
+__all__ = ["OneRun", "give_memory_back", "machine_memory", "peak_memory"]

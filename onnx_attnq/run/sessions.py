@@ -51,6 +51,7 @@ class Session:
         frugal: bool = False,
     ) -> None:
         options = _options(settings, native)
+        self._settings = settings
         name = "the model" if isinstance(model, ir.Model) else os.fspath(model)
         if not isinstance(model, ir.Model):  # not by its path: onnxruntime refuses files that `load` reads
             model = files.load(model)
@@ -69,7 +70,7 @@ class Session:
         try:
             self._session = onnxruntime.InferenceSession(bare.content, options, providers=["CPUExecutionProvider"])
         except _ERRORS as error:
-            said = first_line(error)
+            said = _said(error, settings)
             unknown = "is not a registered function/op" in said
             hint = "; --custom-ops takes a library that has it (custom_ops in Python)" if unknown else ""
             raise InvalidModel(f"{name}: onnxruntime does not load it: {said}{hint}") from None
@@ -95,7 +96,7 @@ class Session:
         found: Arrays = {}
         try:
             feeds = {name: fed(array) for name, array in sample.items() if name in self._fed}
-            with running(onnxruntime.RunOptions()) as options:
+            with running(onnxruntime.RunOptions(), self._settings.seconds) as options:
                 if plain:
                     arrays = self._session.run(plain, feeds, options)
                     found.update(zip(plain, map(from_numpy, arrays), strict=True))
@@ -108,7 +109,9 @@ class Session:
                     found.update(zip(extra, map(from_value, shown), strict=True))
             return {name: found[name] for name in names}
         except (*_ERRORS, ValueError, RuntimeError) as error:  # RuntimeError: a type that numpy does not have
-            raise InvalidData(f"onnxruntime does not run the model on this sample: {_said(error)}") from None
+            raise InvalidData(
+                f"onnxruntime does not run the model on this sample: {_said(error, self._settings)}"
+            ) from None
 
     def bound(self, sample: Mapping[str, npt.NDArray[Any]], shared: Mapping[str, str]) -> Callable[[], None]:
         """Prepare runs on one sample in which inputs and outputs are the same memory, as a decoder's caches may be.
@@ -134,12 +137,17 @@ class Session:
 
         def run() -> None:
             try:
-                with running(onnxruntime.RunOptions()) as options:
+                with running(onnxruntime.RunOptions(), self._settings.seconds) as options:
                     self._session.run_with_iobinding(binding, options)
             except (*_ERRORS, RuntimeError) as error:
-                raise InvalidData(f"onnxruntime does not run the model on this sample: {_said(error)}") from None
+                raise InvalidData(
+                    f"onnxruntime does not run the model on this sample: {_said(error, self._settings)}"
+                ) from None
 
         return run
+
+    def _refused(self, error: Exception) -> InvalidData:
+        return InvalidData(f"onnxruntime does not run the model on this sample: {_said(error, self._settings)}")
 
 
 def _has_quantized_weights(model: ir.Model) -> bool:
@@ -182,9 +190,18 @@ def _options(settings: RunSettings, native: bool) -> onnxruntime.SessionOptions:
     return options
 
 
-def _said(error: Exception) -> str:
+def _said(error: Exception, settings: RunSettings) -> str:
     """What onnxruntime says, without the place in its sources, which is longer than the rest."""
-    return first_line(ValueError(re.sub(r"/\S+\.(h|cc):\d+ .*? was false\. ?", "", str(error), count=1)))
+    said = first_line(ValueError(re.sub(r"/\S+\.(h|cc):\d+ .*? was false\. ?", "", str(error), count=1)))
+    if re.search("bad_alloc|Failed to allocate memory", str(error)):
+        node = re.search(r"while running (\S+) node\. Name:'([^']*)'", said)
+        where = "it" if node is None else f"{node[1]} {node[2]!r}" if node[2] else node[1]
+        return f"{where} needs more memory than there is; give smaller inputs"
+    if settings.seconds is not None and "terminate flag" in str(error):
+        return (
+            f"it takes longer than {settings.seconds:g} s, the --time-limit (RunSettings.seconds in Python)"
+        )
+    return said
 
 
 _ERRORS = (

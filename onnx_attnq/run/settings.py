@@ -18,6 +18,7 @@ class RunSettings:
         threads: Threads inside an op; None leaves it to onnxruntime.
         custom_ops: Libraries with custom ops that the models need, other than this package's own.
         memory: Bytes of values inside of a model that one run may return; they are fetched in groups of this size.
+        seconds: The longest that one run may take; None for no limit. It ends at the next op.
 
     >>> RunSettings(threads=2).memory // 2**20
     256
@@ -26,6 +27,7 @@ class RunSettings:
     threads: int | None = None
     custom_ops: tuple[Path, ...] = ()
     memory: int = MEMORY
+    seconds: float | None = None
 
     def absolute(self) -> RunSettings:
         """With paths that a process in another folder finds, too."""
