@@ -198,9 +198,7 @@ def _said(error: Exception, settings: RunSettings) -> str:
         where = "it" if node is None else f"{node[1]} {node[2]!r}" if node[2] else node[1]
         return f"{where} needs more memory than there is; give smaller inputs"
     if settings.seconds is not None and "terminate flag" in str(error):
-        return (
-            f"it takes longer than {settings.seconds:g} s, the --time-limit (RunSettings.seconds in Python)"
-        )
+        return f"it takes longer than {settings.seconds:g} s, the --time-limit (RunSettings.seconds in Python)"
     return said
 
 
