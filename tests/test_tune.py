@@ -73,6 +73,16 @@ def test_the_divergence_of_a_head_is_that_of_a_model_in_which_it_alone_is_quanti
     assert all(trial.divergence > 0.0 for trial in both)
 
 
+def test_beside_logits_other_outputs_do_not_count(model: Path, samples: list[Sample], tmp_path: Path) -> None:
+    wider = load(model)
+    wider.graph.outputs.append(next(o for node in wider.graph for o in node.outputs if o.name == "x2"))
+    save(wider, tmp_path / "wider.onnx")
+    (unit, *_) = units(str(model), samples[0])
+    one, two = (measure_unit(str(m), unit, samples, SCHEMES) for m in (model, tmp_path / "wider.onnx"))
+    assert [t.divergence for t in one] == [t.divergence for t in two]
+    assert max(t.divergence for t in one) > 0.0
+
+
 def test_pruned_is_the_share_of_the_codes_that_are_zero(model: Path, samples: list[Sample]) -> None:
     from onnx_attnq.find import find_sites
     from onnx_attnq.graph import probe

@@ -1,5 +1,6 @@
 """Choosing a scheme for each head: as much pruned, in as few bits, as a loss allows."""
 
+from onnx_attnq.tune.apply import plan_of
 from onnx_attnq.tune.choice import Alternative, Choice, Objective, choose, frontier
 from onnx_attnq.tune.cluster import dask_cluster, memory_of_worker
 from onnx_attnq.tune.in_one_go import SAMPLES, TunedCompression, compress_tuned
@@ -44,6 +45,7 @@ __all__ = [
     "measure_unit",
     "memory_of_worker",
     "pareto",
+    "plan_of",
     "sweep_page",
     "sweep_pictures",
     "units",

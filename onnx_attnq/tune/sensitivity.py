@@ -66,8 +66,9 @@ class Trial:
         head: Which head, from 0.
         scheme: What its probabilities were quantized with.
         pruned: Share of its values above zero that were pruned, 0 to 1.
-        divergence: How far the outputs moved, summed over the outputs: KL in nats for logits and probabilities, for
-            others the squared error relative to the output's energy. Mean over the samples; 0 and more.
+        divergence: How far the outputs moved: KL in nats, summed over the outputs that are logits or probabilities; of
+            a model without such, the squared error relative to an output's energy, summed over the outputs. Mean over
+            the samples; 0 and more.
         screened: Whether it was measured on the first sample only, where others beat it.
     """
 
@@ -258,13 +259,12 @@ def _with_head(p: Array, site: AttentionSite, head: int, scheme: QuantScheme) ->
 
 
 def _divergence(expected: Mapping[str, Array], moved: Mapping[str, Array], opened: _Opened, sample: Sample) -> float:
-    total = 0.0
-    for found in opened.outputs.deviations(expected, moved, sample):
-        if found.one_sided:  # NaN or infinity, which the figures leave aside
-            return _BROKEN
-        kl = found.kl
-        total += found.relative_error**2 if kl is None else max(kl, 0.0)
-    return total
+    moves = list(opened.outputs.deviations(expected, moved, sample))
+    if any(found.one_sided for found in moves):  # NaN or infinity, which the figures leave aside
+        return _BROKEN
+    # Beside logits a cache or hidden states would be counted twice: what they move, moves the logits.
+    kls = [max(found.kl, 0.0) for found in moves if found.kl is not None]
+    return sum(kls) if kls else sum(found.relative_error**2 for found in moves)
 
 
 def _undominated(

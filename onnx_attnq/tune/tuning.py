@@ -83,12 +83,14 @@ class Tuning:
     Attributes:
         found: The plan that was chosen, with its losses.
         won: What could have been chosen in place of it, at the same divergence.
+        trials: What each candidate did to the outputs, head by head.
         complete: False when the time ran out before every head was measured.
         seconds: Wall time.
     """
 
     found: Found
     won: tuple[Alternative, ...]
+    trials: tuple[Trial, ...]
     complete: bool
     seconds: float
 
@@ -174,7 +176,7 @@ class Tuner:
             plans = frontier(trials, self.goal.objective)
             found = Search(plans, self.loss, self.goal, files, sites, until, parts.next()).run()
         won = alternatives(trials, found.choice, self.goal.objective)
-        return Tuning(found, won, complete, time.monotonic() - started)
+        return Tuning(found, won, tuple(trials), complete, time.monotonic() - started)
 
     def _not_reached(self, unit: Unit) -> list[Trial]:
         families = {family(scheme): left_alone(scheme) for scheme in self.candidates}
