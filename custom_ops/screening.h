@@ -207,7 +207,7 @@ class Screening {
     float score = 0;
     if (a_.key_strides.row == 1) {
       Float sums[1] = {};
-      multiply_vectors<1, Storage::kFloat>(a_.depth, q, 0, {k, Storage::kFloat}, sums);
+      multiply_vectors<1, Storage::kFloat>(a_.depth, q, 0, {{k, Storage::kFloat}}, sums);
       score = Simd::sum(sums[0]);
     } else {
       for (Index d = 0; d < a_.depth; ++d) score += q[d] * k[d * a_.key_strides.row];

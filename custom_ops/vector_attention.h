@@ -113,8 +113,8 @@ class Block : private ScoredBlock<Products> {
 
   // Adds what the pruned keys of a row share to its context, and returns how much that is: nothing without a sample.
   float share_tail(const Shared& shared, Index keys, float* context) {
-    const Index size = take_sample(shared, keys);
-    if (size == 0 || shared.tail == 0) return 0;
+    const Index size = shared.tail == 0 ? 0 : take_sample(shared, keys);
+    if (size == 0) return 0;
     add_scaled(sampled_.sum(), shared.tail / static_cast<float>(size), value_row(a_), context);
     return shared.tail;
   }

@@ -12,6 +12,9 @@ constexpr Index kDirectRows = 4;
 // Of rows that keep more than this share of their keys, the values are read block by block.
 constexpr float kDensePart = 0.2f;
 
+// How many keys ahead few rows ask for: memory is all they wait for.
+constexpr Index kAhead = 16;
+
 // The bounds of some keys: begin may be below 0, and end above their number.
 struct Range {
   std::int32_t begin, end;
@@ -149,7 +152,8 @@ class VectorProducts {
       with_storage(t_.key.storage, [&](auto storage) {
         with_rows<kDirectRows>(count, [&](auto n) { score_direct<n(), storage()>(row, panel, out, out_row); });
       });
-      return false;
+      if (whole) note_peaks(count, out, out_row, peaks);
+      return whole;
     }
     with_rows(count, [&](auto n) {
       const auto multiply =
@@ -191,13 +195,16 @@ class VectorProducts {
   // Weights of all keys, times their values.
   void add_all(Index count, const float* weights, Index weight_row, Index keys, float* context) {
     for (Index i = 0, size = count * value_row(a_); i < size; i += kLanes) Simd::store(context + i, Simd::set1(0.0f));
-    // So many keys at a time that their values stay in the second-level cache while the rows read them.
-    constexpr Index kAtOnce = 256;
-    for (Index key = 0; key < keys; key += kAtOnce) {
+    // So many keys at a time that their values stay in the second-level cache while the rows read them; for few rows
+    // in the first, while the next ones are on their way.
+    const bool few = t_.rows <= kDirectRows;
+    const Index at_once = few ? kAhead : 256;
+    for (Index key = 0; key < keys; key += at_once) {
+      for (Index k = key + at_once; few && k < smaller(key + 2 * at_once, keys); ++k) prefetch_value(k);
       for (Index r = 0; r < count; r += kTileRows) {
         with_rows(smaller(kTileRows, count - r), [&](auto rows) {
           add_tile<rows()>(weights + r * weight_row + key, weight_row, value_.floats() + key * value_row_,
-                           smaller(kAtOnce, keys - key), context + r * value_row(a_));
+                           smaller(at_once, keys - key), context + r * value_row(a_));
         });
       }
     }
@@ -249,16 +256,32 @@ class VectorProducts {
     return l;
   }
 
-  // A dot product for each key.
+  // Dot products, of as many keys at a time as make a register of scores; past the last key come scores of that one.
   template <int kRows, Storage kStorage>
   void score_direct(Index row, Index panel, float* out, Index out_row) {
-    const Index count = smaller(kTileKeys, t_.keys - panel * kTileKeys);
-    for (Index j = 0; j < count; ++j) {
-      const Numbers k = t_.key + (panel * kTileKeys + j) * a_.key_strides.column;
-      prefetch(k + 16 * a_.key_strides.column, a_.depth);
-      Float sums[kRows] = {};
-      multiply_vectors<kRows, kStorage>(a_.depth, query(row), layout_.query_row, k, sums);
-      for (int r = 0; r < kRows; ++r) out[r * out_row + j] = Simd::sum(sums[r]);
+    constexpr int kPlaces = kRows == 3 ? 4 : kRows, kKeys = kLanes / kPlaces;
+    const Index first = panel * kTileKeys, count = smaller(kTileKeys, t_.keys - first);
+    for (Index j = 0; j < count; j += kKeys) {
+      Numbers keys[kKeys];
+      for (int k = 0; k < kKeys; ++k) {
+        keys[k] = t_.key + (first + smaller(j + k, count - 1)) * a_.key_strides.column;
+        prefetch(keys[k] + kAhead * a_.key_strides.column, a_.depth);
+      }
+      Float sums[kLanes] = {};
+      multiply_vectors<kRows, kStorage>(a_.depth, query(row), layout_.query_row, keys, sums);
+      alignas(64) float scores[kLanes];
+      Simd::store(scores, Simd::sums(sums));
+      for (int r = 0; r < kRows; ++r) {
+        for (int k = 0; k < kKeys; ++k) out[r * out_row + j + k] = scores[r * kKeys + k];
+      }
+    }
+  }
+
+  static void note_peaks(Index count, const float* scores, Index row, float* peaks) {
+    for (Index r = 0; r < count; ++r) {
+      Float peak = Simd::load(peaks + r * kLanes);
+      for (int v = 0; v < kTileVectors; ++v) peak = Simd::max(Simd::load(scores + r * row + v * kLanes), peak);
+      Simd::store(peaks + r * kLanes, peak);
     }
   }
 

@@ -92,18 +92,24 @@ static inline void with_storage(Storage storage, const Function& function) {
   }
 }
 
-// Adds to sums[r] the products of row r of a and of b, in lanes.
-template <int kRows, Storage kStorage>
-static inline void multiply_vectors(Index depth, const float* a, Index a_row, Numbers b, Float (&sums)[kRows]) {
+// Adds to sums[r * kKeys + k] the products of row r of a and of vector b[k], in lanes.
+template <int kRows, Storage kStorage, int kKeys, int kSums>
+static inline void multiply_vectors(Index depth, const float* a, Index a_row, const Numbers (&b)[kKeys],
+                                    Float (&sums)[kSums]) {
+  static_assert(kRows * kKeys <= kSums);
   const Index whole = depth / kLanes * kLanes;
+  const auto add = [&](int r, Float left, const Float(&right)[kKeys]) {
+    for (int k = 0; k < kKeys; ++k) sums[r * kKeys + k] = Simd::fma(left, right[k], sums[r * kKeys + k]);
+  };
+  Float right[kKeys];
   for (Index d = 0; d < whole; d += kLanes) {
-    const Float right = load_stored<kStorage>(b, d);
-    for (int r = 0; r < kRows; ++r) sums[r] = Simd::fma(Simd::load(a + r * a_row + d), right, sums[r]);
+    for (int k = 0; k < kKeys; ++k) right[k] = load_stored<kStorage>(b[k], d);
+    for (int r = 0; r < kRows; ++r) add(r, Simd::load(a + r * a_row + d), right);
   }
   if (whole == depth) return;
   const int rest = static_cast<int>(depth - whole);
-  const Float right = load_first_stored<kStorage>(b, whole, rest);
-  for (int r = 0; r < kRows; ++r) sums[r] = Simd::fma(Simd::load_first(a + r * a_row + whole, rest), right, sums[r]);
+  for (int k = 0; k < kKeys; ++k) right[k] = load_first_stored<kStorage>(b[k], whole, rest);
+  for (int r = 0; r < kRows; ++r) add(r, Simd::load_first(a + r * a_row + whole, rest), right);
 }
 
 // A panel is kTileKeys keys with the depth as its slow axis, as the tile reads them, then a register of norms: its
