@@ -203,6 +203,14 @@ def test_a_mistyped_command_suggests_the_right_one(typed: str, meant: str, run: 
     )
 
 
+def test_the_word_help_says_where_help_is(run: Run) -> None:
+    code, _, err = run("help")
+    assert code == 2
+    assert (
+        err.splitlines()[-1] == "Error: 'help' is no command; write `onnx-attnq --help`, or `onnx-attnq COMMAND --help`"
+    )
+
+
 def test_a_file_that_is_named_almost_like_a_command_is_a_model(
     model: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -217,6 +217,15 @@ def test_a_damaged_file_gives_one_line(damage: Callable[[Path], None], tmp_path:
         load_samples(path, model(TWO_INPUTS))
 
 
+@pytest.mark.parametrize("damage", [garbage, empty])
+def test_of_a_file_that_is_not_numpys_nothing_is_said_of_pickles(
+    damage: Callable[[Path], None], tmp_path: Path
+) -> None:
+    damage(tmp_path / "a.npz")
+    with pytest.raises(InvalidData, match=r"neither \.npz nor \.npy"):
+        load_samples(tmp_path / "a.npz", model(TWO_INPUTS))
+
+
 def damage_pb(**fields: Any) -> bytes:
     tensor = onnx.numpy_helper.from_array(IDS, "ids")
     for name, content in fields.items():

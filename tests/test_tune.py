@@ -314,7 +314,7 @@ def test_the_journal_is_lines_of_json(tmp_path: Path, samples: list[Sample]) -> 
 def test_halves_share_nothing() -> None:
     parts = halves(list(range(7)))
     assert [*parts[Part.CALIBRATION], *parts[Part.CONFIRMATION]] == list(range(7))
-    with pytest.raises(InvalidData, match="too few"):
+    with pytest.raises(InvalidData, match="at least 4"):
         halves([1, 2, 3])
 
 

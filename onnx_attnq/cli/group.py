@@ -70,8 +70,12 @@ class Commands(click.Group):
 
 def _refuse_mistyped(word: str) -> None:
     """Raises for a word that is neither an option nor a file, but almost a command."""
+    if word.startswith("-") or Path(word).exists():
+        return
+    if word == "help":
+        raise click.UsageError("'help' is no command; write `onnx-attnq --help`, or `onnx-attnq COMMAND --help`")
     near = difflib.get_close_matches(word, COMMANDS, 1, cutoff=0.7)
-    if near and not word.startswith("-") and not Path(word).exists():
+    if near:
         raise click.UsageError(f"{word!r} is neither a command nor a file; did you mean `onnx-attnq {near[0]}`?")
 
 

@@ -165,6 +165,9 @@ def _read(file: Path, reader: Callable[[Path], Any]) -> Any:
 
 def _read_numpy(file: Path) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]]:
     with open_regular(file) as opened:  # np.load would leave a damaged file open
+        if not opened.read(6).startswith((b"PK", b"\x93NUMPY")):  # numpy would speak of pickled data
+            raise ValueError("it is neither .npz nor .npy, whatever its name says; numpy.savez writes such files")
+        opened.seek(0)
         loaded = np.load(opened, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return loaded

@@ -22,7 +22,7 @@ from onnx_attnq.reading import parse_json, read_regular
 from onnx_attnq.scheme import QuantScheme
 from onnx_attnq.tune.sensitivity import Trial, Unit
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,7 +97,10 @@ def halves(items: Sequence[Any]) -> dict[Part, Sequence[Any]]:
         InvalidData: Fewer than four, so that no half has an interval.
     """
     if len(items) < 4:
-        raise InvalidData(f"{len(items)} examples are too few to choose on one half and confirm on the other; give 4")
+        raise InvalidData(
+            f"the data has {len(items)} example{'' if len(items) == 1 else 's'}; at least 4 are needed, "
+            "half to choose a plan and half to confirm it"
+        )
     middle = (len(items) + 1) // 2
     return {Part.CALIBRATION: items[:middle], Part.CONFIRMATION: items[middle:], Part.ALL: items}
 
