@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,23 @@ def test_rows_of_row_log_have_mass_one(original: Path, tmp_path: Path) -> None:
 def test_a_model_without_a_record_has_no_figures(original: Path) -> None:
     with pytest.raises(InvalidModel, match="no record"):
         attention_figures(original, [])
+
+
+def test_a_model_that_another_tool_made_is_compared_and_has_no_figures_of_attention(
+    original: Path, tmp_path: Path
+) -> None:
+    compress(original, tmp_path / "ours.onnx", verification=None)
+    theirs = shutil.copy(original, tmp_path / "theirs.onnx")
+    found = evaluate(
+        SentenceSimilarity(PAIRS),
+        original,
+        [theirs, tmp_path / "ours.onnx"],
+        tokenizer(),
+        run=RunSettings(1),
+        bootstrap=Bootstrap(5),
+    )
+    assert [model.attention is None for model in found.compressed] == [True, False]
+    assert found.compressed[0].comparisons[0].relative_loss.estimate == 0.0
 
 
 def test_identity_loses_nothing(original: Path, tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ TASKS: Final = (
     "--compressed",
     type=path_type,
     multiple=True,
-    help="A model that was made from MODEL; may be repeated.  [default: MODEL is compressed into a temporary file]",
+    help="A model that was made from MODEL, by any tool; may be repeated.  [default: MODEL is compressed into a "
+    "temporary file]",
 )
 @click.option("--task", "task_name", type=click.Choice(TASKS), required=True, help="Task to measure, see above.")
 @click.option("--data", type=path_type, help="File in the format of the task, plain, .xz or .gz; or give --dataset.")
@@ -116,7 +117,6 @@ def evaluate(
         task = load_task(task_name, data, max_length=max_length, limit=limit)
     else:
         task = task_from_hub(task_name, str(dataset), split, max_length=max_length, limit=limit)
-    references: tuple[Path, ...] = ()
     with tempfile.TemporaryDirectory() as folder:
         if not compressed:
             chosen = scheme_of(scheme, bits, threshold)
@@ -124,18 +124,17 @@ def evaluate(
             compress(model, made, rewriting=RewriteSettings(chosen, keep_fused=False), verification=None)
             compressed = (made,)
             if weights is not None:
-                references = (Path(folder) / f"{model.stem}.{weights}.onnx",)
-                quantize_weights(model, references[0], weights)
+                alone = Path(folder) / f"{model.stem}.{weights}.onnx"
+                quantize_weights(model, alone, weights)
                 both = made.with_name(f"{made.stem}.{weights}.onnx")
                 compress_weights(model, both, weights, rewriting=RewriteSettings(scheme=chosen), verification=None)
-                compressed = (made, both)
+                compressed = (alone, made, both)
         with progress_bar("Evaluating") as progress:
             found = measure(
                 task,
                 model,
                 compressed,
                 words,
-                references=references,
                 run=run,
                 bootstrap=Bootstrap(resamples, seed),
                 progress=progress,

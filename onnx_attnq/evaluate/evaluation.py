@@ -15,7 +15,9 @@ from onnx_attnq.evaluate.bootstrap import CONFIDENCE, Bootstrap, Comparison, Int
 from onnx_attnq.evaluate.records import FloatArray, Metric
 from onnx_attnq.evaluate.task import Task
 from onnx_attnq.evaluate.text_model import TextModel
+from onnx_attnq.model import load
 from onnx_attnq.progress import Parts, Progress, no_progress
+from onnx_attnq.rewriting import read_record
 from onnx_attnq.run import RunSettings
 
 
@@ -79,7 +81,6 @@ def evaluate(
     compressed: Sequence[str | os.PathLike[str]],
     tokenizer: Any,
     *,
-    references: Sequence[str | os.PathLike[str]] = (),
     run: RunSettings = RunSettings(),
     bootstrap: Bootstrap = Bootstrap(),
     progress: Progress = no_progress,
@@ -89,8 +90,8 @@ def evaluate(
     Args:
         task: As `load_task` or `task_from_hub` gives it.
         original: The ONNX file before compression.
-        compressed: Files that this tool made of it.
-        references: Files with other changes than those of attention, such as quantized weights; they come first.
+        compressed: Files that were made of it. Those whose attention this tool has not rewritten, such as one with
+            quantized weights or another tool's, have no figures of attention.
         tokenizer: As `load_tokenizer` gives it.
         run: Threads and custom ops.
         bootstrap: How examples are resampled for the intervals.
@@ -99,26 +100,26 @@ def evaluate(
     Raises:
         AttnqError: A model, the data, or an extra is not what the task needs.
     """
-    paths = [Path(original), *map(Path, references), *map(Path, compressed)]
+    paths = [Path(original), *map(Path, compressed)]
+    rewritten = [read_record(load(path)) is not None for path in paths]
     runs = Parts(progress)
 
     def part(number: int) -> Progress:
         left = len(paths) - number - 1
-        looked_into = len(compressed)
-        return runs.next(paths[number].name, lambda total: left * total + looked_into * min(SAMPLES, total))
+        return runs.next(paths[number].name, lambda total: left * total + sum(rewritten[1:]) * min(SAMPLES, total))
 
     recording = Recording(TextModel.load(original, tokenizer, run=run))
     before = task.records(recording.model, part(0))
     others = [task.records(TextModel.load(p, tokenizer, run=run), part(n)) for n, p in enumerate(paths[1:], start=1)]
     found = []
-    for number, (path, after) in enumerate(zip(paths[1:], others, strict=True)):
+    for number, (path, after) in enumerate(zip(paths[1:], others, strict=True), start=1):
         comparisons = tuple(
             compare(before, after, metric, resamples=bootstrap.resamples, seed=bootstrap.seed)
             for metric in task.metrics
         )
         figures = None
-        if number >= len(references):
-            left = len(others) - number - 1
+        if rewritten[number]:
+            left = sum(rewritten[number + 1 :])
             attention = runs.next(path.name, functools.partial(operator.mul, left))
             figures = attention_figures(path, recording.samples, run=run, progress=attention)
         found.append(CompressedModel(path, comparisons, figures))
