@@ -126,13 +126,45 @@ def test_packed_and_grouped_layouts_may_be_empty(name: str, scheme: str, tmp_pat
             np.testing.assert_allclose(output, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("opset", [11, 12, 13])
+@pytest.mark.parametrize("inline", [False, True], ids=["function", "inline"])
+@pytest.mark.parametrize("name", GRAPHS)
+def test_opsets_before_14_may_be_empty(name: str, inline: bool, opset: int, tmp_path: Path) -> None:
+    """Reshape cannot be asked for an axis of 0 there."""
+    old = parser.parse_model(GRAPHS[name].replace('"" : 17', f'"" : {opset}'))
+    onnx.save(old, tmp_path / "m.onnx")
+    settings = RewriteSettings(inline=inline, keep_fused=False)
+    compress(tmp_path / "m.onnx", tmp_path / "o.onnx", rewriting=settings, verification=None)
+    for native in (False, not inline and native_library() is not None):
+        session = Session(load(tmp_path / "o.onnx"), native=native)
+        for batch, queries, keys in ((2, 0, 4), (2, 4, 0), (0, 4, 4), (2, 0, 0)):
+            sample = _ones({"q": "BL16", "k": "BK16", "v": "BK16"}, {"B": batch, "L": queries, "K": keys})
+            (output,) = session.run(sample).values()
+            assert output.shape == (batch, queries, 16)
+            assert not output.any(), (batch, queries, keys)
+
+
+@pytest.mark.parametrize("opset", [11, 13])
+@pytest.mark.parametrize("name", [name for name, (text, _) in LAYOUTS.items() if "microsoft.Multi" in text])
+def test_layouts_of_opsets_before_14_may_be_empty(name: str, opset: int, tmp_path: Path) -> None:
+    text, shapes = LAYOUTS[name]
+    onnx.save(parser.parse_model(text.replace('"" : 23', f'"" : {opset}')), tmp_path / "m.onnx")
+    compress(tmp_path / "m.onnx", tmp_path / "o.onnx", rewriting=RewriteSettings(keep_fused=False), verification=None)
+    session = Session(load(tmp_path / "o.onnx"))
+    for batch, queries, keys in ((2, 3, 4), (2, 0, 4), (2, 4, 0), (0, 4, 4), (2, 0, 0)):
+        (output,) = session.run(_ones(shapes, {"B": batch, "L": queries, "K": keys})).values()
+        some = (queries if name == "packed" else keys) > 0
+        np.testing.assert_allclose(output, np.full((batch, queries, 16), float(some)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [11, 13, 17])
 @pytest.mark.parametrize("scheme", ["identity", "row-log-mean"])
 @pytest.mark.parametrize("widths", [("32", "16"), ("E", "F")])
-def test_a_cache_may_be_empty(widths: tuple[str, str], scheme: str, tmp_path: Path) -> None:
+def test_a_cache_may_be_empty(widths: tuple[str, str], scheme: str, opset: int, tmp_path: Path) -> None:
     """As the native library does; onnxruntime's own op refuses these sizes, or divides by zero."""
     query, key = (f"float[B,L,{width}]" for width in widths)
     text = (
-        f'<ir_version: 10, opset_import: ["" : 17, "com.microsoft" : 1]> g ({query} q, {key} k, {key} v, '
+        f'<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1]> g ({query} q, {key} k, {key} v, '
         "float[B,2,P,8] pk, float[B,2,P,8] pv, int32[B] last, int32 total) => (float[B,L,32] y, float[B,2,T,8] nk, "
         "float[B,2,T,8] nv) { y, nk, nv = com.microsoft.GroupQueryAttention<num_heads=4, kv_num_heads=2>"
         "(q, k, v, pk, pv, last, total) }"

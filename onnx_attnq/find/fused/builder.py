@@ -140,8 +140,8 @@ class FusedBuilder(NodeBuilder):
     def exactly(self, value: ir.Value, *sizes: Extent) -> ir.Value:
         """Reshape to sizes that may be 0, too: what 0 and -1 stand for cannot be told where an axis is empty.
 
-        Before opset 14 there is no such Reshape, and axes must not be empty where the graph does not say how long they
-        are. onnxruntime makes -1 of a size that is computed, but for this one.
+        Before opset 14 there is no such Reshape; a 0 copies the axis at its place, which is empty as well in what is
+        decomposed there. onnxruntime makes -1 of a size that is computed, but for this one.
         """
         fixed = all(isinstance(size, int) and size for size in sizes)
         zeros = {} if fixed or self.opset < 14 else {"allowzero": 1}
