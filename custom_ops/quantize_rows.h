@@ -83,7 +83,7 @@ static inline void quantize_probabilities(const float* input, float* output, Ind
   Weighed weighed{unit, 1.0f, false};
   if (form.normalize == Normalize::kUnit) weighed = {Simd::sum(all), Simd::sum(total), true};
   if (form.normalize == Normalize::kMass) weighed = {Simd::sum(kept_sum), Simd::sum(total), false};
-  if (Simd::any(nan)) weighed.numerator = kNaN;
+  if (Simd::any(nan)) weighed = {kNaN, 1.0f, false};  // not by their sum, which is 0 where no other key is kept
   finish_row(output, length, form, weighed, {unmasked, Simd::sum(pruned), false});
 }
 

@@ -13,7 +13,7 @@ from onnx_attnq.graph.fused_ops import (
     signature_of,
 )
 from onnx_attnq.graph.nodes import Naming, NodeBuilder
-from onnx_attnq.graph.ops import known_op, standard_opset
+from onnx_attnq.graph.ops import OWN_DOMAIN, known_op, standard_opset
 from onnx_attnq.graph.suffix import Suffix, suffix
 from onnx_attnq.graph.types import (
     Types,
@@ -35,6 +35,7 @@ __all__ = [
     "END_ROW",
     "FIRST_ROW",
     "FUSED_SIGNATURES",
+    "OWN_DOMAIN",
     "Dataflow",
     "FusedSignature",
     "Holds",

@@ -11,7 +11,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnx_attnq.errors import InvalidModel
 from onnx_attnq.graph.dataflow import Dataflow
-from onnx_attnq.graph.types import dtype_of
+from onnx_attnq.graph.types import dtype_of, rank_of
 
 FIRST_ROW: Final = "onnx_attnq_first_row"
 END_ROW: Final = "onnx_attnq_end_row"
@@ -60,6 +60,9 @@ def _lift(value: ir.Value, flow: Dataflow) -> ir.Value:
     # A copy, because the value may be an output of the subgraph already, and a value is listed as an output once only.
     shown = ir.Node("", "Identity", [value])
     shown.outputs[0].name, shown.outputs[0].type = f"{value.name}_shown", value.type
+    rank = rank_of(value) if owner.op_type in ("Loop", "Scan") else None
+    if owner.op_type == "Scan" and rank is not None:  # onnxruntime has to know the rank there
+        shown.outputs[0].shape = ir.Shape([None] * rank)
     assert isinstance(graph, ir.Graph)
     graph.append(shown)
     for other in (g for g in flow.graphs if flow.owner(g) is owner):
@@ -68,6 +71,8 @@ def _lift(value: ir.Value, flow: Dataflow) -> ir.Value:
     lifted = owner.outputs[-1]
     lifted.name = f"{value.name}_lifted"
     lifted.type = value.type
+    if rank is not None:
+        lifted.shape = ir.Shape([None] * (rank + 1))
     return _lift(lifted, flow)
 
 

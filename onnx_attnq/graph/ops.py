@@ -10,6 +10,9 @@ import onnx_ir as ir
 
 KNOWN_DOMAINS = ("", "ai.onnx", "com.microsoft")
 
+OWN_DOMAIN = "onnx_attnq"
+"""The domain of the ops that rewriting puts in."""
+
 _IN_BOTH = frozenset({"Attention", "DequantizeLinear", "Gelu", "GridSample", "Pad", "QuantizeLinear", "Range"}) | {
     *("RotaryEmbedding", "Trilu", "Unique"),
 }
@@ -44,4 +47,4 @@ def standard_opset(imports: Mapping[str, int]) -> int | None:
     return imports.get("", imports.get("ai.onnx"))
 
 
-__all__ = ["KNOWN_DOMAINS", "known_op", "standard_opset"]
+__all__ = ["KNOWN_DOMAINS", "OWN_DOMAIN", "known_op", "standard_opset"]

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_attnq.graph.constants import constant
 from onnx_attnq.graph.dataflow import Dataflow
 from onnx_attnq.graph.fused_ops import signature_of
-from onnx_attnq.graph.ops import known_op
+from onnx_attnq.graph.ops import OWN_DOMAIN, known_op
 
 _MOST_DEPTH: Final = 64
 """How many producers are asked in a row: more than any layer has, and a bound on hostile chains."""
@@ -172,6 +172,8 @@ class _Search:
         if (signature := signature_of(node)) is not None:
             by_place = dict(enumerate(signature.output_ranks))
             return by_place.get(value.index() or 0) or self.rank(_first(node), depth)
+        if node.domain == OWN_DOMAIN:  # probabilities as their scores, a context as its queries
+            return self.rank(_first(node), depth) if value.index() == 0 else None
         op_type = known_op(node)
         if op_type in _BROADCASTING:
             return self._broadcast(node, depth)

@@ -24,6 +24,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
+from onnx_attnq.graph import OWN_DOMAIN
 from onnx_attnq.rewriting.body import Body
 from onnx_attnq.scheme import (
     TAIL_NATS,
@@ -38,7 +39,7 @@ from onnx_attnq.scheme import (
     schemes_of,
 )
 
-DOMAIN: Final = "onnx_attnq"
+DOMAIN: Final = OWN_DOMAIN
 DOMAIN_VERSION: Final = 1
 
 # Levels in log spacing are exp(code * step) times a common factor: 1 is pruned, exp(step) kept, this is between.
