@@ -20,12 +20,16 @@ MOVES = {
     "Squeeze": ("Squeeze<axes=[1]>(x)", lambda x: x.squeeze(1)),
     "Squeeze from the end": ("Squeeze<axes=[-3]>(x)", lambda x: x.squeeze(-3)),
     "Identity": ("Identity(x)", lambda x: x),
+    "Gather of one": ("Gather<axis=2>(x, one)", lambda x: x[:, :, 1]),
+    "Gather of a table": ("Gather<axis=2>(x, table)", lambda x: x[:, :, [[0, 1], [1, 2]]]),
+    "Gather of one from the end": ("Gather<axis=-3>(x, none)", lambda x: x[:, 0]),
 }
+INDICES = "<int64 none = {0}, int64 one = {1}, int64[2,2] table = {0, 1, 1, 2}>"
 
 
 def step(text: str) -> tuple[ir.Model, ir.Node, Types]:
     model = ir.from_onnx_text(
-        f'<ir_version: 7, opset_import: ["" : 12]> g (float[2,1,3,5] x) => (float[] y) {{ y = {text} }}'
+        f'<ir_version: 7, opset_import: ["" : 12]> g (float[2,1,3,5] x) => (float[] y) {INDICES} {{ y = {text} }}'
     )
     output = model.graph.outputs[0]
     output.shape = None
@@ -41,11 +45,20 @@ def test_an_axis_goes_where_its_elements_go_and_comes_back(name: str, axis: int)
     moved = move(indices)
     along = [i - moved.ndim for i in range(moved.ndim) if (np.diff(moved, axis=i) != 0).any()]
     went = forward(node, 0, axis, types)
-    if not along:  # the axis of size 1 is gone, or could be any of that size
+    if len(along) != 1:  # the axis of size 1 is gone, or could be any of that size; or several were made of one
         assert isinstance(went, Lost | Passed)
         return
     assert went == Passed((Position(node.outputs[0], along[0]),))
     assert backward(node.outputs[0], along[0], types) == Passed((Position(node.inputs[0], axis),))  # type: ignore[arg-type]
+
+
+def test_a_scalar_index_into_the_first_axis_moves_none_from_the_end() -> None:
+    model, node, _ = step("Gather<axis=0>(x, one)")
+    assert node.inputs[0] is not None
+    node.inputs[0].shape = None
+    types = Types(Dataflow(model))
+    assert backward(node.outputs[0], -2, types) == Passed((Position(node.inputs[0], -2),))
+    assert isinstance(forward(node, 0, -2, types), Lost)  # it may be the first
 
 
 def test_squeezing_the_axis_itself_ends_the_walk() -> None:
