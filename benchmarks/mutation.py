@@ -23,7 +23,10 @@ from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
 ROOT = Path(__file__).parent.parent
 TESTS = {
     "scheme": ("test_scheme.py", "test_numerics.py", "test_heads.py"),
-    "find": ("test_axis_walk.py", "test_sites.py", "test_site_identity.py", "test_inlining.py", "test_fused*.py"),
+    "find": (
+        *("test_axis_walk.py", "test_sites.py", "test_site_identity.py", "test_inlining.py", "test_fused*.py"),
+        *("test_decoder_op_caches.py", "test_cases_graphs.py"),
+    ),
     "rewriting": ("test_function.py", "test_plan.py", "test_rewrite.py", "test_revert.py", "test_fused_choice.py"),
 }
 """The tests nearest to each package, beside the examples in its modules; those that tell most in a second first."""
