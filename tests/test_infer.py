@@ -56,6 +56,46 @@ def test_rank(text: str, rank: int | None) -> None:
     assert rank_of(output_of(text)) == rank
 
 
+def expanded(shape: str) -> str:
+    """torch's x.expand(shape) as TorchScript writes it: a size of -1 becomes 1, by comparison with as many ones."""
+    return f"""(float[a,b] x, int64[n] s, int64[a] d) => (float y) {{
+        minus = Constant<value_ints=[-1]>() zero = Constant<value_int=0>() sizes = Shape(x) one = Gather(sizes, zero)
+        part = Unsqueeze(one, zero) {shape} flat = Reshape(c, minus) n_ = Shape(flat)
+        ones = ConstantOfShape<value=int64[1]{{1}}>(n_) wild = Mul(ones, minus) keep = Equal(flat, wild)
+        e = Where(keep, ones, flat) u = Expand(x, e) y = ReduceSum<keepdims=0>(u)
+    }}"""
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank"),
+    [
+        ("c = Concat<axis=0>(part, minus, part, part)", 4),
+        ("c = Concat<axis=0>(part)", 2),  # never fewer axes than there were
+        ("c = Concat<axis=0>(part, s)", None),
+        ("c = Identity(s)", None),
+        ("m_ = Unsqueeze(s, zero) c = Concat<axis=0>(m_, m_)", None),  # as many as the matrix has numbers
+    ],
+)
+def test_the_rank_of_an_expand_is_the_length_of_its_shape(shape: str, rank: int | None) -> None:
+    value = output_of(expanded(shape))
+    assert (rank_of(value), certain_rank_of(value)) == (rank, rank)
+
+
+@pytest.mark.parametrize(
+    ("text", "rank"),
+    [
+        ("(float[a,b,c] x) => (int64 y) { u = Shape(x) y = ReduceSum<keepdims=0>(u) }", 1),
+        ("(float[a,b,c] x) => (float y) { u = Flatten<axis=2>(x) y = ReduceSum<keepdims=0>(u) }", 2),
+        ("(int64 e) => (int64 y) { o = Constant<value_int=0>() i = Constant<value_int=1>() u = Range(o, e, i)"
+         " y = ReduceSum<keepdims=0>(u) }", 1),
+        ("(float[a,b,c] x) => (float y) { n = Shape(x) u = ConstantOfShape(n) y = ReduceSum<keepdims=0>(u) }", 3),
+        ("(int64[n] s) => (float y) { u = ConstantOfShape(s) y = ReduceSum<keepdims=0>(u) }", None),
+    ],
+)  # fmt: skip
+def test_the_rank_of_what_positions_and_masks_are_made_with(text: str, rank: int | None) -> None:
+    assert rank_of(output_of(text)) == rank
+
+
 @pytest.mark.parametrize(
     ("text", "dtype"),
     [

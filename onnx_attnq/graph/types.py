@@ -44,6 +44,9 @@ _BROADCASTING: Final = _COMPARING | frozenset(
 )
 """Ops whose output has the greatest of their inputs' ranks."""
 
+_ONE_RANK: Final = {"Shape": 1, "Size": 0, "Range": 1, "NonZero": 2, "Flatten": 2}
+"""Ops whose output always has so many axes."""
+
 _LAYOUT: Final = frozenset({"Concat", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Gather"})
 
 _ALWAYS: Final = {
@@ -179,6 +182,8 @@ class _Search:
             return self._broadcast(node, depth)
         if op_type in _SAME_RANK:
             return self.rank(_first(node), depth) if value.index() == 0 or op_type in ("Split", "TopK") else None
+        if op_type in _ONE_RANK:
+            return _ONE_RANK[op_type]
         match op_type:
             case "If":
                 ranks = (self.rank(output, depth) for output in branch_outputs(value))
@@ -198,6 +203,11 @@ class _Search:
                 return self.rank(_first(node), depth) if perm is None or perm.is_ref() else len(perm.as_ints())
             case "Reshape" if len(node.inputs) == 2:
                 return self._length(node.inputs[1], depth)
+            case "ConstantOfShape":
+                return self._length(_first(node), depth)
+            case "Expand" if len(node.inputs) == 2:
+                rank, length = self.rank(_first(node), depth), self._length(node.inputs[1], depth)
+                return None if rank is None or length is None else max(rank, length)
             case "Unsqueeze" | "Squeeze":
                 rank, axes = self.rank(_first(node), depth), axes_of(node)
                 if rank is None or axes is None:
@@ -246,6 +256,17 @@ class _Search:
                 return len(range(length or 0)[start:end:step]) if known else None
             case "Cast" | "Identity":
                 return self._length(node.inputs[0], depth - 1)
+            # TorchScript's expand(a, -1, b): where the size is -1, one of as many ones.
+            case "Where" | "Equal" | "Mul":
+                lengths = [self._length(operand, depth - 1) for operand in node.inputs]
+                return None if None in lengths else max(length for length in lengths if length is not None)
+            case "Reshape" if _whole_number(node, 1, None) == -1 and self.rank(_first(node), depth - 1) == 1:
+                return self._length(node.inputs[0], depth - 1)
+            case "ConstantOfShape" if (shape := node.inputs[0]) is not None:
+                maker = shape.producer()
+                of = maker.inputs[0] if maker is not None and known_op(maker) == "Shape" else None
+                whole = maker is not None and not maker.attributes
+                return self._length(of, depth - 1) if whole and self.rank(of, depth - 1) == 1 else None
         return None
 
 
