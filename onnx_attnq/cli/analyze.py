@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     "--exclude",
     multiple=True,
     metavar="GLOB",
-    help="Leave out sites whose id matches; repeatable.  [default: none]",
+    help="Leave out sites whose id matches; may be repeated.  [default: none]",
 )
 @click.option(
     "--tokenizer",
@@ -102,8 +102,8 @@ if TYPE_CHECKING:
 @click.option(
     "--write-plan",
     type=path_type,
-    help="File to write what is advised to: a plan for `onnx-attnq MODEL --plan`, which leaves the heads alone that "
-    "are not safe.",
+    help="File to write the advised plan to, for `onnx-attnq MODEL --plan`; heads that are not safe are left "
+    "unchanged.",
 )
 @samples_option
 @seed_option

@@ -78,7 +78,7 @@ def bench(
     memory. The ratio is the original's median CPU time divided by the variant's: above 1 is faster.
 
     A decoder with a cache is timed in both phases: a prompt of the given length, and one token after it. Where past and
-    present may be one buffer, as in onnxruntime-genai, they are one, with and without room to spare.
+    present may share one buffer, as in onnxruntime-genai, they do, once with spare room and once without.
     """
     from onnx_attnq.inputs import load_samples
     from onnx_attnq.job import TimingSettings

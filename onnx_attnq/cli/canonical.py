@@ -20,7 +20,7 @@ from onnx_attnq.cli.output import write_json
 def canonical(model: str, output: str | None, metadata: bool, json_path: str | None) -> None:
     """Print MODEL as text that is equal for equal models.
 
-    Equal is what `diff` finds no difference in. There is a line for each node; weights are hashes.
+    Models are equal when `diff` finds no difference. There is one line for each node; weights are shown as hashes.
     """
     from onnx_attnq.diff import canonicalize
     from onnx_attnq.model import load

@@ -33,7 +33,7 @@ class Command(click.Command):
                 is_eager=True,
                 expose_value=False,
                 callback=_use_config,
-                help=f"Read options from the table [{self.name}] of a TOML file; those given here come first.",
+                help=f"Read options from the table [{self.name}] of a TOML file; the command line takes precedence.",
             ),
             click.Option(
                 ["-v", "--verbose"],
@@ -49,9 +49,7 @@ class Command(click.Command):
                 callback=_set_level,
                 help="Log messages of this level and above to standard error.  [default: warning]",
             ),
-            click.Option(
-                ["--debug"], is_flag=True, expose_value=False, help="On an error, print where in the program it arose."
-            ),
+            click.Option(["--debug"], is_flag=True, expose_value=False, help="On an error, print the traceback."),
         ]
 
     def invoke(self, ctx: click.Context) -> Any:

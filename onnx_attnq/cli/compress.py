@@ -94,7 +94,7 @@ if TYPE_CHECKING:
     "--keep-fused/--rewrite-fused",
     default=None,
     help="Leave fused attention ops as they are, or decompose all.  "
-    "[default: take those apart that the native library has a faster kernel for]",
+    "[default: decompose those for which the native library has a faster kernel]",
 )
 @click.option(
     "--external-data",
@@ -139,10 +139,10 @@ def compress(
     """Rewrite the attention of MODEL and verify the result.
 
     With --max-loss or --min-pruned each head gets a scheme of its own, which --data decides: one half is used to
-    choose, the other to confirm. It is `tune` and the rewrite in one step; the plan is left beside the output.
+    choose, the other to confirm. It is `tune` and the rewrite in one step; the plan is written beside the output.
 
     MODEL is an ONNX file, or a folder with several, such as the parts of an encoder-decoder: then all of them are
-    rewritten into a new folder, FOLDER.attnq, together with a copy of all that lies beside them. --data is then a
+    rewritten into a new folder, FOLDER.attnq, together with a copy of the folder's other files. --data is then a
     folder with the samples of NAME.onnx in NAME.npz or in the folder NAME. A folder of onnxruntime-genai gets the
     native library, too.
 

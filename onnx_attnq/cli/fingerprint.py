@@ -17,7 +17,7 @@ from onnx_attnq.one_line import one_line
 def fingerprint(model: str, metadata: bool, json_path: str | None) -> None:
     """Print a hash of MODEL that is equal for equal models.
 
-    Equal is what `diff` finds no difference in. The hash is the SHA-256 of what `canonical` prints, so it does not
+    Models are equal when `diff` finds no difference. The hash is the SHA-256 of what `canonical` prints, so it does not
     depend on the platform or the version of protobuf.
     """
     from onnx_attnq.diff import fingerprint as canonical_hash

@@ -30,19 +30,21 @@ _REASONS = 3
 @click.option(
     "--explain", metavar="NODE", help="Show how one softmax was judged, given by its site id or the name of its node."
 )
-@click.option("--no-run", is_flag=True, help="Leave open what only a run of MODEL could tell of heads and shapes.")
+@click.option(
+    "--no-run", is_flag=True, help="Do not run MODEL; heads and shapes that shape inference cannot tell stay unknown."
+)
 @input_shape_option
 @run_options
 @json_option
 def inspect(
     model: Path, explain: str | None, no_run: bool, input_shapes: InputShapes, run: RunSettings, json_path: str | None
 ) -> None:
-    """List the attention of MODEL, and why other softmaxes are none.
+    """List the attention of MODEL, and why other softmaxes are not attention.
 
-    The site ids are what --include and --exclude match. Of a rewritten model, show what was done to it.
+    The site ids are what --include and --exclude match. For a rewritten model, show how it was rewritten.
 
-    Heads and shapes that the file does not say are found by shape inference, and by running MODEL on made-up inputs
-    where that cannot tell.
+    Heads and shapes that the file does not give are found by shape inference or, where that cannot tell, by running
+    MODEL on made-up inputs.
     """
     from onnx_attnq.find import expose, find_sites
     from onnx_attnq.job import inspection_json

@@ -225,8 +225,8 @@ bits_option = click.option(
 threshold_option = click.option(
     "--threshold",
     type=float,
-    help="Probabilities below this become 0, from 0 to 1, or relative to the row's maximum where the scheme is; the "
-    "same as --scheme NAME:threshold=T.  [default: the scheme's]",
+    help="Probabilities below this, 0 to 1, are pruned: absolute, or relative to the row's maximum, as in the scheme; "
+    "the same as --scheme NAME:threshold=T.  [default: the scheme's]",
 )
 
 

@@ -25,7 +25,7 @@ from onnx_attnq.errors import CannotRevert
 )
 @json_option
 def revert(model: Path, output: Path, external_data: Any, json_path: str | None) -> None:
-    """Give back the original graph of a rewritten MODEL.
+    """Restore the original graph of a rewritten MODEL.
 
     Names and the order of nodes are the original's; the structure hash is checked.
     """

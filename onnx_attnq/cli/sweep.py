@@ -89,10 +89,10 @@ def sweep(
     json_path: str | None,
     **options: Any,
 ) -> None:
-    """Try schemes on MODEL: what they lose, prune and gain in time.
+    """Try schemes on MODEL, and report the loss, the share pruned and the speed of each.
 
     All heads get the same scheme, as in the paper; `tune` chooses one for each head. Writes points.csv, points.json,
-    report.html and the pictures as SVG. What was measured is in points.journal; --resume goes on from there.
+    report.html and the pictures as SVG. What was measured is in points.journal; --resume continues from there.
     """
     from onnx_attnq.scheme import Pruned
     from onnx_attnq.tune import Sweep, Swept, grid

@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     type=click.Choice(("sparse", "narrow", "sparse-and-narrow")),
     default="sparse-and-narrow",
     show_default=True,
-    help="What to gain most of: pruned values, fewer bits, or both.",
+    help="What to optimize: more pruned values, fewer bits, or both.",
 )
 @click.option(
     "--metric",
     metavar="MODULE:FUNCTION",
-    help="Function of yours that gives a number to keep high, see below.  [default: none]",
+    help="Your own function, which returns a number that should stay high; see below.  [default: none]",
 )
 @max_length_option
 @limit_option
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     "--time-budget",
     type=click.FloatRange(0.0),
     metavar="SECONDS",
-    help="Longest time for all; heads that are not reached in 70 % of it are left alone.  [default: no limit]",
+    help="Longest time of the whole run; heads not reached in 70 % of it are left unchanged.  [default: no limit]",
 )
 @backend_options("Where heads are measured: processes of this machine, or a dask cluster.")
 @run_options
@@ -82,11 +82,11 @@ def tune(
 ) -> None:
     """Choose a scheme for each head of MODEL, and write the plan.
 
-    Every candidate is tried on every head alone; how far the outputs move ranks the candidates of each head. Plans
-    are measured on one half of --data and confirmed on the other. The plan is for `onnx-attnq MODEL --plan`. Without
-    --max-loss and --min-pruned the largest loss is 0.5%.
+    Each candidate scheme is tried on one head at a time; candidates are ranked by how much they change the outputs.
+    Plans are measured on one half of --data and confirmed on the other. The plan is for `onnx-attnq MODEL --plan`.
+    Without --max-loss and --min-pruned the largest loss is 0.5%.
 
-    A run that is interrupted leaves what it has measured beside the plan, and the best plan so far; --resume goes on.
+    A run that is interrupted leaves what it has measured beside the plan, and the best plan so far; --resume continues.
 
     MODULE:FUNCTION of --metric is called with the path of a model and "calibration" or "confirmation", and returns a
     number that is higher for a better model.

@@ -77,8 +77,8 @@ _GOAL: Final[tuple[_Decorator, ...]] = (
     click.option(
         "--max-loss",
         type=Share(),
-        help="Largest loss of any figure, such as 0.5%: choose a scheme for each head so that as much is pruned in as "
-        "few bits as it allows.  [default: see above]",
+        help="Largest loss of any figure, such as 0.5%: each head gets a scheme of its own, so that most is pruned in "
+        "the fewest bits within this loss.  [default: see above]",
     ),
     click.option(
         "--min-pruned",

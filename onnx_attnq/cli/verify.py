@@ -58,7 +58,7 @@ def verify(
 ) -> int:
     """Compare what models A and B compute.
 
-    Exits with 1 when they differ by more than they may.
+    Exits with 1 when they differ by more than is allowed.
 
     Without a tolerance, the elements must agree within rtol 1e-4 and atol 1e-5. When B was rewritten by this tool, its
     codes are checked too, on standard ops and in the native library, and it may deviate unless a tolerance says

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from onnx_attnq.errors import InvalidModel
+from onnx_attnq.graph import subgraphs
 from onnx_attnq.one_line import one_line
 
 
@@ -67,12 +68,8 @@ class _Nothing(set[str]):
 def _in_order_of_cloning(nodes: Iterable[ir.Node]) -> Iterator[ir.Node]:
     """A node after those in its subgraphs."""
     for node in nodes:
-        for attribute in (given for given in node.attributes.values() if not given.is_ref()):
-            if attribute.type == ir.AttributeType.GRAPH:
-                yield from _in_order_of_cloning(attribute.as_graph())
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                for graph in attribute.as_graphs():
-                    yield from _in_order_of_cloning(graph)
+        for _, graph in subgraphs(node):
+            yield from _in_order_of_cloning(graph)
         yield node
 
 

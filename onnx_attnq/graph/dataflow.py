@@ -106,6 +106,8 @@ class Dataflow:
 def subgraphs(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
     """The subgraphs of a control-flow node, with the names of their attributes."""
     for attribute in node.attributes.values():
+        if attribute.is_ref():  # in a function: given by its call
+            continue
         if attribute.type == ir.AttributeType.GRAPH:
             yield attribute.name, attribute.as_graph()
         elif attribute.type == ir.AttributeType.GRAPHS:

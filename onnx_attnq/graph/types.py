@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 import onnx_ir as ir
 
 from onnx_attnq.graph.constants import constant
-from onnx_attnq.graph.dataflow import Dataflow
+from onnx_attnq.graph.dataflow import Dataflow, subgraphs
 from onnx_attnq.graph.fused_ops import signature_of
 from onnx_attnq.graph.ops import OWN_DOMAIN, known_op
 
@@ -128,7 +128,7 @@ def branch_outputs(value: ir.Value) -> tuple[ir.Value, ...]:
     if node is None:
         return ()
     index = node.outputs.index(value)
-    branches = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+    branches = (graph for _, graph in subgraphs(node))
     return tuple(branch.outputs[index] for branch in branches if index < len(branch.outputs))
 
 

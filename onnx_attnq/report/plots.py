@@ -6,7 +6,8 @@ A layer is an attention site, in the order of the graph; layers and heads count 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -121,12 +122,7 @@ def safe_heads(study: Study, scheme: QuantScheme, limit: float) -> Figure:
     colours = ListedColormap([LINES[1], LINES[5]])
     image = axes.imshow(safe, cmap=colours, norm=BoundaryNorm([-0.5, 0.5, 1.5], 2), aspect="auto")
     _label_heat(axes, grid)
-    if grid.shape[1] <= _MOST_ANNOTATED:
-        for (layer, head), value in np.ndenumerate(grid):
-            if not np.isnan(value):
-                weight = "normal" if value <= limit else "bold"
-                cell = axes.text(head, layer, short(value), ha="center", va="center", fontsize=6.5, fontweight=weight)
-                cell.set_in_layout(False)
+    _annotate(axes, grid, lambda value: {"fontweight": "normal" if value <= limit else "bold"})
     bar = figure.colorbar(image, ax=axes, ticks=[0, 1], location="top", shrink=0.6, aspect=40)
     bar.ax.set_xticklabels([f"error > {limit:g} (bold)", f"safe: error ≤ {limit:g}"])
     return figure
@@ -288,18 +284,23 @@ def code_map(study: Study, layer: int, head: int, scheme: QuantScheme) -> Figure
     return figure
 
 
+def _annotate(axes: Axes, grid: FloatArray, look: Callable[[float], Mapping[str, Any]]) -> None:
+    """Write the values into the cells of a heat map, where there are few."""
+    if grid.shape[1] > _MOST_ANNOTATED:
+        return
+    for (layer, head), value in np.ndenumerate(grid):
+        if not np.isnan(value):
+            cell = axes.text(head, layer, short(value), ha="center", va="center", fontsize=6.5, **look(value))
+            cell.set_in_layout(False)  # it is inside of the axes; measuring a hundred texts is slow
+
+
 def _heat(study: Study, grid: FloatArray, title: str, unit: str, source: str) -> Figure:
     figure, (axes,) = new_figure(f"{title[0].upper()}{title[1:]}", source, height=_heat_height(grid))
     norm = Normalize(0.0, 1.0 if unit == "share" else _largest(grid))
     image = axes.imshow(grid, cmap=SEQUENTIAL, norm=norm, aspect="auto")
     figure.colorbar(image, ax=axes, label=unit or None, shrink=0.9)
     _label_heat(axes, grid)
-    if grid.shape[1] <= _MOST_ANNOTATED:
-        for (layer, head), value in np.ndenumerate(grid):
-            if not np.isnan(value):
-                colour = "black" if value > 0.55 * float(norm.vmax or 1.0) else "white"
-                cell = axes.text(head, layer, short(value), ha="center", va="center", color=colour, fontsize=6.5)
-                cell.set_in_layout(False)  # it is inside of the axes; measuring a hundred texts is slow
+    _annotate(axes, grid, lambda value: {"color": "black" if value > 0.55 * float(norm.vmax or 1.0) else "white"})
     return figure
 
 

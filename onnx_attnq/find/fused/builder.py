@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_attnq.graph import NodeBuilder, dtype_of, size_of
+from onnx_attnq.graph import NodeBuilder, dtype_of, size_of, subgraphs
 
 Extent: TypeAlias = int | ir.Value
 """The size of an axis: a number where the model fixes it, else an int64 tensor of shape [1]."""
@@ -54,10 +54,9 @@ class FusedBuilder(NodeBuilder):
     def discard(self) -> None:
         """Takes back every use of the model's values by the nodes built so far."""
         for node in self.nodes:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.GRAPH:
-                    for inner in attribute.as_graph():
-                        inner.resize_inputs(0)
+            for _, branch in subgraphs(node):
+                for inner in branch:
+                    inner.resize_inputs(0)
             node.resize_inputs(0)
         self.nodes.clear()
 
