@@ -222,7 +222,9 @@ def test_an_input_that_is_no_regular_file(
             before = contents(folder.parent)
             capsys.readouterr()
             assert run(*(place(argument, folder) for argument in call)) == 2
-            assert capsys.readouterr().err.endswith(f"{place(special, folder)} is not a regular file\n")
+            assert capsys.readouterr().err.endswith(
+                f"{place(special, folder)} is not a regular file; name one that is\n"
+            )
             assert contents(folder.parent) == before
 
 

@@ -11,7 +11,7 @@ import pytest
 from small_graphs import parse
 
 from onnx_attnq.cli import main
-from onnx_attnq.errors import InvalidData
+from onnx_attnq.errors import InvalidData, InvalidModel
 from onnx_attnq.inputs import load_samples, made_up_samples
 from onnx_attnq.inputs.shape_check import LargestValue, ShapeCheck
 from onnx_attnq.run import RunSettings, Session, machine_memory
@@ -197,3 +197,13 @@ def test_each_command_says_it(command: str, tmp_path: Path, capsys: pytest.Captu
         assert ended.value.code == 2
         assert "MatMul 'MatMul_big' makes a value of shape (1048576, 1048576), 4194304 MiB" in said.err
         assert len(said.err.splitlines()) == 1
+
+
+def test_what_onnxruntime_does_not_load_is_named(tmp_path: Path) -> None:
+    text = "(bfloat16[N, 4] x) => (bfloat16[N, N] y) { t = Transpose<perm = [1, 0]>(x) y = MatMul(x, t) }"
+    model = parse(text)
+    with pytest.raises(InvalidModel, match=r"^the model: onnxruntime does not load it: .*`compress --no-verify`"):
+        Session(model)
+    ir.save(model, tmp_path / "halves.onnx")
+    with pytest.raises(InvalidModel, match=r"^halves\.onnx: onnxruntime does not load it: "):
+        Session(tmp_path / "halves.onnx")

@@ -170,7 +170,7 @@ def _refuse_special(path: Path) -> None:
     except (OSError, ValueError):  # the command says it better
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise InvalidData(f"{path} is not a regular file")
+        raise InvalidData(f"{path} is not a regular file; name one that is")
 
 
 __all__ = ["CONFIG", "WRITTEN", "guard"]

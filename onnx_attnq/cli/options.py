@@ -102,7 +102,9 @@ class InputShapeType(click.ParamType["tuple[str, tuple[int, ...]]"]):
 def _shapes_by_name(ctx: click.Context, _: click.Parameter, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Any:
     by_name = dict(shapes)
     if len(by_name) < len(shapes):
-        raise click.BadParameter("an input was given two shapes", ctx, param_hint="--input-shape")
+        names = [name for name, _ in shapes]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise click.BadParameter(f"input {twice!r} was given two shapes; give one", ctx, param_hint="--input-shape")
     return by_name
 
 

@@ -151,7 +151,7 @@ def backend_options(where: str) -> _Decorator:
         @functools.wraps(command)
         def with_backend(*, backend: str, address: str | None, **given: Any) -> Any:
             if backend == "local" and address is not None:
-                raise InvalidData("--address goes with --backend dask")
+                raise InvalidData("--address is of a dask cluster; add --backend dask, or leave it out")
             return command(cluster=functools.partial(_cluster, backend, address), **given)
 
         return _decorated(

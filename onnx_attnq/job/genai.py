@@ -39,7 +39,7 @@ def add_library(folder: Path, rewritten: Collection[str]) -> str | None:
     try:
         config = parse_json(read_regular(place))
     except ValueError as error:
-        raise InvalidModel(f"{CONFIG}: {error}") from None
+        raise InvalidModel(f"{place} is not JSON: {error}") from None
     parts = [part for part in _parts(config) if part["filename"] in rewritten]
     if not parts:
         return None

@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, Final, Literal, TypeAlias
+from typing import BinaryIO, Final, Literal, TypeAlias, cast
 
 import onnx
 import onnx_ir as ir
@@ -23,7 +23,6 @@ from onnx_attnq.atomic import check_replaceable, staged, write_errors
 from onnx_attnq.errors import CannotWrite, InvalidModel, first_line
 from onnx_attnq.model.external_data import DataPlace, get_reference, resolve_references, set_reference
 from onnx_attnq.model.old_opsets import converted, is_old
-from onnx_attnq.model.structure_hash import structure_hash
 from onnx_attnq.model.weights_in_file import (
     LARGE_FILE,
     Place,
@@ -207,9 +206,13 @@ def _has_own_data(path: Path) -> bool:
 
 def input_files(model: ir.Model) -> set[Path]:
     """The file that a model was loaded from, and the data files that it refers to."""
-    files = {Path(tensor.path) for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor)}
-    source = model.graph.meta.get(_SOURCE)
-    return files if source is None else {source, *files}
+    data = {Path(tensor.path) for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor)}
+    return data if (source := source_of(model)) is None else {source, *data}
+
+
+def source_of(model: ir.Model) -> Path | None:
+    """The file that a model, or what it was copied from, was loaded from; None for one that was made in memory."""
+    return cast("Path | None", model.graph.meta.get(_SOURCE))
 
 
 def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
@@ -391,7 +394,7 @@ __all__ = [
     "save",
     "sha256",
     "size_on_disk",
-    "structure_hash",
+    "source_of",
     "tensors",
     "without_old_data",
 ]

@@ -24,6 +24,12 @@ from onnx_attnq.run.shared_weights import without_large_weights
 
 Arrays = dict[str, npt.NDArray[Any]]
 
+_HINTS = {
+    "is not a registered function/op": "; --custom-ops takes a library that has it (custom_ops in Python)",
+    "Could not find an implementation": "; its CPU has no kernel for this type; `compress --no-verify` runs no model",
+}
+"""What to do about what onnxruntime says."""
+
 _FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -52,7 +58,6 @@ class Session:
     ) -> None:
         options = _options(settings, native)
         self._settings = settings
-        name = "the model" if isinstance(model, ir.Model) else os.fspath(model)
         if not isinstance(model, ir.Model):  # not by its path: onnxruntime refuses files that `load` reads
             model = files.load(model)
         if frugal:
@@ -71,8 +76,9 @@ class Session:
             self._session = onnxruntime.InferenceSession(bare.content, options, providers=["CPUExecutionProvider"])
         except _ERRORS as error:
             said = _said(error, settings)
-            unknown = "is not a registered function/op" in said
-            hint = "; --custom-ops takes a library that has it (custom_ops in Python)" if unknown else ""
+            hint = next((hint for part, hint in _HINTS.items() if part in said), "")
+            source = files.source_of(model)
+            name = "the model" if source is None else source.name
             raise InvalidModel(f"{name}: onnxruntime does not load it: {said}{hint}") from None
         self.inputs = tuple(value.name for value in self._session.get_inputs())
         # Those with an initializer may be fed, too.
