@@ -213,3 +213,11 @@ def test_the_share_of_a_row_whose_sample_is_all_kept(off: float, passes: bool) -
     assert (check_rows(scores, result, SHARED, is_scores=True).errors == 0) == passes
     result[0, 32] *= 1.7  # the next level
     assert check_rows(scores, result, SHARED, is_scores=True).errors > 0
+
+
+def test_kept_values_below_the_error_of_the_share_are_kept() -> None:
+    """With a threshold of next to nothing every key is kept, however small; the share, 0, may be off by more."""
+    scores = np.array([[-19.55, -5.24, 49.91, 19.77, -49.24]])
+    scheme = QuantScheme(Reference.ROW_MAX, Normalize.NONE, 1.5e-45, None, None, None, Pruned.MEAN)
+    values = numerics.relative_scores(scores) * 1.000001
+    assert check_rows(scores, values, scheme, is_scores=True).errors == 0

@@ -92,11 +92,7 @@ def values(x: npt.ArrayLike, scheme: QuantScheme) -> FloatArray:
     [0.0, 0.242, 1.0]
     """
     x = np.asarray(x, dtype=np.float64)
-    code = codes(x, scheme)
-    if scheme.bits is None:
-        return np.where(code == 0, 0.0, x)
-    table = np.concatenate([[0.0], levels(scheme), [np.nan]])  # code -1 indexes the NaN at the end
-    return table[code]
+    return _values(x, codes(x, scheme), scheme)
 
 
 def continued_levels(x: npt.ArrayLike, scheme: QuantScheme) -> FloatArray:
@@ -137,9 +133,7 @@ def sampled(x: npt.ArrayLike, axis: int = -1) -> npt.NDArray[np.bool_]:
     >>> sampled([1.0, 0.5, 0.0]).tolist()
     [True, True, False]
     """
-    x = np.asarray(x, dtype=np.float64)
-    index = np.arange(x.shape[axis]).reshape(-1, *(1,) * (x.ndim - 1 - axis % x.ndim))
-    return np.asarray(unmasked(x) & (index % sample_stride(x.shape[axis]) == 0))
+    return _in_sample(unmasked(x), axis)
 
 
 def shares(x: npt.ArrayLike, scheme: QuantScheme, axis: int = -1) -> FloatArray:
@@ -150,12 +144,7 @@ def shares(x: npt.ArrayLike, scheme: QuantScheme, axis: int = -1) -> FloatArray:
     [0.0244, 0.0244, 0.0244, 0.0]
     """
     x = np.asarray(x, dtype=np.float64)
-    if scheme.pruned is Pruned.ZERO:
-        return np.zeros_like(x)
-    sample = sampled(x, axis)
-    in_tail = (codes(x, scheme) == 0) & unmasked(x)
-    tail = np.where(in_tail, continued_levels(x, scheme), 0.0).sum(axis=axis, keepdims=True)
-    return np.where(sample, tail / np.maximum(sample.sum(axis=axis, keepdims=True), 1), 0.0)
+    return _shares(x, codes(x, scheme), scheme, axis)
 
 
 def near_edge(x: npt.ArrayLike, scheme: QuantScheme, score_error: npt.ArrayLike = 0.0) -> npt.NDArray[np.bool_]:
@@ -240,13 +229,26 @@ def quantize_probabilities(probabilities: npt.ArrayLike, scheme: QuantScheme, ax
     """
     p = np.asarray(probabilities, dtype=np.float64)
     x = relative(p, scheme, axis)
-    quantized = values(x, scheme) + shares(x, scheme, axis)
+    return with_codes(p, x, codes(x, scheme), scheme, axis)
+
+
+def with_codes(p: FloatArray, x: FloatArray, code: CodeArray, scheme: QuantScheme, axis: int = -1) -> FloatArray:
+    """What `quantize_probabilities` makes of probabilities whose `relative` values and `codes` are known.
+
+    >>> from onnx_attnq.scheme import preset
+    >>> p = np.array([0.25, 0.75])
+    >>> with_codes(p, p / 0.75, np.array([6, 7], np.int16), preset("row-log")).round(3).tolist()
+    [0.327, 0.673]
+    """
+    quantized = _values(x, code, scheme)
+    if scheme.pruned is not Pruned.ZERO:
+        quantized += _shares(x, code, scheme, axis)
     if scheme.normalize is Normalize.NONE:
         if scheme.reference is Reference.ROW_MAX and p.shape[axis]:
             return np.asarray(quantized * p.max(axis=axis, keepdims=True))
         return quantized
     total = quantized.sum(axis=axis, keepdims=True)
-    kept = p if scheme.normalize is Normalize.UNIT else np.where(codes(x, scheme) == 0, 0.0, p)
+    kept = p if scheme.normalize is Normalize.UNIT else np.where(code == 0, 0.0, p)
     target = kept.sum(axis=axis, keepdims=True)
     return np.asarray(quantized * (target / np.where(total == 0.0, 1.0, total)))
 
@@ -297,6 +299,28 @@ def quantized_attention(
     return np.asarray(quantize_scores(scores, scheme) @ value)
 
 
+def _values(x: FloatArray, code: CodeArray, scheme: QuantScheme) -> FloatArray:
+    if scheme.bits is None:
+        return np.where(code == 0, 0.0, x)
+    table = np.concatenate([[0.0], levels(scheme), [np.nan]])  # code -1 indexes the NaN at the end
+    return table[code]
+
+
+def _shares(x: FloatArray, code: CodeArray, scheme: QuantScheme, axis: int) -> FloatArray:
+    if scheme.pruned is Pruned.ZERO:
+        return np.zeros_like(x)
+    counts = unmasked(x)
+    sample = _in_sample(counts, axis)
+    tail = np.where((code == 0) & counts, continued_levels(x, scheme), 0.0).sum(axis=axis, keepdims=True)
+    return np.where(sample, tail / np.maximum(sample.sum(axis=axis, keepdims=True), 1), 0.0)
+
+
+def _in_sample(counts: npt.NDArray[np.bool_], axis: int) -> npt.NDArray[np.bool_]:
+    """Of the unmasked keys those whose index is a multiple of the stride."""
+    index = np.arange(counts.shape[axis]).reshape(-1, *(1,) * (counts.ndim - 1 - axis % counts.ndim))
+    return np.asarray(counts & (index % sample_stride(counts.shape[axis]) == 0))
+
+
 def _unscale(scheme: QuantScheme, y: npt.ArrayLike) -> FloatArray:
     return np.asarray(np.exp(y) if scheme.spacing is Spacing.LOG else y, dtype=np.float64)
 
@@ -324,4 +348,5 @@ __all__ = [
     "softmax",
     "unmasked",
     "values",
+    "with_codes",
 ]

@@ -127,17 +127,18 @@ def check_rows(
     else:
         x = numerics.relative(p, scheme)
     expected = np.where(x < _TINY, np.int16(0), numerics.codes(x, scheme))  # nothing left, even by a threshold of 0
-    score_errors = np.asarray(score_error, np.float64)
-    tolerance = _value_tolerance(p, score_errors, scheme)
-    if scheme.pruned is Pruned.ZERO:
-        found, misses = _codes_of(result, p, x, expected, scheme, tolerance)
-    else:
-        tail_errors = np.maximum(score_errors, tail_error)
-        found, misses = _codes_with_share(result, p, x, expected, scheme, score_errors, tail_errors, tolerance)
+    found, misses = expected.copy(), np.zeros(expected.shape, np.bool_)
+    # Most rows are what the definition gives; only the others have to be read.
+    wanted = numerics.with_codes(p, x, expected, scheme)
+    rest = ~(np.abs(result - wanted) <= LEVEL_TOLERANCE * wanted).all(axis=-1)
+    if rest.any():
+        error, of_tail = (np.broadcast_to(array, x.shape)[rest] for array in (score_error, tail_error))
+        found[rest], misses[rest] = _read_codes(result[rest], p[rest], x[rest], expected[rest], error, of_tail, scheme)
 
     both_nan = (expected == numerics.NAN_CODE) & np.isnan(result)
     differ = (found != expected) & ~both_nan
-    excused = differ & numerics.near_edge(x, scheme, score_error) & (np.abs(found - expected) == 1)
+    excused = differ & (np.abs(found - expected) == 1)
+    excused[excused] = numerics.near_edge(x[excused], scheme, np.broadcast_to(score_error, x.shape)[excused])
     errors = (differ & ~excused) | (misses & ~both_nan)
 
     # float32 has no probability below this: the position was masked.
@@ -154,6 +155,23 @@ def check_rows(
         telling=int(_telling(p, positive).sum()),
         not_finite=int(both_nan.sum()),
     )
+
+
+def _read_codes(
+    result: FloatArray,
+    p: FloatArray,
+    x: FloatArray,
+    expected: numerics.CodeArray,
+    score_error: FloatArray,
+    tail_error: FloatArray,
+    scheme: QuantScheme,
+) -> tuple[numerics.CodeArray, npt.NDArray[np.bool_]]:
+    """The code that each value of these rows stands for, and where a value stands for none."""
+    tolerance = _value_tolerance(p, score_error, scheme)
+    if scheme.pruned is Pruned.ZERO:
+        return _codes_of(result, p, x, expected, scheme, tolerance)
+    tail_error = np.maximum(score_error, tail_error)
+    return _codes_with_share(result, p, x, expected, scheme, score_error, tail_error, tolerance)
 
 
 def _value_tolerance(p: FloatArray, score_error: FloatArray, scheme: QuantScheme) -> FloatArray:
@@ -225,7 +243,7 @@ def _codes_with_share(
     for code in (expected, flipped):
         share = np.where(has_reader, read, shared(code) / np.maximum(size, 1))
         without = np.where(sample, result - share, result)
-        rounding = np.maximum(LEVEL_TOLERANCE * share, unsure)
+        rounding = LEVEL_TOLERANCE * share + np.where(code == 0, unsure, 0.0)
         without = np.where(sample & (np.abs(without) <= rounding), 0.0, without)
         found, misses = _codes_of(without, p, x, expected, scheme, tolerance, share * size, unsure)
         low, high = shared(found, -1.0), shared(found, 1.0)
