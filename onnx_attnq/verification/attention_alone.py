@@ -130,23 +130,29 @@ class AttentionAlone:
         magnitude = np.abs(v)
         # A sum over L_k keys is rounded L_k times, half an ULP each at most.
         rounding = LEVEL_TOLERANCE + _EPS * p.shape[-1] / 2
-        flips = self._flips(scores, p, error, tail_error)
-        moved = rounding + flips.sum(-1, keepdims=True)  # by normalization, a flip moves the rest of the row
-        allowed = moved * (np.abs(p) @ magnitude) + flips @ magnitude + np.finfo(np.float32).tiny
+        size, off = np.abs(p) @ magnitude, np.abs(context - p @ v)
+        allowed = rounding * size + np.finfo(np.float32).tiny
+        rest = ~(off <= allowed).all(-1, keepdims=True)  # of most rows no code differs
+        if not rest.any():
+            return 0
+        flips = self._flips(scores, p, error, tail_error, rest)
+        # By normalization, a flip moves the rest of the row.
+        allowed += flips.sum(-1, keepdims=True) * size + flips @ magnitude
         if any(one.bits is None or one.normalize is not Normalize.UNIT for one in schemes_of(self._scheme)):
             allowed += (np.abs(p) * error) @ magnitude  # values follow the scores, not only their codes
         if schemes_of(self._scheme)[0].pruned is Pruned.MEAN:  # what a pruned key gives is spread over the sample
             stride = numerics.sample_stride(p.shape[-1])
             allowed += flips.sum(-1, keepdims=True) * magnitude[..., ::stride, :].max(-2, keepdims=True)
-        return int((np.abs(context - p @ v) > allowed).sum())
+        return int((off > allowed).sum())
 
-    def _flips(self, scores: Array, probabilities: Array, error: Array, tail_error: Array) -> Array:
-        """How much each probability may change because the model multiplied in another order than the op alone did.
+    def _flips(self, scores: Array, probabilities: Array, error: Array, tail_error: Array, rows: Array) -> Array:
+        """How much each probability of some rows may change because the model multiplied in another order than the op
+        alone did; 0 in the other rows.
 
         Next to an edge the code may be another one, which moves the value by one level.
         """
-        scores, error, tail_error = np.broadcast_arrays(scores, error, tail_error)
-        return for_heads(self._scheme, _flips, scores, probabilities, error, tail_error)
+        arrays = np.broadcast_arrays(scores, probabilities, error, tail_error, rows)
+        return for_heads(self._scheme, _flips, *arrays)
 
     def _with_masked_rows(self, scores: Array, probabilities: Array) -> Array:
         """The probabilities, with NaN for fully masked rows that the op zeroes as the original's guard did."""
@@ -222,7 +228,11 @@ def _with_maximum(scores: Array, error: Array) -> Array:
     return np.asarray(error + np.where(counts, error, 0.0).max(-1, keepdims=True, initial=0.0))
 
 
-def _flips(scores: Array, probabilities: Array, error: Array, tail_error: Array, scheme: QuantScheme) -> Array:
+def _flips(
+    scores: Array, probabilities: Array, error: Array, tail_error: Array, rows: Array, scheme: QuantScheme
+) -> Array:
+    flips, rows = np.zeros(scores.shape), rows[..., 0]
+    scores, probabilities, error, tail_error = (a[rows] for a in (scores, probabilities, error, tail_error))
     x = numerics.relative_scores(scores) if scheme.reference is Reference.ROW_MAX else numerics.softmax(scores)
     near = numerics.near_edge(x, scheme, error)
     if scheme.pruned is Pruned.MEAN:
@@ -232,7 +242,8 @@ def _flips(scores: Array, probabilities: Array, error: Array, tail_error: Array,
     step = 0.0 if scheme.bits is None else scheme.step
     level = x * np.exp(step) if scheme.spacing is not Spacing.LINEAR else x + step
     scale = probabilities.max(-1, keepdims=True) / np.maximum(x.max(-1, keepdims=True), np.finfo(np.float32).tiny)
-    return np.asarray(scale * np.where(near, level, 0.0))
+    flips[rows] = scale * np.where(near, level, 0.0)
+    return flips
 
 
 __all__ = ["AloneSessions", "AttentionAlone", "AttentionRows"]
