@@ -17,9 +17,11 @@ from onnx_attnq.errors import InvalidData, InvalidScheme
 from onnx_attnq.find import expose, find_sites
 from onnx_attnq.inputs import generate_samples
 from onnx_attnq.model import structure_hash
-from onnx_attnq.rewriting import RewriteSettings, rewrite, uniform_plan
+from onnx_attnq.rewriting import RewriteSettings, read_record, rewrite, uniform_plan
+from onnx_attnq.run import RunSettings
 from onnx_attnq.scheme import PRESETS, QuantScheme, numerics, preset
 from onnx_attnq.verification import Limit, Limits, VariantCheck, Verification, verify
+from onnx_attnq.verification.attention_alone import AloneSessions, AttentionAlone
 from onnx_attnq.verification.codes import CodeCheck, check_rows
 from onnx_attnq.verification.deviation import deviation_of
 from onnx_attnq.verification.outputs import OutputComparison, token_masks
@@ -143,8 +145,8 @@ def test_a_body_that_does_something_else_is_caught(text: str) -> None:
     original, model = rewritten(text, preset())
     (body,) = model.functions.values()
     next(node for node in body if node.op_type == "ThresholdedRelu").op_type = "LeakyRelu"  # prunes nothing
-    result = verify(original, model, generate_samples(original, 1, 0))
-    assert not result.passed
+    failures = verify(original, model, generate_samples(original, 1, 0)).failures
+    assert any("codes are wrong" in failure for failure in failures), failures
 
 
 def test_a_context_that_is_not_the_product_with_v_is_caught() -> None:
@@ -157,7 +159,21 @@ def test_a_context_that_is_not_the_product_with_v_is_caught() -> None:
     for index in range(2):
         doubled.replace_input_with(index, last.outputs[0])
     body.insert_after(last, doubled)
-    assert not verify(original, model, generate_samples(original, 1, 0)).passed
+    failures = verify(original, model, generate_samples(original, 1, 0)).failures
+    assert any("codes are wrong" in failure for failure in failures), failures
+
+
+@pytest.mark.parametrize("off", [0.0, 1e-3])
+def test_one_wrong_element_of_a_context_is_caught(off: float) -> None:
+    _, model = rewritten(PLAIN, preset())
+    (site,) = read_record(model).sites
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    alone = AttentionAlone(model, site, values, AloneSessions(RunSettings(1), native=False))
+    q, k, v = np.random.default_rng(0).normal(0.0, 2.0, (3, 1, 2, 9, 4)).astype(np.float32)
+    context = numerics.quantized_attention(q, k, v, preset())
+    context[0, 1, 3, 2] += off
+    (found,) = alone.rows([q, k, v, np.zeros((1, 1, 1, 1), np.float32)], context.astype(np.float32))
+    assert found.wrong == (off > 0)
 
 
 def test_nan_where_there_was_none_does_not_pass() -> None:
