@@ -30,7 +30,7 @@ from onnx import TensorProto, helper
 
 from onnx_attnq.rewriting import bodies
 from onnx_attnq.run import native_library
-from onnx_attnq.scheme import QuantScheme, numerics, parse_scheme, preset
+from onnx_attnq.scheme import Pruned, QuantScheme, numerics, parse_scheme, preset
 
 HEADS = 12
 LENGTHS = [(128, 128), (384, 384), (512, 512), (1024, 1024), (2048, 2048), (4096, 4096), (1, 8192)]
@@ -175,7 +175,9 @@ def medians(runs: dict[str, Run], seconds: float) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def print_phases(lengths: list[tuple[int, int]], depth: int, spread_of: Callable[[Shape], float]) -> None:
+def print_phases(
+    lengths: list[tuple[int, int]], depth: int, scheme: QuantScheme, spread_of: Callable[[Shape], float]
+) -> None:
     program = Path(__file__).parent.parent / "build" / "native" / "phases"
     if not program.is_file():
         sys.exit("build the program first: cmake -S custom_ops -B build/native -DONNX_ATTNQ_PROGRAMS=ON && make native")
@@ -184,8 +186,8 @@ def print_phases(lengths: list[tuple[int, int]], depth: int, spread_of: Callable
         "multiply-and-add units can do (16-bit integers and tiles can do more)"
     )
     for keys in sorted({keys for _, keys in lengths if keys <= 4096}):
-        # bits and threshold of the default scheme, then the spread
-        arguments = [keys, depth, 3, 0.01, spread_of(Shape(keys, keys, depth, 1))]
+        shares = int(scheme.pruned is Pruned.MEAN)
+        arguments = [keys, depth, scheme.bits, scheme.threshold, spread_of(Shape(keys, keys, depth, 1)), 0, shares]
         command = [str(program), *map(str, arguments)]
         phases = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         steps = "  ".join(
@@ -224,7 +226,7 @@ def main() -> None:
         return arguments.spread if arguments.pruned is None else spread_for(shape, scheme, arguments.pruned / 100)
 
     if arguments.phases:
-        print_phases(lengths, arguments.depth, spread_of)
+        print_phases(lengths, arguments.depth, scheme, spread_of)
         return
 
     kernels, threads = os.environ.get("ONNX_ATTNQ_ISA", "best"), arguments.threads

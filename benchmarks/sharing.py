@@ -1,12 +1,12 @@
 """What the sample costs on the decoder of examples/decoder, and what a prompt in chunks gives: PyTorch, float32.
 
-    python benchmarks/sharing.py [--bits 2 --threshold .2]
+    python benchmarks/sharing.py [--bits 2 --threshold .2] [--causes]
 
 Rows in which pruned values share what they summed to: with the mean over the pruned keys only, over all
 unmasked keys, over every second, and over the sample of `numerics`; and with the sample that a prompt gets that is
 fed in chunks, whose rows see fewer keys and so a smaller stride. Perplexity, relative to the original's, on windows of
 256 tokens without overlap: of the first so many, of all, and of the second halves of all, which have more context, as
-all tokens have in `onnx-attnq evaluate`.
+all tokens have in `onnx-attnq evaluate`. ``--causes``: what each part of the scheme costs by itself.
 """
 
 from __future__ import annotations
@@ -31,12 +31,17 @@ LENGTH = 256
 
 @dataclasses.dataclass(frozen=True)
 class Sharing:
-    """2**bits - 1 levels above the threshold; ``mean_over`` says which keys (L_q, L_k) share, of pruned and unmasked."""
+    """2**bits - 1 levels above the threshold; ``mean_over`` says which keys (L_q, L_k) share, of pruned and unmasked.
+
+    Without it pruned values stay as they are. ``levels``: whether kept values become levels, and what is shared a sum
+    of levels; else all these are exact.
+    """
 
     name: str
     bits: int
     threshold: float
-    mean_over: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    mean_over: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
+    levels: bool = True
 
     def probabilities(self, scores: torch.Tensor) -> torch.Tensor:
         """(..., L_q, L_k), of scores with the mask added."""
@@ -44,8 +49,12 @@ class Sharing:
         distance = scores - scores.amax(dim=-1, keepdim=True)
         unmasked = distance >= numerics.MASKED_NATS
         code = torch.floor(distance / step + 0.5)  # 0 at the maximum, then -1, -2 …
-        level = torch.where(unmasked, torch.exp(code * step), 0.0)
+        x = torch.where(unmasked, torch.exp(distance), 0.0)
+        level = torch.where(unmasked, torch.exp(code * step), 0.0) if self.levels else x
         pruned = unmasked & (code < -(2**self.bits - 2))
+        if self.mean_over is None:
+            row = torch.where(pruned, x, level)
+            return row / row.sum(dim=-1, keepdim=True)
         sharing = self.mean_over(pruned, unmasked)
         tail = torch.where(pruned, level, 0.0).sum(dim=-1, keepdim=True)
         share = tail / sharing.sum(dim=-1, keepdim=True).clamp(min=1)
@@ -76,6 +85,22 @@ def sharings(bits: int, threshold: float) -> list[Sharing]:
         "the sample, token by token": functools.partial(in_chunks, 1),
     }
     return [Sharing(name, bits, threshold, kind) for name, kind in kinds.items()]
+
+
+def causes(bits: int, threshold: float) -> list[Sharing]:
+    """Sharing alone, over ever fewer keys; the levels alone; and both."""
+    whole_window = functools.partial(in_chunks, LENGTH)
+    kinds = {
+        "the pruned keys": lambda pruned, unmasked: pruned,
+        "all unmasked keys": every(1),
+        "the sample": whole_window,
+    }
+    nothing = {"no key: pruned values are 0": lambda pruned, unmasked: torch.zeros_like(pruned)}
+    return [
+        Sharing("levels; pruned values exact", bits, threshold, None),
+        *(Sharing(f"kept values exact; over {name}", bits, threshold, kind, False) for name, kind in kinds.items()),
+        *(Sharing(f"levels; over {name}", bits, threshold, kind) for name, kind in (kinds | nothing).items()),
+    ]
 
 
 class Decoder:
@@ -117,6 +142,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=40)
     parser.add_argument("--bits", type=int, default=2)
     parser.add_argument("--threshold", type=float, default=0.2)
+    parser.add_argument("--causes", action="store_true", help="what each part of the scheme costs by itself")
     options = parser.parse_args()
     torch.set_num_threads(1)
     decoder = Decoder()
@@ -130,7 +156,7 @@ def main() -> None:
     print(f"{options.bits} bits, threshold {options.threshold:g}: loss of perplexity, %\n")
     print(f"| mean over | {' | '.join(parts)} |")
     print("|---" * (1 + len(parts)) + "|")
-    for sharing in sharings(options.bits, options.threshold):
+    for sharing in (causes if options.causes else sharings)(options.bits, options.threshold):
         more = decoder.losses(sharing, starts) - before
         figures = " | ".join(f"{100 * math.expm1(float(more[part].mean())):.2f}" for part in parts.values())
         print(f"| {sharing.name} | {figures} |", flush=True)

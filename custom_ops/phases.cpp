@@ -1,6 +1,7 @@
 // Prints where one thread spends the time of QuantizedAttention, in nanoseconds and in cycles for 8 scores:
-//   phases KEYS DEPTH [BITS THRESHOLD SPREAD INT16 SHARED]
-// SHARED: pruned values share what they summed to.
+//   phases KEYS DEPTH [BITS THRESHOLD SPREAD INT16 SHARED QUERIES MASK CALLS]
+// SHARED: pruned values share what they summed to. QUERIES: 0 for as many as keys. MASK: 0 none, 1 causal, 2 a quarter
+// of padding. CALLS: only so many, for a program that counts instructions; 0 for as many as time them.
 #include "phases.h"
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
+#include <limits>
 
 #if defined(__GLIBC__)
 #include <malloc.h>
@@ -47,6 +49,20 @@ double cycles_per_ns() {
   return best;
 }
 
+// A mask as exports have it, with the lowest number where nothing is attended to.
+void set_mask(Sample& sample, int kind) {
+  Attention& a = sample.attention;
+  if (kind == 0) return;
+  for (Index i = 0; i < (kind == 1 ? a.queries : 1); ++i) {
+    for (Index j = 0; j < a.keys; ++j) {
+      const bool seen = kind == 1 ? j <= i + a.keys - a.queries : j < a.keys * 3 / 4;
+      sample.mask.push_back(seen ? 0.0f : std::numeric_limits<float>::lowest());
+    }
+  }
+  a.mask_strides.row = kind == 1 ? a.keys : 0;
+  a.mask_strides.column = 1;
+}
+
 }  // namespace onnx_attnq
 
 int main(int argc, char** argv) {
@@ -63,13 +79,18 @@ int main(int argc, char** argv) {
                               : Form{Reference::kRowMax, Spacing::kLog, Normalize::kUnit, argument(7, 0) != 0};
   const auto threshold = static_cast<float>(argument(4, 0.01));
   const Table table = bits == 0 ? make_table(form, 0, 0, 0, 0) : sample_table(form, threshold, bits);
-  Sample sample = make_sample(form, table, 12, keys, keys, depth, static_cast<float>(argument(5, 3)), false);
+  const auto given = static_cast<Index>(argument(8, 0)), queries = given == 0 ? keys : given;
+  Sample sample = make_sample(form, table, 12, queries, keys, depth, static_cast<float>(argument(5, 3)), false);
   sample.attention.int16_products = argument(6, 0) != 0;
+  set_mask(sample, static_cast<int>(argument(9, 0)));
 
   const Selection selection = select_kernels();
   sample.attention.rough_scores = selection.rough_scores;
   const Kernels& kernels = selection.of(call(sample));
   SampleHost host;
+  const auto calls = static_cast<int>(argument(10, 0));
+  for (int i = 0; i < calls; ++i) attend(call(sample), kernels, host);
+  if (calls != 0) return 0;
   double best[4] = {1e30, 1e30, 1e30, 1e30};
   const std::uint64_t started = ticks();
   for (int run = 0; run < 10 || ticks() - started < 500000000; ++run) {
@@ -77,7 +98,7 @@ int main(int argc, char** argv) {
     const std::uint64_t start = ticks();
     attend(call(sample), kernels, host);
     const double whole = static_cast<double>(ticks() - start);
-    const double scores8 = 12.0 * static_cast<double>(keys * keys) / 8;
+    const double scores8 = 12.0 * static_cast<double>(queries * keys) / 8;
     double rest = whole;
     for (int phase = 0; phase < 3; ++phase) {
       const auto spent = static_cast<double>(phase_ticks[phase]);

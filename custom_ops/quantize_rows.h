@@ -84,7 +84,9 @@ static inline void quantize_probabilities(const float* input, float* output, Ind
   if (form.normalize == Normalize::kUnit) weighed = {Simd::sum(all), Simd::sum(total), true};
   if (form.normalize == Normalize::kMass) weighed = {Simd::sum(kept_sum), Simd::sum(total), false};
   if (Simd::any(nan)) weighed = {kNaN, 1.0f, false};  // not by their sum, which is 0 where no other key is kept
-  finish_row(output, length, form, weighed, {unmasked, Simd::sum(pruned), false});
+  Shared shared{unmasked};
+  shared.tail = Simd::sum(pruned);
+  finish_row(output, length, form, weighed, shared);
 }
 
 // Rows of QuantizedSoftmax and QuantizeProbabilities. `scratch` has room for a padded row and a set of its keys.
@@ -101,7 +103,7 @@ void quantize_rows(const Rows& rows, Index first, Index last, float* scratch) {
     }
     for (Index j = 0; j < padded; ++j) scratch[j] = j < length ? input[j] : -kInfinity;
     const float peak = largest_of(scratch, padded, -kInfinity);
-    Shared shared{unmasked, 0.0f, false};
+    Shared shared{unmasked};
     const ScoreRow scored(scratch, padded, peak, rows.form, table);
     const Weighed weighed = scored.weigh_scores(scratch, padded, nullptr, &shared);
     for (Index j = 0; j < length; ++j) output[j] = scratch[j];

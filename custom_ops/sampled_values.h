@@ -26,43 +26,62 @@ class SampledValues {
         sum_(scratch),
         members_(reinterpret_cast<std::int32_t*>(scratch + width_)),
         in_register_(pattern(stride_)),
-        // The first key's index is a multiple of kLanes.
-        first_((round_up(index_of(task), stride_) - index_of(task)) / kLanes) {}
+        index_(task.a.first_index + task.first_key) {}
 
   const float* sum() const { return sum_; }
   Index stride() const { return stride_; }
 
-  // Makes it the sum of a row with these unmasked keys, of the first `keys`, and returns how many are summed.
-  Index take(const KeySet& unmasked, Index keys, const VectorProducts& products) {
+  // Makes it the sum of a row's unmasked keys, of the first `keys`, and returns how many are summed.
+  Index take(const Shared& row, Index keys, const VectorProducts& products) {
+    return row.count == row.end ? take_first(row.end, products) : take_any(row.unmasked.bits(), keys, products);
+  }
+
+ private:
+  static constexpr Index kMost = 256;  // keys of a sample, by sample_stride, one more than there can be
+
+  // Of a row whose unmasked keys are the first so many.
+  Index take_first(Index end, const VectorProducts& products) {
+    if (first_keys_ < 0 || end < first_keys_) restart();
+    std::int32_t more[kMost];
+    Index count = 0;
+    for (Index key = round_up(index_ + first_keys_, stride_) - index_; key < end; key += stride_) {
+      more[count++] = static_cast<std::int32_t>(key);
+    }
+    first_keys_ = end;
+    end_ = 0;
+    return add(more, count, products);
+  }
+
+  // Of a row whose unmasked keys are anywhere.
+  Index take_any(const std::int32_t* bits, Index keys, const VectorProducts& products) {
     const Index step = larger(1, stride_ / kLanes), registers = (keys + kLanes - 1) / kLanes;
-    const std::int32_t* const bits = unmasked.bits();
-    std::int32_t lost = end_ > registers ? 1 : 0, gained = 0;
-    const Index common = smaller(end_, registers);
-    for (Index i = 0; i < common; ++i) {
-      lost |= members_[i] & ~bits[i];
-      gained |= bits[i] & ~members_[i];
-    }
-    if ((lost & in_register_) != 0) end_ = size_ = 0;
-    if (size_ == 0) {
-      for (Index d = 0; d < width_; d += kLanes) Simd::store(sum_ + d, Simd::set1(0.0f));
-      end_ = 0;
-    }
-    const bool only_longer = end_ != 0 && (gained & in_register_) == 0;
-    const Index first = first_ + (only_longer && end_ > first_ ? round_up(end_ - first_, step) : 0);
-    for (Index i = first; i < registers; i += step) {
+    std::int32_t lost = end_ == 0 || end_ > registers ? in_register_ : 0;
+    for (Index i = 0; i < smaller(end_, registers); ++i) lost |= members_[i] & ~bits[i];
+    if ((lost & in_register_) != 0) restart();
+    first_keys_ = -1;
+    std::int32_t more[kMost];
+    Index count = 0;
+    // The first key's index is a multiple of kLanes.
+    for (Index i = (round_up(index_, stride_) - index_) / kLanes; i < registers; i += step) {
       const std::int32_t known = i < end_ ? members_[i] : 0;
       for (auto left = static_cast<unsigned>(bits[i] & in_register_ & ~known); left != 0; left &= left - 1) {
-        products.add_value(i * kLanes + __builtin_ctz(left), sum_);
-        ++size_;
+        more[count++] = static_cast<std::int32_t>(i * kLanes + __builtin_ctz(left));
       }
     }
     for (Index i = 0; i < registers; ++i) members_[i] = bits[i];
     end_ = registers;
-    return size_;
+    return add(more, count, products);
   }
 
- private:
-  static Index index_of(const Task& task) { return task.a.first_index + task.first_key; }
+  void restart() {
+    for (Index d = 0; d < width_; d += kLanes) Simd::store(sum_ + d, Simd::set1(0.0f));
+    first_keys_ = end_ = size_ = 0;
+  }
+
+  Index add(const std::int32_t* keys, Index count, const VectorProducts& products) {
+    if (count != 0) products.add_values(keys, count, sum_);
+    return size_ += count;
+  }
 
   // The lanes of a register whose keys are in the sample, of those registers that have any.
   static std::int32_t pattern(Index stride) {
@@ -73,10 +92,11 @@ class SampledValues {
 
   const Index stride_, width_;
   float* const sum_;
-  std::int32_t* const members_;  // the unmasked keys of the row before
+  std::int32_t* const members_;  // the unmasked keys of the row before, if they were not the first ones
   const std::int32_t in_register_;
-  const Index first_;         // register that has a key of the sample
-  Index end_ = 0, size_ = 0;  // registers that were looked at, and keys that are summed
+  const Index index_;         // of the first key
+  Index first_keys_ = -1;     // how many the row before had, if they were the first ones
+  Index end_ = 0, size_ = 0;  // registers in `members_`, and keys that are summed
 };
 
 }  // namespace

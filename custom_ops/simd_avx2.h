@@ -76,7 +76,6 @@ struct Simd {
   static Mask at_least(Float a, Float b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }
   static Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
   static unsigned bits(Mask a) { return static_cast<unsigned>(_mm256_movemask_ps(a)); }
-  static void store_bits(std::int32_t* p, Mask a) { *p = static_cast<std::int32_t>(bits(a)); }
   static bool any(Mask a) { return _mm256_movemask_ps(a) != 0; }
   static Float where(Mask m, Float a, Float b) { return _mm256_blendv_ps(b, a, m); }
   static Float keep(Mask m, Float a) { return _mm256_and_ps(m, a); }

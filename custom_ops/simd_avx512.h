@@ -57,7 +57,7 @@ struct Simd {
   static Mask is_nan(Float a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
   static Mask at_least(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
   static Mask either(Mask a, Mask b) { return _kor_mask16(a, b); }
-  static void store_bits(std::int32_t* p, Mask a) { *p = a; }
+  static unsigned bits(Mask a) { return a; }
   static bool any(Mask a) { return a != 0; }
   static Float where(Mask m, Float a, Float b) { return _mm512_mask_blend_ps(m, b, a); }
   static Float keep(Mask m, Float a) { return _mm512_maskz_mov_ps(m, a); }

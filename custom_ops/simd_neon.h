@@ -87,7 +87,6 @@ struct Simd {
     const std::uint32_t places[] = {1, 2, 4, 8};
     return vaddvq_u32(vandq_u32(a, vld1q_u32(places)));
   }
-  static void store_bits(std::int32_t* p, Mask a) { *p = static_cast<std::int32_t>(bits(a)); }
   static bool any(Mask a) { return vmaxvq_u32(a) != 0; }
   static Float where(Mask m, Float a, Float b) { return vbslq_f32(m, a, b); }
   static Float keep(Mask m, Float a) { return vreinterpretq_f32_u32(vandq_u32(m, vreinterpretq_u32_f32(a))); }

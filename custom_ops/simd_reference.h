@@ -92,9 +92,10 @@ struct ReferenceSimd {
     return each<Mask>([&](int i) { return a[i] || b[i]; });
   }
   // Bit i is lane i.
-  static void store_bits(std::int32_t* p, const Mask& a) {
-    *p = 0;
-    for (int i = 0; i < kLanes; ++i) *p |= a[i] ? 1 << i : 0;
+  static unsigned bits(const Mask& a) {
+    unsigned bits = 0;
+    for (int i = 0; i < kLanes; ++i) bits |= a[i] ? 1u << i : 0;
+    return bits;
   }
   static bool any(const Mask& a) {
     return std::any_of(a.begin(), a.end(), [](bool lane) { return lane; });

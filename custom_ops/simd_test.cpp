@@ -54,9 +54,7 @@ class Results {
     results_.push_back({operation, {lanes, lanes + kLanes}, true});
   }
   void note_mask(const char* operation, const Mask& m) {
-    std::int32_t bits;
-    S::store_bits(&bits, m);
-    results_.push_back({operation, {static_cast<double>(bits)}, true});
+    results_.push_back({operation, {static_cast<double>(S::bits(m))}, true});
   }
   void note_number(const char* operation, double x, bool exact = true) { results_.push_back({operation, {x}, exact}); }
 

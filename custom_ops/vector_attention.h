@@ -86,7 +86,7 @@ class Block : private ScoredBlock<Products> {
     const Index padded = static_cast<Index>(extent) * kTileKeys, keys = smaller(padded, t_.keys);
     Weighed weighed[kContextRows];
     Shared shared[kContextRows];
-    for (Index r = 0; r < count; ++r) shared[r] = {KeySet(unmasked(r)), 0.0f, false};
+    for (Index r = 0; r < count; ++r) shared[r] = Shared{KeySet(unmasked(r))};
     float share;
     {
       const Timed timed(Phase::kWeights);
@@ -106,22 +106,23 @@ class Block : private ScoredBlock<Products> {
         note_part(own, weighed[r], shared[r], keys, results + r * part_results(a_));
         continue;
       }
-      const float tail = a_.form.shares ? share_tail(shared[r], keys, own) : 0.0f;
-      write(row + r, own, a_.keys == 0 ? 0.0f : weighed[r].factor(tail));
+      const Index sampled = a_.form.shares && shared[r].tail != 0 ? take_sample(shared[r], keys) : 0;
+      const float tail = sampled == 0 ? 0.0f : shared[r].tail;
+      const float factor = a_.keys == 0 ? 0.0f : weighed[r].factor(tail);
+      if (tail == 0) {
+        scale_row(own, 1, a_.value_depth, factor, t_.context_of(row + r), a_.context_strides.column);
+      } else {
+        const float each = tail / static_cast<float>(sampled) * factor;
+        add_rows({own, factor}, {sampled_.sum(), each}, a_.value_depth, t_.context_of(row + r),
+                 a_.context_strides.column);
+      }
     }
   }
 
-  // Adds what the pruned keys of a row share to its context, and returns how much that is: nothing without a sample.
-  float share_tail(const Shared& shared, Index keys, float* context) {
-    const Index size = shared.tail == 0 ? 0 : take_sample(shared, keys);
-    if (size == 0) return 0;
-    add_scaled(sampled_.sum(), shared.tail / static_cast<float>(size), value_row(a_), context);
-    return shared.tail;
-  }
-
+  // Makes the values of a row's sample those of `sampled_`, and returns how many there are.
   Index take_sample(const Shared& shared, Index keys) {
     const bool with_sink = shared.sink && (a_.row_length - 1) % sampled_.stride() == 0;
-    return sampled_.take(shared.unmasked, keys, products_) + (with_sink ? 1 : 0);
+    return sampled_.take(shared, keys, products_) + (with_sink ? 1 : 0);
   }
 
   void note_part(const float* context, const Weighed& weighed, const Shared& shared, Index keys, float* results) {
@@ -210,10 +211,6 @@ class Block : private ScoredBlock<Products> {
 
   ScoreRow score_row(Index row, Index padded, float peak) {
     return ScoreRow(scores(row), padded, peak, a_.form, t_.table_of(row), t_.sink_of(row));
-  }
-
-  void write(Index row, const float* in, float factor) {
-    scale_row(in, 1, a_.value_depth, factor, t_.context_of(row), a_.context_strides.column);
   }
 
   SampledValues sampled_;

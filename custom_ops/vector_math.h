@@ -34,6 +34,24 @@ static inline void scale_row(const float* in, Index in_step, Index length, float
   for (; d < length; ++d) out[d * out_step] = in[d * in_step] * factor;
 }
 
+struct ScaledRow {
+  const float* numbers;
+  float factor;
+};
+
+// out = a + b, each times its factor, where numbers of out lie this far apart.
+static inline void add_rows(ScaledRow a, ScaledRow b, Index length, float* out, Index out_step) {
+  Index d = 0;
+  if (out_step == 1) {
+    const Float a_factor = Simd::set1(a.factor), b_factor = Simd::set1(b.factor);
+    for (; d + kLanes <= length; d += kLanes) {
+      const Float scaled = Simd::mul(Simd::load(a.numbers + d), a_factor);
+      Simd::store(out + d, Simd::fma(Simd::load(b.numbers + d), b_factor, scaled));
+    }
+  }
+  for (; d < length; ++d) out[d * out_step] = a.numbers[d] * a.factor + b.numbers[d] * b.factor;
+}
+
 // exp(x) for x <= 0 within 1 ULP; 0 where the result would not be a normal number.
 //
 // exp(x) = 2^n exp(r) with n the whole number nearest x / ln 2, so |r| <= ln 2 / 2. ln 2 is subtracted in two parts of

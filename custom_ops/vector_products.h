@@ -163,19 +163,23 @@ class VectorProducts {
     return whole;
   }
 
-  // sums += the values of a key; `sums` are value_row(a) numbers.
-  void add_value(Index key, float* sums) const {
-    const Numbers value = value_ + key * value_row_;
+  // sums += the values of these keys; `sums` are value_row(a) numbers.
+  void add_values(const std::int32_t* keys, Index count, float* sums) const {
+    constexpr int kAtOnce = 8;
     Index d = 0;
     if (value_column_ == 1) {
-      with_storage(value.storage, [&](auto storage) {
-        for (; d + kLanes <= a_.value_depth; d += kLanes) {
-          Simd::store(sums + d, Simd::add(Simd::load(sums + d), load_stored<storage()>(value, d)));
+      with_storage(value_.storage, [&](auto storage) {
+        for (; d + kAtOnce * kLanes <= a_.value_depth; d += kAtOnce * kLanes) {
+          sum_columns<kAtOnce, storage()>(keys, count, value_ + d, sums + d);
         }
+        for (; d + kLanes <= a_.value_depth; d += kLanes) sum_columns<1, storage()>(keys, count, value_ + d, sums + d);
       });
     }
-    for (; d < a_.value_depth; ++d) sums[d] += value[d * value_column_];
+    for (; d < a_.value_depth; ++d) {
+      for (Index i = 0; i < count; ++i) sums[d] += value_[keys[i] * value_row_ + d * value_column_];
+    }
   }
+
   void prefetch_value(Index key) const {
     if (value_column_ == 1) prefetch(value_ + key * value_row_, a_.value_depth);
   }
@@ -254,6 +258,19 @@ class VectorProducts {
     l.starts = room.take(kContextRows * l.starts_row);
     l.total = room.total();
     return l;
+  }
+
+  template <int kVectors, Storage kStorage>
+  void sum_columns(const std::int32_t* keys, Index count, Numbers values, float* sums) const {
+    Float columns[kVectors];
+    for (int v = 0; v < kVectors; ++v) columns[v] = Simd::load(sums + v * kLanes);
+    for (Index i = 0; i < count; ++i) {
+      const Numbers value = Numbers{values.data, kStorage} + keys[i] * value_row_;
+      for (int v = 0; v < kVectors; ++v) {
+        columns[v] = Simd::add(columns[v], load_stored<kStorage>(value, v * kLanes));
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) Simd::store(sums + v * kLanes, columns[v]);
   }
 
   // Dot products, of as many keys at a time as make a register of scores; past the last key come scores of that one.

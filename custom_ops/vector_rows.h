@@ -30,9 +30,16 @@ class KeySet {
  public:
   static Index integers(Index padded) { return round_up(padded / kLanes, kLanes); }
 
+  static constexpr unsigned kAll = (1u << kLanes) - 1;
+
   explicit KeySet(std::int32_t* memory = nullptr) : bits_(memory) {}
   bool has(Index key) const { return bits_[key / kLanes] >> key % kLanes & 1; }
-  void set(Index key, Mask lanes) { Simd::store_bits(bits_ + key / kLanes, lanes); }
+  void set(Index key, Mask lanes) { bits_[key / kLanes] = static_cast<std::int32_t>(Simd::bits(lanes)); }
+  // Every key of so many registers.
+  template <int kRegisters>
+  void set_all(Index key) {
+    for (int i = 0; i < kRegisters; ++i) bits_[key / kLanes + i] = kAll;
+  }
   const std::int32_t* bits() const { return bits_; }
   // To be called when all are set.
   void end(Index padded) {
@@ -63,11 +70,61 @@ struct Rough {
   KeySet highest;   // keys of which one has the maximum
 };
 
-// A row whose pruned keys share what they summed to, on its way to weights.
+// A row whose pruned keys share what they summed to, on its way to weights, which fills all of it.
 struct Shared {
-  KeySet unmasked;  // filled when the row is weighed
-  float tail;       // what the pruned keys sum to; filled too
-  bool sink;        // whether the sink is unmasked; filled too
+  KeySet unmasked;
+  Index count = 0, end = 0;  // how many these are, and up to where they lie: the same where they are the first keys
+  float tail = 0.0f;         // what the pruned keys sum to
+  bool sink = false;         // whether the sink is unmasked
+
+  explicit Shared(KeySet empty = KeySet()) : unmasked(empty) {}
+};
+
+// Finds the unmasked keys of a row: those not further below the peak than `masked`.
+class FindUnmasked {
+ public:
+  FindUnmasked(const float* scores, Float peak, Float masked, Shared& row)
+      : scores_(scores), peak_(peak), masked_(masked), row_(row) {}
+
+  // Adds those of a block. Most often all are, or all of some registers: only their least is looked at then.
+  void add(Index begin, Index end) {
+    constexpr int kSome = 4;
+    if (end - begin == kBlock && add_all<kBlock / kLanes>(begin)) return;
+    for (Index j = begin; j < end; j += kLanes) {
+      if (end - j >= kSome * kLanes && add_all<kSome>(j)) {
+        j += (kSome - 1) * kLanes;
+        continue;
+      }
+      const Mask own = unmasked(Simd::load(scores_ + j));
+      const unsigned bits = Simd::bits(own);
+      row_.unmasked.set(j, own);
+      row_.count += __builtin_popcount(bits);
+      if (bits != 0) row_.end = j + 32 - __builtin_clz(bits);
+    }
+  }
+
+ private:
+  Mask unmasked(Float score) const { return Simd::at_least(Simd::sub(score, peak_), masked_); }
+
+  // Adds the keys of so many registers if all are unmasked. A NaN may be passed over: its row is NaN, whatever is
+  // in the set.
+  template <int kRegisters>
+  bool add_all(Index begin) {
+    Float least[2] = {Simd::load(scores_ + begin), Simd::load(scores_ + begin + kLanes)};
+#pragma GCC unroll 16
+    for (int i = 2; i < kRegisters; ++i) {
+      least[i % 2] = Simd::min(least[i % 2], Simd::load(scores_ + begin + i * kLanes));
+    }
+    if (Simd::bits(unmasked(Simd::min(least[0], least[1]))) != KeySet::kAll) return false;
+    row_.unmasked.set_all<kRegisters>(begin);
+    row_.count += kRegisters * kLanes;
+    row_.end = begin + kRegisters * kLanes;
+    return true;
+  }
+
+  const float* const scores_;
+  const Float peak_, masked_;
+  Shared& row_;
 };
 
 // Scores to weights, in place: level of the score's code, or the exponential itself; 0 where it is pruned. `count` is a
@@ -77,13 +134,20 @@ struct Shared {
 // kQuantize: levels, or values kept as they are.
 // kShares: what pruned keys sum to is noted as well, and which keys are unmasked: not further below the maximum than
 // `masked`.
+//
+// Where levels are in registers, a position is never above `start`, that of the maximum, which is held to the highest
+// code: nothing has to be done to each. Others may be above by rounding, or by an attribute that a table cannot have.
 template <bool kExp, bool kQuantize, Levels kLevels, bool kRough = false, bool kShares = false>
 static inline Sums weigh(float* numbers, Index count, float peak, float factor, float offset, const Table& table,
                          bool sum_kept, const Listed* list, Rough* rough, Shared* shared = nullptr, float masked = 0) {
+  constexpr bool kHeld = kQuantize && !kExp && !kRough && kLevels != Levels::kGathered;
+  const float deepest = kShares && kQuantize ? static_cast<float>(table.deepest) : 0.0f;
+  const float end_of_codes = (table.levels + 1 + deepest) * (1 - 0x1p-23f), lifted = offset + deepest;
   const Float shift = Simd::set1(peak), slope = Simd::set1(factor), highest = Simd::set1(offset);
-  const Float start = kRough && !kShares ? Simd::set1(offset + rough->near) : highest;
+  const Float start = Simd::set1(kRough                           ? offset + (kShares ? 0 : rough->near)
+                                 : kHeld && lifted > end_of_codes ? end_of_codes
+                                                                  : lifted);
   const Float near = Simd::set1(kRough ? rough->near : 0.0f);
-  const float deepest = kShares ? static_cast<float>(table.deepest) : 0.0f;
   const Float zero = Simd::set1(0.0f), first = Simd::set1(1.0f);
   const Float top = Simd::set1(table.levels + deepest), below = Simd::set1(deepest), lowest = Simd::set1(masked);
   const Float lowest_kept = Simd::set1(1.0f + deepest);
@@ -111,17 +175,18 @@ static inline Sums weigh(float* numbers, Index count, float peak, float factor, 
   for (Index block = 0; block < count; block += kBlock) {
     if (list != nullptr) list->starts[block / kBlock] = listed;
     const Index end = smaller(block + kBlock, count);
+    if (kShares) FindUnmasked(numbers, shift, lowest, *shared).add(block, end);
     for (Index j = block; j < end; j += kLanes) {
       // The difference is exact where it matters, near the maximum; folding -peak into the offset would not be.
       const Float distance = Simd::sub(Simd::load(numbers + j), shift);
       distances = Simd::add(distances, distance);
       Float weight;
       Mask kept;
-      if (kShares) shared->unmasked.set(j, Simd::at_least(distance, lowest));
       if (kQuantize && kShares) {
         // A NaN becomes index 0; its row is NaN by the sum of distances.
         const Float position = Simd::fma(distance, slope, start);
-        const Float index = Simd::min(Simd::max(Simd::add(position, below), zero), top);
+        const Float from_zero = Simd::max(kRough ? Simd::add(position, below) : position, zero);
+        const Float index = kHeld ? from_zero : Simd::min(from_zero, top);
         const Float level = level_of(Simd::truncate(index));
         // Of the index, which is rounded: what is pruned has its own level. What is pruned sums to what rough scores
         // make of it; only codes of keys that may be kept are in doubt.
@@ -134,7 +199,7 @@ static inline Sums weigh(float* numbers, Index count, float peak, float factor, 
         // A NaN becomes code 0; its row is NaN by the sum of distances. A rough position is never above the top, and
         // what is pruned is brought to the middle of code 0: away from edges.
         const Float least = Simd::max(position, kRough ? half : zero);
-        weight = level_of(Simd::truncate(kRough ? least : Simd::min(least, top)));
+        weight = level_of(Simd::truncate(kRough || kHeld ? least : Simd::min(least, top)));
         kept = kRough ? note_doubt(position, j) : Simd::at_least(position, first);
       } else {
         kept = Simd::at_least(distance, start);
@@ -142,7 +207,7 @@ static inline Sums weigh(float* numbers, Index count, float peak, float factor, 
         all = Simd::add(all, x);
         weight = Simd::keep(kept, x);
       }
-      if (sum_kept) kept_sum = Simd::add(kept_sum, Simd::keep(kept, exp_negative(distance)));
+      if (!kShares && sum_kept) kept_sum = Simd::add(kept_sum, Simd::keep(kept, exp_negative(distance)));
       weights = Simd::add(weights, weight);
       Simd::store(numbers + j, weight);
       if (list != nullptr) listed += Simd::append(keys + listed, indices, kept);
@@ -226,7 +291,7 @@ class ScoreRow {
     alignas(64) float row[kLanes];
     alignas(64) std::int32_t bits[kLanes];
     for (int i = 0; i < kLanes; ++i) row[i] = i == 0 ? sink_ : -kInfinity;
-    Shared own{KeySet(bits), 0.0f, false};
+    Shared own{KeySet(bits)};
     const Sums more = weigh_numbers(row, kLanes, nullptr, &own);
     sums.weights = Simd::add(sums.weights, more.weights);
     sums.kept = Simd::add(sums.kept, more.kept);
@@ -252,6 +317,7 @@ class ScoreRow {
 
   // How levels are found, of a table that has as many.
   Levels levels() const {
+    if (table_->offset > table_->levels + 1) return Levels::kGathered;  // no scheme's: each code is held to the highest
     const int count = form_.shares ? table_->continued_size : static_cast<int>(table_->levels) + 1;
     if (count <= Simd::kPermuted) return Levels::kPermuted;
     const bool factors = form_.shares && Simd::kPermuted != 0 && count <= Table::kLow * Simd::kPermuted;

@@ -467,9 +467,10 @@ def test_a_key_at_the_lowest_edge_is_kept_or_counts_as_what_is_pruned_never_both
 
 
 @ALL_KERNELS
-@pytest.mark.parametrize("low", [-np.inf, -1e4, float(np.finfo(np.float32).min)])
-@pytest.mark.parametrize("kind", ["causal", "right", "left", "window", "random", "odd", "no-sample"])
+@pytest.mark.parametrize("low", [-np.inf, -1e4, float(np.finfo(np.float32).min), -50.0])
+@pytest.mark.parametrize("kind", ["causal", "right", "left", "window", "random", "odd", "changing", "no-sample"])
 def test_masked_keys_share_nothing(kernels: str, kind: str, low: float) -> None:
+    """-50 is no mask: what has it is pruned, and below all levels, but belongs to the sample."""
     rows, columns = np.arange(270)[:, None], np.arange(280)[None, :]
     seen = {
         "causal": columns <= rows,
@@ -478,6 +479,10 @@ def test_masked_keys_share_nothing(kernels: str, kind: str, low: float) -> None:
         "window": (columns <= rows) & (columns > rows - 40),
         "random": np.random.default_rng(5).random((270, 280)) < 0.5,
         "odd": (columns == rows) | (columns % 2 == 1),
+        # One row after the other, the first keys, fewer of them, and any.
+        "changing": np.where(
+            rows % 3 == 0, columns <= rows, (columns < 275 - rows) ^ ((rows % 3 == 2) & (columns == 3))
+        ),
         "no-sample": columns % 2 == 1,
     }[kind]
     mask = np.where(seen, 0.0, low).astype(np.float32)
