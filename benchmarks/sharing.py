@@ -6,7 +6,8 @@ Rows in which pruned values share what they summed to: with the mean over the pr
 unmasked keys, over every second, and over the sample of `numerics`; and with the sample that a prompt gets that is
 fed in chunks, whose rows see fewer keys and so a smaller stride. Perplexity, relative to the original's, on windows of
 256 tokens without overlap: of the first so many, of all, and of the second halves of all, which have more context, as
-all tokens have in `onnx-attnq evaluate`. ``--causes``: what each part of the scheme costs by itself.
+all tokens have in `onnx-attnq evaluate`. ``--causes``: what each part of the scheme costs by itself, on
+the first so many windows only.
 """
 
 from __future__ import annotations
@@ -147,9 +148,11 @@ def main() -> None:
     torch.set_num_threads(1)
     decoder = Decoder()
     starts = list(range(0, len(decoder.ids) - LENGTH + 1, LENGTH))
+    if options.causes:
+        starts = starts[: options.windows]
     parts = {
         f"first {options.windows}": np.s_[: options.windows],
-        f"all {len(starts)}": np.s_[:],
+        **({} if options.causes else {f"all {len(starts)}": np.s_[:]}),
         "their second halves": np.s_[:, LENGTH // 2 - 1 :],
     }
     before = decoder.losses(None, starts)
