@@ -109,7 +109,10 @@ def _looked_for(model: ir.Model, session: Session, drafts: tuple[Draft, ...], re
         if doubts and refusal.partition(": ")[2] in doubts[0]:  # that was the runtime again, not shape inference
             tried = doubts[0].rpartition("; tried ")[2] if "; tried " in doubts[0] else ""
             inferred = f"; it says the same with other sizes ({tried})" if tried else ""
-        raise InvalidData(f"the model runs on none of the samples that were made up; give it data. {refusal}{inferred}")
+        raise InvalidData(
+            "the model runs on none of the samples that were made up; give it data, or the shapes of its inputs "
+            f"(--input-shape). {refusal}{inferred}"
+        )
     return found.sample()
 
 

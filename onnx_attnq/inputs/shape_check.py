@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -273,7 +274,7 @@ class ShapeCheck:
         try:
             found = infer_node_outputs(schema, proto, types, data, None, [onnx.helper.make_opsetid("", version)])
         except InferenceError as error:
-            reason = str(error).replace("[ShapeInferenceError]", "").strip().splitlines()[0]
+            reason = re.sub(r"\[\w+Error\]", "", str(error)).strip().splitlines()[0]
             shown = " and ".join(str(list(shape)) for shape in shapes if shape is not None)
             raise _DoesNotFit(f"{reason} ({shown})", _gaps(node, inputs, shapes)) from None
         except (RuntimeError, TypeError, ValueError, onnx.checker.ValidationError):
