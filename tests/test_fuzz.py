@@ -17,6 +17,8 @@ from small_models import attention
 from onnx_attnq.errors import AttnqError
 from onnx_attnq.find import expose, find_sites
 from onnx_attnq.inputs import generate_samples
+from onnx_attnq.inputs.needed_memory import check_samples_memory
+from onnx_attnq.inputs.shape_check import ShapeCheck
 from onnx_attnq.model import load, save, structure_hash
 from onnx_attnq.rewriting import RewriteSettings, revert, rewrite, uniform_plan
 from onnx_attnq.scheme import preset
@@ -80,11 +82,13 @@ def one_line_of(error: AttnqError, step: str) -> str:
 
 
 def made_up(proto: onnx.ModelProto, folder: Path, rng: random.Random) -> str:
-    """Whether inputs could be made up; nothing is run."""
+    """Whether inputs could be made up, and fit into memory with what the model makes of them; nothing is run."""
     path = folder / "model.onnx"
     path.write_bytes(proto.SerializeToString())
     try:
-        samples = generate_samples(load(path), 1, rng.randrange(10))
+        model = load(path)
+        samples = generate_samples(model, 1, rng.randrange(10))
+        check_samples_memory(ShapeCheck(model), samples)
     except AttnqError as error:
         return one_line_of(error, "refused")
     return "made" if samples else "none"
