@@ -27,6 +27,7 @@ from onnx_attnq.inputs import Sample, generate_samples, load_samples
 from onnx_attnq.job import compress
 from onnx_attnq.model import load, save
 from onnx_attnq.rewriting import RewriteSettings, load_plan, read_record
+from onnx_attnq.run import RunSettings
 from onnx_attnq.scheme import left_alone, numerics, preset, schemes_of
 from onnx_attnq.tune import Effort, Goal, Sweep, Tuner, compress_tuned, dask_cluster, grid
 from onnx_attnq.tune.apply import plan_of
@@ -402,6 +403,12 @@ def test_a_run_that_stopped_in_the_middle_ends_with_the_same_plan(
     resumed = tuner(model, samples, Goal(0.05)).run(tmp_path / "cut.json", resume=True)
     assert resumed.choice == whole.choice
     assert (tmp_path / "cut.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+def test_heads_are_measured_as_all_else_but_with_one_thread(model: Path, samples: list[Sample]) -> None:
+    run = RunSettings(threads=4, memory=2**20, seconds=60.0)
+    found = Tuner(model, samples[:1], Agreement(model, samples), effort=Effort(run=run))._alone
+    assert found == RunSettings(threads=1, memory=2**20, seconds=60.0)
 
 
 def test_a_time_budget_ends_the_measurements_and_says_so(model: Path, samples: list[Sample], tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def sweep(
     loss, samples = loss_and_samples(model, data, lossy, run, options["samples"], **counts)
     folder = model.with_name(f"{model.stem}.sweep") if output is None else output
     with cluster(model, [samples, loss]), progress_bar("Sweeping", "schemes") as progress:
-        job = Sweep(model, samples, loss, wanted, options["repeats"], lossy.jobs, run.custom_ops)
+        job = Sweep(model, samples, loss, wanted, options["repeats"], lossy.jobs, run)
         points = job.run(folder / "points.journal", resume=options["resume"], progress=progress)
     swept = Swept(model.name, data.name, loss.name, points)
     _write(swept, folder, report=not options["no_report"])

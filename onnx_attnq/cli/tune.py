@@ -107,7 +107,7 @@ def tune(
     )
     plan = output or model.with_name(f"{model.stem}.plan.json")
     with cluster(model, [samples]):
-        effort = Effort(options["time_budget"], lossy.jobs, run.custom_ops)
+        effort = Effort(options["time_budget"], lossy.jobs, run)
         found = run_tuning(model, plan, loss, samples, goal, effort, resume=resume)
     if json_path is not None:
         write_json(found.to_json(), json_path)

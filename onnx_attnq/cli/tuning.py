@@ -236,9 +236,7 @@ def tune_first(
 
     loss, samples = loss_and_samples(model, data, lossy, run, TUNING_SAMPLES)
     goal = Goal(lossy.max_loss, lossy.min_pruned)
-    found = run_tuning(
-        model, plan, loss, samples, goal, Effort(jobs=lossy.jobs, custom_ops=run.custom_ops), resume=resume
-    )
+    found = run_tuning(model, plan, loss, samples, goal, Effort(jobs=lossy.jobs, run=run), resume=resume)
     if not quiet:
         show_tuning(found)
         console().print(f"Wrote the plan {plan}")

@@ -126,7 +126,7 @@ class Sweep:
         schemes: What all heads get, one after the other.
         repeats: Runs of each model for the times; 0 to measure none.
         jobs: Processes, or what the backend makes of the number; -1 for all processors.
-        custom_ops: Libraries with custom ops that the model needs.
+        run_settings: How models are run, but for the threads, of which each point has one.
     """
 
     source: Path
@@ -135,7 +135,7 @@ class Sweep:
     schemes: Sequence[QuantScheme]
     repeats: int = 5
     jobs: int = -1
-    custom_ops: tuple[Path, ...] = ()
+    run_settings: RunSettings = RunSettings()
 
     def run(self, journal: Path, *, resume: bool = False, progress: Progress = no_progress) -> tuple[Point, ...]:
         """A point for each scheme, in their order.
@@ -170,7 +170,7 @@ class Sweep:
         progress("", done, len(self.schemes))
         work = joblib.Parallel(n_jobs=self.jobs, return_as="generator_unordered")
         source = str(self.source.absolute())
-        alone = RunSettings(threads=1, custom_ops=self.custom_ops).absolute()
+        alone = dataclasses.replace(self.run_settings, threads=1).absolute()
         shares = shares_pruned(source, self.samples, missing, alone) if missing else {}
         common = (self.samples[0], self.loss, self.repeats, alone)
         for point in work(joblib.delayed(_point)(source, scheme, shares[scheme], *common) for scheme in missing):

@@ -68,12 +68,13 @@ class Effort:
         seconds: Budget of the run. Heads that were not reached in 70 % of it are left alone; a unit or a loss that has
             begun is finished. None: no limit.
         jobs: Processes, or what the backend makes of the number; -1 for all processors.
-        custom_ops: Libraries with custom ops that the model needs; on a cluster, every worker has them at this path.
+        run: How heads are measured, but for the threads, of which each unit has one. On a cluster, every worker has the
+            libraries of custom ops at these paths.
     """
 
     seconds: float | None = None
     jobs: int = -1
-    custom_ops: tuple[Path, ...] = ()
+    run: RunSettings = RunSettings()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +186,7 @@ class Tuner:
     @property
     def _alone(self) -> RunSettings:
         """How heads are measured: one thread gives the same sums whatever machine runs the unit."""
-        return RunSettings(threads=1, custom_ops=self.effort.custom_ops).absolute()
+        return dataclasses.replace(self.effort.run, threads=1).absolute()
 
     def _measure_heads(self, wanted: Sequence[Unit], journal: Journal, report: Progress) -> bool:
         """Measure the units that the journal lacks; returns whether all are done."""
