@@ -36,7 +36,7 @@ def _shared(bits: int, *thresholds: float) -> tuple[QuantScheme, ...]:
 
 
 CANDIDATES: Final = (
-    *_shared(1, 0.1, 0.2, 0.3, 0.5, 0.7),
+    *_shared(1, 0.3, 0.5, 0.7),
     *_shared(2, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7),
     *_shared(3, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5),
     *_shared(4, 0.02, 0.05, 0.1, 0.2),
@@ -49,7 +49,9 @@ CANDIDATES: Final = (
     preset("ji2021", bits=2),
 )
 """What each head may get: 1 to 4 bits with shared mass, or to be left alone. Pruned values of zero and the paper's
-levels are tried, too; they are dropped after the first sample where shared mass beats them."""
+levels are tried, too; they are dropped after the first sample where shared mass beats them. With 1 bit a threshold
+below .3 moves outputs further and prunes less: .1 lost to another candidate on all of 96 heads of two models, .2 on 92.
+"""
 
 MEASURING: Final = 0.7
 """Share of a time budget for the heads; the rest is for the losses of plans."""
