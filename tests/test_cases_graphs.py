@@ -138,7 +138,8 @@ LOW = "-3.4028234e38"
 def masked(steps: str, inputs: str = "float[L,L] m, bool[L,L] c") -> str:
     return (
         f'<ir_version: 10, opset_import: ["" : 21]> g ({QKV}, {inputs}) => (float[1,2,L,4] y) '
-        f"<float low = {{{LOW}}}, float nine = {{-1e9}}, float four = {{-1e4}}, float one = {{-1.0}}> "
+        f"<float low = {{{LOW}}}, float nine = {{-1e9}}, float four = {{-1e4}}, float one = {{-1.0}}, "
+        "float near = {-9e29}, float far = {-1.1e30}> "
         f"{{ kt = Transpose<perm=[0,1,3,2]>(k) s = MatMul(q, kt) {steps} p = Softmax<axis=-1>(x) y = MatMul(p, v) }}"
     )
 
@@ -152,6 +153,10 @@ def masked(steps: str, inputs: str = "float[L,L] m, bool[L,L] c") -> str:
         ("a = Add(s, m) x = Max(a, low)", Form.ATTENTION),
         ("x = Where(c, s, one)", Form.SOFTMAX),
         ("x = Max(s, four)", Form.SOFTMAX),
+        ("x = Max(s, near)", Form.SOFTMAX),  # just above and just below what counts as the lowest
+        ("x = Max(s, far)", Form.ATTENTION),
+        ("w = Where(c, s, near) x = Add(w, m)", Form.SOFTMAX),
+        ("w = Where(c, s, far) x = Add(w, m)", Form.ATTENTION),
         ("w = Where(c, s, four) x = Add(w, m)", Form.SOFTMAX),  # which of the masks weighs more is up to m
         ("w = Where(c, s, four) n = Not(c) x = Where(n, w, nine)", Form.SOFTMAX),
     ],
