@@ -297,7 +297,22 @@ def test_a_record_that_is_no_json(text: str, rewritten: Path) -> None:
         read_record(model)
 
 
-# The two checks that a snapshot and a reverted model have to pass
+# The checks that a snapshot, an undo and a reverted model have to pass
+
+
+@pytest.mark.parametrize("place", [in_a_node, in_a_subgraph, in_a_function, lambda _: ORPHANS["external"]])
+def test_an_undo_with_external_data_is_not_applied(
+    place: Callable[[str], Callable[[Data], None]], rewritten: Path
+) -> None:
+    """Not only the model that comes of it is checked: by then, files would have been looked at."""
+    (rewritten.parent / "own").write_bytes(bytes(32))
+    forge(rewritten, place("own"))
+    model = load(rewritten)
+    record = read_record(model)
+    assert record is not None
+    assert record.undo is not None
+    with pytest.raises(ValueError, match="the undo has external data"):
+        apply(record.undo, model)
 
 
 def test_an_undo_never_has_external_data(tmp_path: Path) -> None:
