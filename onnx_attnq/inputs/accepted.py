@@ -68,9 +68,10 @@ def made_up_samples(
         InvalidData: The model runs on none of them, or computes a value from one that does not fit into memory; or an
             input is not there, or has no such shape.
     """
-    drafts = draft_samples(model, count, seed, input_shapes=input_shapes)
+    check = ShapeCheck(model)
+    drafts = draft_samples(model, count, seed, input_shapes=input_shapes, check=check)
     if drafts:
-        max(drafts, key=lambda draft: draft.nbytes).check_memory(ShapeCheck(model))
+        max(drafts, key=lambda draft: draft.nbytes).check_memory(check)
     session = Session(model, run, frugal=True)
     samples = tuple(draft.sample() for draft in drafts)
     if edges:

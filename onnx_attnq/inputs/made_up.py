@@ -180,10 +180,11 @@ def draft_samples(
     seed: int = 0,
     shapes: Sequence[tuple[int, int]] = SHAPES,
     input_shapes: InputShapes = NO_SHAPES,
+    check: ShapeCheck | None = None,
 ) -> tuple[Draft, ...]:
-    """What `generate_samples` makes arrays of."""
+    """What `generate_samples` makes arrays of; ``check`` is of the model, where there is one already."""
     inputs = known_inputs(model, input_shapes)
-    check = ShapeCheck(model)
+    check = check or ShapeCheck(model)
     drafts: list[Draft] = []
     learned: dict[OpenDim, int] = {}
     for index in range(count):
