@@ -9,7 +9,8 @@ import onnx_ir as ir
 import pytest
 from small_graphs import parse
 
-from onnx_attnq.errors import NothingToRewrite
+from onnx_attnq.errors import InvalidData, NothingToRewrite
+from onnx_attnq.find import expose, find_sites
 from onnx_attnq.job import compress
 from onnx_attnq.model import load, structure_hash
 from onnx_attnq.rewriting import revert
@@ -93,6 +94,14 @@ REWRITTEN = {
         "v = MatMul(h, w3) kt = Transpose<perm = [1, 0]>(k) s = MatMul(q, kt) p = Softmax<axis = -1>(s) "
         "c = MatMul(p, v) o = Add(c, h) }>(x)"
     ),
+    "in a Scan along axis 1, backwards": graph(
+        "from = Constant<value = float[1] {0}>() to, y = Scan<num_scan_inputs = 1, scan_input_axes = [1], "
+        "scan_output_axes = [1], scan_output_directions = [1], scan_input_directions = [1], "
+        "body = b (float[1] u, float[B,8] h) => (float[1] t, float[B,8] o) { t = Identity(u) q = MatMul(h, w1) "
+        "kt = Transpose<perm = [1, 0]>(h) s = MatMul(q, kt) p = Softmax<axis = -1>(s) c = MatMul(p, h) o = Add(c, h) "
+        "}>(from, x)",
+        "float[B,L,8] x, float[8,8] w1",
+    ),
     "in a Scan in a Scan": graph(
         "y = Scan<num_scan_inputs = 1, body = o (float[2,L,8] g) => (float[2,L,8] z) { z = Scan<num_scan_inputs = 1, "
         "body = b (float[L,8] h) => (float[L,8] o) { q = MatMul(h, w1) kt = Transpose<perm = [1, 0]>(h) "
@@ -118,6 +127,33 @@ def test_odd_attention_is_rewritten_verified_and_given_back(name: str, tmp_path:
     back = load(out)
     revert(back)
     assert structure_hash(back) == structure_hash(load(path))
+
+
+def test_branches_that_a_loop_takes_in_turns_cannot_be_shown_and_the_line_says_so(tmp_path: Path) -> None:
+    """onnxruntime stacks what iterations give, and a branch that was not taken gives nothing."""
+    attend = "kt = Transpose<perm = [0, 2, 1]>(h) s = MatMul(h, kt) p = Softmax<axis = -1>(s)"
+    text = graph(
+        "n = Constant<value_int = 2>() y = Loop(n, , x) <body = b (int64 i, bool go, float[B,L,8] h) "
+        "=> (bool stay, float[B,L,8] o) { stay = Identity(go) zero = Constant<value_int = 0>() first = Equal(i, zero) "
+        f"o = If(first) <then_branch = t () => (float[B,L,8] u) {{ {attend} u = MatMul(p, h) }}, "
+        "else_branch = e () => (float[B,L,8] w) { w = Exp(h) }> }>",
+        "float[B,L,8] x",
+    )
+    ir.save(parse(text), tmp_path / "model.onnx")
+    with pytest.raises(InvalidData, match=r"different branches, leave out the sites in these \(--exclude\)"):
+        compress(tmp_path / "model.onnx", tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_scores_that_were_rounded_to_halves_keep_their_product(tmp_path: Path) -> None:
+    text = graph(
+        "xt = Transpose<perm = [0, 2, 1]>(x) s = MatMul(x, xt) f = Cast<to = 1>(s) pf = Softmax<axis = -1>(f) "
+        "p = Cast<to = 10>(pf) y = MatMul(p, x)",
+        "float16[B,L,8] x",
+        "float16[B,L,8] y",
+    )
+    (site,) = find_sites(expose(parse(text))).sites
+    assert site.softmax_only == "Cast 'Cast_f' takes scores of another type, to which they were rounded"
 
 
 DECLINED = {

@@ -190,6 +190,8 @@ def _trace_scores(
             softcap, scale, value = scale, 1.0, _first(node)
         else:
             mask = None if index is None else _mask(node, index)
+            if known_op(node) == "Cast":
+                return Lost(f"{describe(node)} takes scores of another type, to which they were rounded")
             if mask is None or index is None:
                 return Lost(f"{describe(node)} is neither scale nor mask")
             if scale != 1.0 or softcap:

@@ -67,6 +67,9 @@ def _lift(value: ir.Value, flow: Dataflow) -> ir.Value:
     graph.append(shown)
     for other in (g for g in flow.graphs if flow.owner(g) is owner):
         other.outputs.append(shown.outputs[0] if other is graph else _empty(other, value))
+    for name in ("scan_output_axes", "scan_output_directions"):  # of a Scan: one number for each output
+        if name in owner.attributes:
+            owner.attributes[name] = ir.AttrInt64s(name, [*owner.attributes.get_ints(name), 0])
     owner.resize_outputs(len(owner.outputs) + 1)
     lifted = owner.outputs[-1]
     lifted.name = f"{value.name}_lifted"

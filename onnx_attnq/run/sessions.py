@@ -205,6 +205,8 @@ def _said(error: Exception, settings: RunSettings) -> str:
         return f"{where} needs more memory than there is; give smaller inputs"
     if settings.seconds is not None and "terminate flag" in str(error):
         return f"it takes longer than {settings.seconds:g} s, the --time-limit (RunSettings.seconds in Python)"
+    if "Inconsistent shape in loop output" in said:
+        return f"{said}; where iterations of a Loop take different branches, leave out the sites in these (--exclude)"
     return said
 
 
