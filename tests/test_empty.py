@@ -126,7 +126,7 @@ def test_packed_and_grouped_layouts_may_be_empty(name: str, scheme: str, tmp_pat
             np.testing.assert_allclose(output, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("opset", [11, 12, 13])
+@pytest.mark.parametrize("opset", [11, 13])
 @pytest.mark.parametrize("inline", [False, True], ids=["function", "inline"])
 @pytest.mark.parametrize("name", GRAPHS)
 def test_opsets_before_14_may_be_empty(name: str, inline: bool, opset: int, tmp_path: Path) -> None:
@@ -157,9 +157,16 @@ def test_layouts_of_opsets_before_14_may_be_empty(name: str, opset: int, tmp_pat
         np.testing.assert_allclose(output, np.full((batch, queries, 16), float(some)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("opset", [11, 13, 17])
-@pytest.mark.parametrize("scheme", ["identity", "row-log-mean"])
-@pytest.mark.parametrize("widths", [("32", "16"), ("E", "F")])
+@pytest.mark.parametrize(
+    ("widths", "scheme", "opset"),
+    [
+        (("32", "16"), "identity", 17),
+        (("32", "16"), "row-log-mean", 13),
+        (("E", "F"), "identity", 13),
+        (("E", "F"), "row-log-mean", 11),
+        (("E", "F"), "row-log-mean", 17),
+    ],
+)
 def test_a_cache_may_be_empty(widths: tuple[str, str], scheme: str, opset: int, tmp_path: Path) -> None:
     """As the native library does; onnxruntime's own op refuses these sizes, or divides by zero."""
     query, key = (f"float[B,L,{width}]" for width in widths)
