@@ -3,13 +3,21 @@
     python benchmarks/decoder.py [--context 2048:2080] [--int4] [--threads 2] [--memory] [--decode-only]
 
 Past and present are bound to one buffer of the capacity behind the colon, as onnxruntime-genai does. Numbers are
-medians of process CPU time; above 1 is faster than the original. "flat" are weights as they come, with which every
-key counts; "pruned" are scaled so that at least 80 % of the keys are pruned.
+medians of process CPU time of runs; above 1 is faster than the original. "flat" are weights as they come, with which
+every key counts; "pruned" are scaled so that at least 80 % of the keys are pruned.
+
+A step reads all weights, and how fast that is depends on where they happen to lie in memory: one session differs from
+another of the same model by a tenth. So sessions are made anew (`--sessions`), in turn first and last.
+
+`--memory` gives each variant a process of its own that decodes, and prints the peak of these steps. For a profile, one
+variant alone: valgrind --tool=callgrind python benchmarks/decoder.py --variant native --sessions 1 --decode-only
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import multiprocessing
 import statistics
 import tempfile
 import time
@@ -153,8 +161,7 @@ class Decoder:
         for cache in self._caches.values():
             cache.update_inplace(rng.standard_normal(cache.shape()).astype(np.float32))
 
-    def step(self, ids: Any, past: int) -> Any:
-        """The logits of tokens (L,) after a past of that many tokens, which are in the caches."""
+    def _bind(self, ids: Any, past: int) -> None:
         binding = self._binding
         binding.bind_cpu_input("input_ids", ids[None])
         binding.bind_cpu_input("attention_mask", np.ones((1, past + len(ids)), np.int64))
@@ -162,49 +169,78 @@ class Decoder:
             binding.bind_ortvalue_input(name, cache)
             binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)
         binding.bind_output("logits")
-        self._session.run_with_iobinding(binding)
-        return binding.get_outputs()[-1].numpy()
+
+    def step(self, ids: Any, past: int) -> Any:
+        """The logits of tokens (L,) after a past of that many tokens, which are in the caches."""
+        self._bind(ids, past)
+        self._session.run_with_iobinding(self._binding)
+        return self._binding.get_outputs()[-1].numpy()
 
     def timed(self, ids: Any, past: int) -> float:
-        """Process CPU time of a step, seconds."""
+        """Process CPU time of the run of a step, seconds."""
+        self._bind(ids, past)
         start = time.process_time()
-        self.step(ids, past)
+        self._session.run_with_iobinding(self._binding)
         return time.process_time() - start
 
 
-def compare(
-    folder: Path, model: onnx.ModelProto, context: str, threads: int, repeats: int, memory: bool, decode_only: bool
-) -> None:
-    """Prints a line for each of prefill and decode; ``decode_only`` the latter, with a past of random numbers."""
+@dataclasses.dataclass(frozen=True)
+class How:
+    """What to run: repeats of each of so many sessions, of these variants."""
+
+    variants: tuple[str, ...]
+    threads: int
+    repeats: int
+    sessions: int
+    memory: bool
+    decode_only: bool  # with a past of random numbers
+
+
+def made(folder: Path, variant: str, capacity: int, how: How) -> Decoder:
+    """A session of a variant."""
+    path = folder / ("decoder.onnx" if variant == "original" else "decoder.attnq.onnx")
+    session = Decoder(path, capacity, native=variant == "native", threads=how.threads)
+    if how.decode_only:
+        session.fill(np.random.default_rng(2))
+    return session
+
+
+def peak_of_steps(folder: Path, variant: str, length: int, capacity: int, how: How) -> float:
+    """Peak memory of this process while it decodes, megabytes."""
+    session = made(folder, variant, capacity, how)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of loading, is forgotten
+    for _ in range(3):
+        session.step(np.zeros(1, np.int64), length)
+    return peak_memory()
+
+
+def compare(folder: Path, context: str, how: How) -> None:
+    """Prints a line for each of prefill and decode, and one for memory."""
     length, capacity = map(int, context.split(":"))
-    original, rewritten = folder / "decoder.onnx", folder / "decoder.attnq.onnx"
-    if not rewritten.exists():
-        onnx.save(model, original)
-        compress(original, rewritten, verification=None)
-    variants = {"original": (original, False), "portable": (rewritten, False)}
-    if native_library() is not None:
-        variants["native"] = (rewritten, True)
-    decoders = {
-        name: Decoder(path, capacity, native=native, threads=threads) for name, (path, native) in variants.items()
-    }
-    if decode_only:
-        for session in decoders.values():
-            session.fill(np.random.default_rng(2))
     ids = np.random.default_rng(1).integers(0, VOCABULARY, length + 1)
-    phases = (("prefill", ids[:-1], 0), ("decode", ids[-1:], length))
-    for phase, tokens, past in phases[1:] if decode_only else phases:
-        count = repeats * (4 if phase == "decode" else 1)
-        spent: dict[str, list[float]] = {name: [] for name in decoders}
-        for _ in range(count + 1):
-            for name, session in decoders.items():
-                spent[name].append(session.timed(tokens, past))
-        medians = {name: statistics.median(times[1:]) for name, times in spent.items()}
-        columns = "  ".join(
-            f"{name} {seconds * 1e3:9.2f} ms {medians['original'] / seconds:5.2f}" for name, seconds in medians.items()
-        )
+    phases = (
+        {"decode": (ids[-1:], length)} if how.decode_only else {"prefill": (ids[:-1], 0), "decode": (ids[-1:], length)}
+    )
+    spent: dict[str, dict[str, list[float]]] = {phase: {name: [] for name in how.variants} for phase in phases}
+    for turn in range(how.sessions):
+        in_turn = how.variants[:: -1 if turn % 2 else 1]
+        sessions = {name: made(folder, name, capacity, how) for name in in_turn}
+        for phase, (tokens, past) in phases.items():
+            for repeat in range(how.repeats * (4 if phase == "decode" else 1) + 1):
+                for name, session in sessions.items():
+                    seconds = session.timed(tokens, past)
+                    if repeat > 0:
+                        spent[phase][name].append(seconds)
+    for phase, times in spent.items():
+        medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+        first = medians[how.variants[0]]
+        columns = "  ".join(f"{name} {x * 1e3:9.2f} ms {first / x:5.2f}" for name, x in medians.items())
         print(f"  {context:11} {phase:8} {columns}", flush=True)
-    if memory:
-        print(f"  {context:11} peak     {peak_memory():.0f} MB, of all together")
+    if how.memory:
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            peaks = {name: pool.apply(peak_of_steps, (folder, name, length, capacity, how)) for name in how.variants}
+        columns = "  ".join(f"{name} {x:9.1f} MB {x / peaks[how.variants[0]]:5.3f}" for name, x in peaks.items())
+        print(f"  {context:11} memory   {columns}", flush=True)
 
 
 def main() -> None:
@@ -217,15 +253,23 @@ def main() -> None:
     parser.add_argument("--weights", choices=("flat", "pruned"), action="append")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--decode-only", action="store_true", help="no prompt: random numbers for a past")
+    parser.add_argument("--sessions", type=int, default=4)
+    parser.add_argument("--variant", choices=("original", "portable", "native"), action="append")
     arguments = parser.parse_args()
-    how = (arguments.threads, arguments.repeats, arguments.memory, arguments.decode_only)
+    variants = arguments.variant or ["original", "portable", *(["native"] if native_library() is not None else [])]
+    given = {
+        field.name: getattr(arguments, field.name) for field in dataclasses.fields(How) if field.name != "variants"
+    }
+    how = How(tuple(variants), **given)
     for weights in arguments.weights or ("flat", "pruned"):
         print(f"{weights}, {'int4' if arguments.int4 else 'float32'}, {arguments.threads} threads")
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
             model = decoder(sharp=weights == "pruned", packed=not arguments.separate)
-            model = int4(model) if arguments.int4 else model
+            onnx.save(int4(model) if arguments.int4 else model, folder / "decoder.onnx")
+            compress(folder / "decoder.onnx", folder / "decoder.attnq.onnx", verification=None)
             for context in arguments.context or CONTEXTS:
-                compare(Path(folder), model, context, *how)
+                compare(folder, context, how)
 
 
 if __name__ == "__main__":
