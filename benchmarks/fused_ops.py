@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
 from onnx_attnq.errors import AttnqError
 from onnx_attnq.job import compress
@@ -36,13 +36,15 @@ def model(op_type: str, inputs: Inputs, outputs: int, domain: str, opset: int, a
     names = ["" if name.startswith("skip") else name for name in inputs]
     fed = {name: array for name, array in inputs.items() if not name.startswith("skip")}
     node = helper.make_node(op_type, names, [f"o{i}" for i in range(outputs)], "node", domain=domain, **attributes)
-    kinds = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16}
-    kind = kinds[inputs["query"].dtype]
+    kinds = [inputs["query"].dtype, *[inputs.get("past_key", inputs["query"]).dtype] * (outputs - 1)]
     graph = helper.make_graph(
         [node],
         "g",
         [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in fed.items()],
-        [helper.make_tensor_value_info(f"o{i}", kind, None) for i in range(outputs)],
+        [
+            helper.make_tensor_value_info(f"o{i}", helper.np_dtype_to_tensor_dtype(kind), None)
+            for i, kind in enumerate(kinds)
+        ],
     )
     imports = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=imports, ir_version=10)
@@ -67,6 +69,15 @@ def gqa(
     }
     how = {"num_heads": HEADS, "kv_num_heads": GROUPS, **attributes}
     return model("GroupQueryAttention", inputs, 3, "com.microsoft", 21, how)
+
+
+def gqa_int8(queries: int, keys: int, kind: str) -> onnx.ModelProto:
+    """The same with caches of 8-bit integers; a query's scores are as widely spread."""
+    caches = {name: draw(1, GROUPS, 2 * keys, SIZE).astype(np.int8) for name in ("past_key", "past_value")}
+    steps = (1,) if kind == "PER_TENSOR" else (1, GROUPS, 1, SIZE)
+    scales = {name: np.full(steps, 1 / 30, np.float32) for name in ("k_scale", "v_scale")}
+    how = {"k_quant_type": kind, "v_quant_type": kind, "kv_cache_bit_width": 8}
+    return gqa(queries, keys, more={**caches, **skipped(5), **scales}, **how)
 
 
 def skipped(count: int) -> Inputs:
@@ -121,6 +132,8 @@ def cases(prompt: int, past: int) -> dict[str, Callable[[], onnx.ModelProto]]:
             f"gqa, sinks, {phase}": lambda q=queries, k=keys, m=sink: gqa(q, k, more=m),
             f"gqa, bias, {phase}": lambda q=queries, k=keys, m=bias: gqa(q, k, more=m),
             f"gqa, float16, {phase}": lambda q=queries, k=keys: gqa(q, k, half),
+            f"gqa, int8, {phase}": lambda q=queries, k=keys: gqa_int8(q, k, "PER_TENSOR"),
+            f"gqa, int8 by channel, {phase}": lambda q=queries, k=keys: gqa_int8(q, k, "PER_CHANNEL"),
             f"mha, {phase}": lambda q=queries, k=keys: mha(q, k),
             f"mha, padding, {phase}": lambda q=queries, k=keys: mha(q, k, mask=True),
             f"mha, causal, {phase}": lambda q=queries, k=keys: mha(q, k, unidirectional=1),
@@ -140,7 +153,7 @@ def main() -> None:
     parser.add_argument("--past", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--scheme", default="row-log")
+    parser.add_argument("--scheme", default="row-log-mean")
     parser.add_argument("--only", default="")
     arguments = parser.parse_args()
     run = RunSettings(arguments.threads)
@@ -162,7 +175,7 @@ def main() -> None:
                 print(f"{name:34} {error}")
                 continue
             feeds = feeds_of(proto)
-            spent: dict[str, list[float]] = {name: [] for name in sessions}
+            spent: dict[str, list[float]] = {variant: [] for variant in sessions}
             try:
                 for _ in range(arguments.repeats * (4 if name.endswith("step") else 1) + 1):
                     for variant, session in sessions.items():
@@ -183,12 +196,15 @@ def feeds_of(proto: onnx.ModelProto) -> Inputs:
     for value in proto.graph.input:
         shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        spread = 3.0 if value.name == "query" else 1.0
+        spread = 3.0 if value.name == "query" else 30.0 if dtype == np.int8 else 1.0
         feeds[value.name] = draw(*shape, spread=spread).astype(dtype)
     if "seqlens_k" in feeds:
         keys = feeds["past_key"].shape[2] // 2
         feeds["seqlens_k"][:] = keys - 1
         feeds["total_sequence_length"][:] = keys
+    for name in ("k_scale", "v_scale"):
+        if name in feeds:
+            feeds[name][:] = 1 / 30
     if "mask" in feeds:
         feeds["mask"][:] = 1 if feeds["mask"].dtype == np.int32 else 0
     for name in ("attention_bias", "head_sink"):

@@ -273,10 +273,11 @@ class VectorProducts {
     for (int v = 0; v < kVectors; ++v) Simd::store(sums + v * kLanes, columns[v]);
   }
 
-  // Dot products, of as many keys at a time as make a register of scores; past the last key come scores of that one.
+  // Dot products. Several rows take as many keys at a time as make a register of scores, so that each query is read
+  // once for these; past the last key come scores of that one.
   template <int kRows, Storage kStorage>
   void score_direct(Index row, Index panel, float* out, Index out_row) {
-    constexpr int kPlaces = kRows == 3 ? 4 : kRows, kKeys = kLanes / kPlaces;
+    constexpr int kKeys = kRows == 1 ? 1 : kLanes / (kRows == 3 ? 4 : kRows);
     const Index first = panel * kTileKeys, count = smaller(kTileKeys, t_.keys - first);
     for (Index j = 0; j < count; j += kKeys) {
       Numbers keys[kKeys];
@@ -286,6 +287,10 @@ class VectorProducts {
       }
       Float sums[kLanes] = {};
       multiply_vectors<kRows, kStorage>(a_.depth, query(row), layout_.query_row, keys, sums);
+      if constexpr (kRows == 1) {
+        out[j] = Simd::sum(sums[0]);
+        continue;
+      }
       alignas(64) float scores[kLanes];
       Simd::store(scores, Simd::sums(sums));
       for (int r = 0; r < kRows; ++r) {

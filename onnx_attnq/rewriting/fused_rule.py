@@ -32,9 +32,6 @@ def whole_op(sites: Sites, site: AttentionSite) -> str | None:
 def slower_because(site: AttentionSite, fused: FusedOp, scheme: SiteScheme) -> str | None:
     """Why a fused op is faster than what would replace it, with the native library; None where it is not."""
     if is_taken(fused):
-        tensors = fused.inputs[0]
-        if tensors is not None and tensors.dtype is ir.DataType.FLOAT16:
-            return f"the native library computes in float32, which for float16 takes longer than this {fused.op_type}"
         return None
     if site.form is not Form.ATTENTION:
         return f"the native library has no kernel for all that this {fused.op_type} does"
