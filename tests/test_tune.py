@@ -26,7 +26,7 @@ from onnx_attnq.find import expose, find_sites
 from onnx_attnq.inputs import Sample, generate_samples, load_samples
 from onnx_attnq.job import compress
 from onnx_attnq.model import load, save
-from onnx_attnq.rewriting import RewriteSettings, load_plan, read_record
+from onnx_attnq.rewriting import Plan, RewriteSettings, load_plan, read_record
 from onnx_attnq.run import RunSettings
 from onnx_attnq.scheme import left_alone, numerics, preset, schemes_of
 from onnx_attnq.tune import Effort, Goal, Sweep, Tuner, compress_tuned, dask_cluster, grid
@@ -375,6 +375,26 @@ def test_a_bound_that_nothing_holds_is_not_called_accepted(model: Path, samples:
     )[-1]
     assert found.choice.schemes == mildest.schemes
     assert {other.name for other in found.won} >= {"one scheme for all heads"}
+
+
+def test_the_fastest_is_one_of_the_plans_of_the_other_objectives_as_measured(
+    model: Path, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidates = tuple(preset("row-log", bits=bits, threshold=t) for bits, t in ((1, 0.3), (5, 0.7), (2, 0.1)))
+
+    def run(objective: Objective) -> Plan:
+        loss, goal = Agreement(model, samples, figures=("cosine",)), Goal(None, 0.4, objective)
+        tuner = Tuner(model, samples[:1], loss, goal, Effort(jobs=1), candidates)
+        found = tuner.run(tmp_path / "plan.json", resume=True)
+        assert load_plan(tmp_path / "plan.json") == plan_of(find_sites(expose(load(model))), found.choice)
+        return load_plan(tmp_path / "plan.json")
+
+    each = [run(one) for one in Objective.FASTEST.searched]
+    assert len(set(each)) > 1
+    for number, plan in enumerate(each):  # times are not repeatable: as if this one were the fastest
+        timed = [float(other != number) for other in range(len(each))]
+        monkeypatch.setattr("onnx_attnq.tune.fastest.cpu_times", lambda *_, timed=timed: timed)
+        assert run(Objective.FASTEST) == plan
 
 
 def test_a_target_of_pruning_takes_the_mildest_plan_that_reaches_it(

@@ -36,6 +36,14 @@ class Objective(enum.StrEnum):
     """The bits of a code."""
     SPARSE_AND_NARROW = "sparse-and-narrow"
     """Both, at `BIT_PRICE`."""
+    FASTEST = "fastest"
+    """Time: a plan is searched for each of the others, and the fastest model is taken, as measured."""
+
+    @property
+    def searched(self) -> tuple[Objective, ...]:
+        """What plans are searched for; the last is what single heads are compared by."""
+        several = (Objective.SPARSE, Objective.NARROW, Objective.SPARSE_AND_NARROW)
+        return several if self is Objective.FASTEST else (self,)
 
     def cost(self, trial: Trial) -> float:
         """What a head costs with a scheme."""
