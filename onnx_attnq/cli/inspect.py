@@ -39,7 +39,7 @@ _REASONS = 3
 def inspect(
     model: Path, explain: str | None, no_run: bool, input_shapes: InputShapes, run: RunSettings, json_path: str | None
 ) -> None:
-    """List the attention of MODEL, and why other softmaxes are not attention.
+    """List the attention of MODEL, and why other softmaxes are none.
 
     The site ids are what --include and --exclude match. For a rewritten model, show how it was rewritten.
 

@@ -203,9 +203,7 @@ def loss_and_samples(
     samples = load_samples(data, load(model))
     if metric is not None:
         return FunctionLoss(model, load_function(metric), metric), samples[:count]
-    return Agreement(model, samples, run, lossy.figures or AGREEMENT[:2]), samples[
-        : min(count, (len(samples) + 1) // 2)
-    ]
+    return Agreement(model, samples, run, lossy.figures or AGREEMENT[:2]), samples[::2][:count]
 
 
 def _cluster(

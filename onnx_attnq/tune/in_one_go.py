@@ -56,8 +56,8 @@ def compress_tuned(
 
     Args:
         source: The model; never changed.
-        samples: Inputs. Half of them choose the plan and the other half confirm it; the first of them are those that
-            heads are measured on, and that the model is verified on.
+        samples: Inputs. Every other one chooses the plan and the others confirm it; the first of those that choose are
+            those that heads are measured on, and that the model is verified on.
         output: Where to write; beside the source as NAME.attnq.onnx if None.
         goal: What may be lost, what has to be pruned, and what to be small in.
         loss: What is lost; `Agreement` with the original on the samples if None.
@@ -72,7 +72,7 @@ def compress_tuned(
     source = Path(source)
     target = source.with_name(f"{source.stem}.attnq.onnx") if output is None else Path(output)
     plan = target.with_suffix(".plan.json")
-    used = tuple(samples[: min(SAMPLES, (len(samples) + 1) // 2)])
+    used = tuple(samples[::2][:SAMPLES])  # of those that `Agreement` calibrates with
     wanted = loss or Agreement(source, samples, run)
     parts = Parts(progress)
     found = Tuner(source, used, wanted, goal, effort).run(plan, resume=True, progress=parts.next())
