@@ -89,7 +89,7 @@ def sweep(
     json_path: str | None,
     **options: Any,
 ) -> None:
-    """Try schemes on MODEL, and report the loss, the share pruned and the speed of each.
+    """Try schemes on MODEL; report loss, share pruned and speed.
 
     All heads get the same scheme, as in the paper; `tune` chooses one for each head. Writes points.csv, points.json,
     report.html and the pictures as SVG. What was measured is in points.journal; --resume continues from there.
