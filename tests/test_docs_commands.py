@@ -12,7 +12,7 @@ import shlex
 import shutil
 import tomllib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -82,6 +82,16 @@ OURS = [shown for shown in SHOWN if shown.words[0] == "onnx-attnq"]
 
 def reason(shown: Shown) -> str | None:
     return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, " ".join(shown.words))), None)
+
+
+def quick(shown: list[Shown]) -> list[Any]:
+    """Of commands that run a model many times the first of each kind, and all others; the rest are slow."""
+    seen, marked = set[str](), []
+    for one in shown:
+        again = one.words[1] in ("bench", "bisect", "evaluate", "sweep", "tune") and one.words[1] in seen
+        marked.append(pytest.param(one, id=str(one), marks=pytest.mark.slow if again else ()))
+        seen.add(one.words[1])
+    return marked
 
 
 def test_commands_are_found() -> None:
@@ -178,7 +188,7 @@ def main_exit(arguments: list[str], folder: Path) -> int:
     return int(ended.value.code or 0)
 
 
-@pytest.mark.parametrize("shown", [shown for shown in OURS if reason(shown) is None], ids=str)
+@pytest.mark.parametrize("shown", quick([shown for shown in OURS if reason(shown) is None]))
 def test_a_command_runs(shown: Shown, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "here"
     shutil.copytree(files, folder)

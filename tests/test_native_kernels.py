@@ -621,7 +621,7 @@ def test_long_calls_that_keep_most_or_little(kernels: str, threshold: float, rou
 
 
 @ALL_KERNELS
-@pytest.mark.parametrize("low", [-np.inf, float(np.finfo(np.float32).min)])
+@pytest.mark.parametrize("low", [-np.inf, pytest.param(float(np.finfo(np.float32).min), marks=pytest.mark.slow)])
 def test_long_calls_with_masks(kernels: str, low: float) -> None:
     q, k, v = draw(1, 2, 700, 64, spread=2), draw(2, 2, 700, 64), draw(3, 2, 700, 16)
     causal = np.where(np.tri(700, dtype=bool), 0.0, low).astype(np.float32)

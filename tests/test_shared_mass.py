@@ -42,7 +42,7 @@ def masked_scores(keys: int, seed: int, spread: float = 3.0) -> np.ndarray:
     return scores
 
 
-@pytest.mark.parametrize("opset", [12, 17, 19, 24])
+@pytest.mark.parametrize("opset", [12, *(pytest.param(opset, marks=pytest.mark.slow) for opset in (17, 19)), 24])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: "-".join(str(v) for v in f))
 def test_every_family_of_every_length(
     family: tuple[Reference, Normalize, Spacing | None, Rounding | None], opset: int
