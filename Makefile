@@ -20,12 +20,12 @@ demo: $(VENV)/.demo-installed
 test: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -n 2
 
-test-slow: $(VENV)/.test-installed
+test-slow: $(VENV)/.test,examples-installed
 	$(BIN)/python -m pytest -m slow
 
 # Export, evaluation and deployment, of trained models: what needs torch (2 GB with what comes with it).
 test-pipeline: $(VENV)/.test,examples-installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m pipeline tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'pipeline and not slow' tests
 
 # Small wrong changes, one at a time, and whether the tests nearest to them notice. MUTATION_OF narrows it down, such as
 # MUTATION_OF="onnx_attnq/scheme --sample 40": all of it takes days.

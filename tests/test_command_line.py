@@ -257,6 +257,7 @@ def test_a_folder_of_transformers_is_exported_and_compressed(run: Run, tmp_path:
     assert run(tmp_path / "decoder-onnx", "--no-verify")[0] != 0  # both files are in it now: one is rewritten already
 
 
+@pytest.mark.slow
 @pytest.mark.pipeline
 def test_a_name_of_the_hub_is_exported_and_compressed(tmp_path: Path) -> None:
     # The hub's cache, as a download leaves it.

@@ -38,7 +38,11 @@ ATOL = 1e-4
 @pytest.mark.parametrize("attention", list(AttentionImplementation))
 @pytest.mark.parametrize(
     ("head", "task"),
-    [("ForQuestionAnswering", "question-answering"), ("ForMaskedLM", "fill-mask"), ("Model", "feature-extraction")],
+    [
+        ("ForQuestionAnswering", "question-answering"),
+        pytest.param("ForMaskedLM", "fill-mask", marks=pytest.mark.slow),
+        pytest.param("Model", "feature-extraction", marks=pytest.mark.slow),
+    ],
 )
 def test_optimum_exports_what_it_knows(
     tmp_path: Path, head: str, task: str, attention: AttentionImplementation
@@ -114,7 +118,9 @@ def test_the_command_exports_and_compresses(tmp_path: Path, capsys: pytest.Captu
     assert (tmp_path / "onnx" / "model.attnq.onnx").exists()
 
 
-@pytest.mark.parametrize("task", [(), ("--task", "fill-mask")])  # whether optimum is imported early or late
+@pytest.mark.parametrize(
+    "task", [(), pytest.param(("--task", "fill-mask"), marks=pytest.mark.slow)]
+)  # whether optimum is imported early or late
 def test_notes_of_the_exporter_are_not_shown(tmp_path: Path, task: tuple[str, ...]) -> None:
     """optimum has one about tied weights. In a process of its own: loggers are set up once."""
     folder = source(tmp_path / "bert", "Bert", "ForMaskedLM")

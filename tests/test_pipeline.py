@@ -93,7 +93,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return folder
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param("rxnmapper", marks=pytest.mark.slow), "minilm", "decoder"])
 def test_a_trained_model_loses_little_on_its_task(name: str, exported: Callable[[str], Path], tmp_path: Path) -> None:
     task, data, options, metric = TASKS[name]
     folder = exported(name)
@@ -147,6 +147,7 @@ def test_the_program_of_the_examples_prints_what_a_pipeline_gives(exported: Call
     assert done.stdout == generate("Return a new", max_new_tokens=40, do_sample=False)[0]["generated_text"] + "\n"
 
 
+@pytest.mark.slow
 def test_the_sweeps_of_the_paper_run_on_a_local_folder(tmp_path: Path) -> None:
     """examples/ji2021/hub.sh with a folder in place of the names on the hub, of a model and of a data set."""
     source(tmp_path / "bert", "Bert", "ForMaskedLM")
