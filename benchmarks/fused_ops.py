@@ -155,6 +155,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--scheme", default="row-log-mean")
     parser.add_argument("--only", default="")
+    parser.add_argument("--no-portable", action="store_true", help="for long prompts, whose scores it keeps in memory")
     arguments = parser.parse_args()
     run = RunSettings(arguments.threads)
     for name, make in cases(arguments.prompt, arguments.past).items():
@@ -167,7 +168,9 @@ def main() -> None:
             try:
                 settings = RewriteSettings(preset(arguments.scheme), keep_fused=False)
                 compress(original, rewritten, rewriting=settings, verification=None)
-                sessions = {"original": Session(original, run), "portable": Session(rewritten, run)}
+                sessions = {"original": Session(original, run)}
+                if not arguments.no_portable:
+                    sessions["portable"] = Session(rewritten, run)
                 if native_library() is not None:
                     sessions["native"] = Session(rewritten, run, native=True)
                 ops = ",".join(sorted({f"{n.op_type}" for n in load(rewritten).graph if n.domain == "onnx_attnq"}))
