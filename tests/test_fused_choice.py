@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from decoder_models import decoder
 from fused_case import CURRENT_KERNELS
 
 from onnx_attnq.cli.group import cli
-from onnx_attnq.job import compress
+from onnx_attnq.job import compress, plan_only
 from onnx_attnq.model import load
-from onnx_attnq.rewriting import read_record
+from onnx_attnq.rewriting import RewriteSettings, read_record
 from onnx_attnq.scheme import preset
 
 pytestmark = CURRENT_KERNELS
@@ -129,6 +130,21 @@ def test_windows_in_turns_and_a_softcap_as_in_gemma_2_get_the_native_op(tmp_path
     assert found.verification.passed
     names = ["QuantizedGroupQueryAttention", "QuantizedGroupQueryAttention_2"]
     assert sorted(node.op_type for node in load(found.output).graph if node.domain == "onnx_attnq") == names
+
+
+def test_layers_of_one_op_keep_the_numbers_of_their_own_schemes(tmp_path: Path) -> None:
+    """They share the body of the op, which refers to the attributes of each call."""
+    path = tmp_path / "m.onnx"
+    onnx.save(layers_with_windows(4, 4), path)
+    plan = plan_only(path, RewriteSettings(scheme=preset("row-log"))).plan
+    thresholds = zip(plan.sites, (0.01, 0.3), strict=True)
+    sites = tuple(dataclasses.replace(s, scheme=preset("row-log", threshold=t)) for s, t in thresholds)
+    found = compress(path, rewriting=RewriteSettings(plan=dataclasses.replace(plan, sites=sites)))
+    assert found.output is not None
+    assert found.verification is not None
+    assert found.verification.passed, found.verification.failures
+    names = [node.op_type for node in load(found.output).graph if node.domain == "onnx_attnq"]
+    assert names == ["QuantizedGroupQueryAttention"] * 2
 
 
 @pytest.mark.parametrize("kind", ["mha", "attention", "scatter"])
