@@ -843,3 +843,30 @@ def test_vectors_of_one_large_number(kernels: str, rest: float) -> None:
     k[0, 7] = 0
     check_attention(kernels, q, k, v, SCHEMES[0])
     check_attention(kernels, q, q, v[:, :260], SCHEMES[0], scale=0.5)
+
+
+@ALL_KERNELS
+def test_scores_as_far_off_as_their_bound_allows(kernels: str) -> None:
+    """Rough scores are computed again where rounding moves them over an edge: with half the bound some would not be.
+
+    What 16 bits leave out of a key is nearly parallel to the query, up in the key of the row's maximum and down in the
+    others, each of which lies just beyond an edge.
+    """
+    scheme, norm = preset("row-log"), 46290 - 64**0.5  # of rounded vectors, rounded_products.h
+    scores = np.append(30.0, 30.0 + np.log(numerics.edges(scheme)) - 2e-4)
+
+    def multiples(each: float) -> np.ndarray:
+        """Of a step, all but the last of which leave out the same."""
+        return np.append(np.full(63, each), (norm**2 - 63 * each**2) ** 0.5)
+
+    query = multiples(5600.0) / norm
+    directions = [multiples(5600.49), *[multiples(5600.51)] * scheme.levels]
+    keys = np.array([d * s / (d @ query) for d, s in zip(directions, scores, strict=True)])
+    pruned = multiples(5600.0) * (24.0 / (multiples(5600.0) @ query))  # few are kept, as where rough scores pay
+    keys = np.concatenate([keys, np.broadcast_to(pruned, (292, 64))])
+    q, k = (np.float32(np.broadcast_to(a, (1, *shape))) for a, shape in ((query, (128, 64)), (keys, keys.shape)))
+    eye = np.eye(len(keys), dtype=np.float32)[None]
+    got = run_attention(attention_model(scheme, scale=1.0, rank=3), q, k, eye, 0.0, kernels=kernels)
+    expected = numerics.quantized_attention(q, k, eye, scheme)
+    assert (numerics.codes(numerics.relative_scores(q @ k.swapaxes(1, 2)), scheme)[0, 0, 1:8] == np.arange(7)).all()
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
