@@ -50,6 +50,11 @@ def output_of(text: str) -> ir.Value:
             " y = ReduceSum<keepdims=0>(u) }",
             4,
         ),
+        (  # a causal mask has as many axes, whatever it is added to
+            "(float[a,b] x, int64[n] s, float[b,b] m) => (float y) { t = Reshape(x, s) u = Add(t, m)"
+            " y = ReduceSum<keepdims=0>(u) }",
+            None,
+        ),
     ],
 )
 def test_rank(text: str, rank: int | None) -> None:
@@ -112,6 +117,12 @@ def test_the_rank_of_what_positions_and_masks_are_made_with(text: str, rank: int
         ("(bool[a] c, int32[a] x) => (int32[a] y) { u = Where(c, x, x) y = Identity(u) }", ir.DataType.INT32),
         ("(float[a] x, int64[1] k) => (float[n] v, int64[n] u) { v, u = TopK(x, k) }", ir.DataType.INT64),
         ("(float16[a,b] x) => (float16[a,b] y, bool[a,b] u) { y, u = Dropout(x) }", ir.DataType.BOOL),
+        ("(int64[2] s) => (float[a,b] y) { u = ConstantOfShape(s) y = Neg(u) }", FLOAT),
+        ("(int64[2] s, int64 k) => (float[a,b] y) { m = ConstantOfShape<value=float16[1]{-1}>(s) u = Trilu(m, k)"
+         " y = Neg(u) }", FLOAT16),
+        ("(int64 a, int64 b, int64 c) => (int64[n] y) { u = Range(a, b, c) y = Neg(u) }", ir.DataType.INT64),
+        ("(int64[2] s) => (float[a,b] y) { m = RandomNormal<shape=[1]>() u = Expand(m, s) y = Neg(u) }", None),
+        ("(int64 k) => (float[a,b] y) { m = RandomNormal<shape=[1]>() u = Pow(m, k) y = Neg(u) }", None),
     ],
 )  # fmt: skip
 def test_dtype(text: str, dtype: ir.DataType | None) -> None:

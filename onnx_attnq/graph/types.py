@@ -44,6 +44,9 @@ _BROADCASTING: Final = _COMPARING | frozenset(
 )
 """Ops whose output has the greatest of their inputs' ranks."""
 
+_ONE_TYPE: Final = (_BROADCASTING - {"Pow"}) | {"Concat", "Range"}
+"""Ops all of whose inputs have one element type, beside those that `_computed_dtype` names."""
+
 _ONE_RANK: Final = {"Shape": 1, "Size": 0, "Range": 1, "NonZero": 2, "Flatten": 2}
 """Ops whose output always has so many axes."""
 
@@ -218,9 +221,8 @@ class _Search:
     def _broadcast(self, node: ir.Node, depth: int) -> int | None:
         ranks = {operand: self.rank(operand, depth) for operand in node.inputs if operand is not None}
         if None in ranks.values():
-            # The rank of a weight, bias or scale does not tell that of the other operand.
-            few = 2 if "MatMul" in node.op_type else 1
-            computed = {operand: rank for operand, rank in ranks.items() if rank is not None and rank > few}
+            # The rank of a weight, bias, scale or causal mask does not tell that of the other operand.
+            computed = {operand: rank for operand, rank in ranks.items() if rank is not None and rank > 2}
             ranks = {} if self._certain else {v: rank for v, rank in computed.items() if constant(v) is None}
         return max((rank for rank in ranks.values() if rank is not None), default=None)
 
@@ -323,18 +325,24 @@ def _computed_dtype(value: ir.Value, depth: int, known: _Elements) -> ir.DataTyp
             return first(node.inputs[1:])
         case "EmbedLayerNormalization":  # its inputs begin with two tensors of ids; its second output is a mask index
             return ir.DataType.INT32 if place == 1 else first(node.inputs[2:4])
+        case "ConstantOfShape":
+            filled = node.attributes.get("value")
+            if filled is None:
+                return ir.DataType.FLOAT
+            return None if filled.is_ref() else filled.as_tensor().dtype
         case "TopK" if place == 1:
             return ir.DataType.INT64
         case "Dropout" if place == 1:
             return ir.DataType.BOOL
     # The rest returns the type of its floating-point inputs, which conditions, indices and codes are not.
-    whole: ir.DataType | None = None
     for operand in node.inputs:
         dtype = _dtype(operand, depth, known)
         if dtype is not None and dtype.is_floating_point():
             return dtype
-        whole = whole or dtype
-    return whole if op_type in _SAME_RANK | _BROADCASTING | _LAYOUT else None
+    if op_type in _ONE_TYPE:
+        return first(node.inputs)
+    # What follows may be a shape, axes, indices or a diagonal, which say nothing about the first.
+    return first(node.inputs[:1]) if op_type in _SAME_RANK | _LAYOUT | {"Pow"} else None
 
 
 def _width(value: ir.Value, depth: int) -> int | None:
