@@ -25,7 +25,7 @@ _running: list[Stoppable] = []
 def running(options: _Options, seconds: float | None = None) -> Iterator[_Options]:
     """Within the block, a signal stops what is run with these options, and so does the end of a time."""
     _running.append(options)
-    watch = None if seconds is None else threading.Timer(seconds, _stop, (options,))
+    watch = None if seconds is None else threading.Timer(min(seconds, threading.TIMEOUT_MAX), _stop, (options,))
     try:
         if watch is not None:
             watch.daemon = True

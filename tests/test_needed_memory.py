@@ -175,10 +175,17 @@ def test_a_run_that_takes_too_long_is_ended(tmp_path: Path, capsys: pytest.Captu
     assert not (tmp_path / "model.attnq.onnx").exists()
 
 
-def test_a_run_in_time_is_not_ended() -> None:
+@pytest.mark.parametrize("seconds", [60.0, 1e300, float("inf")])
+def test_a_run_in_time_is_not_ended(seconds: float) -> None:
     model = parse("(float[N, L, 4] x) => (float[N, L, 4] y) { y = Exp(x) }")
-    session = Session(model, RunSettings(seconds=60))
+    session = Session(model, RunSettings(seconds=seconds))
     assert session.run({"x": np.zeros((1, 2, 4), np.float32)})["y"].max() == 1
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
+def test_a_limit_that_is_no_time_is_refused(seconds: float) -> None:
+    with pytest.raises(InvalidData, match=r"a time limit of \S+ s; it has to be more than 0"):
+        RunSettings(seconds=seconds)
 
 
 @pytest.mark.parametrize("command", ["", "analyze", "bench", "inspect", "verify"])

@@ -115,9 +115,7 @@ class Session:
                     found.update(zip(extra, map(from_value, shown), strict=True))
             return {name: found[name] for name in names}
         except (*_ERRORS, ValueError, RuntimeError) as error:  # RuntimeError: a type that numpy does not have
-            raise InvalidData(
-                f"onnxruntime does not run the model on this sample: {_said(error, self._settings)}"
-            ) from None
+            raise self._refused(error) from None
 
     def bound(self, sample: Mapping[str, npt.NDArray[Any]], shared: Mapping[str, str]) -> Callable[[], None]:
         """Prepare runs on one sample in which inputs and outputs are the same memory, as a decoder's caches may be.
@@ -146,9 +144,7 @@ class Session:
                 with running(onnxruntime.RunOptions(), self._settings.seconds) as options:
                     self._session.run_with_iobinding(binding, options)
             except (*_ERRORS, RuntimeError) as error:
-                raise InvalidData(
-                    f"onnxruntime does not run the model on this sample: {_said(error, self._settings)}"
-                ) from None
+                raise self._refused(error) from None
 
         return run
 

@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Final
 
+from onnx_attnq.errors import InvalidData
+
 MEMORY: Final = 256 * 2**20
 """Bytes of values inside of a model that one run may return, unless more is allowed."""
 
@@ -18,7 +20,10 @@ class RunSettings:
         threads: Threads inside an op; None leaves it to onnxruntime.
         custom_ops: Libraries with custom ops that the models need, other than this package's own.
         memory: Bytes of values inside of a model that one run may return; they are fetched in groups of this size.
-        seconds: The longest that one run may take; None for no limit. It ends at the next op.
+        seconds: The longest that one run may take, above 0; None for no limit. It ends at the next op.
+
+    Raises:
+        InvalidData: No such time.
 
     >>> RunSettings(threads=2).memory // 2**20
     256
@@ -28,6 +33,10 @@ class RunSettings:
     custom_ops: tuple[Path, ...] = ()
     memory: int = MEMORY
     seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.seconds is not None and not self.seconds > 0.0:  # NaN neither
+            raise InvalidData(f"a time limit of {self.seconds:g} s; it has to be more than 0")
 
     def absolute(self) -> RunSettings:
         """With paths that a process in another folder finds, too."""
