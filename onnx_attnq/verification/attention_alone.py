@@ -130,7 +130,10 @@ class AttentionAlone:
         magnitude = np.abs(v)
         # A sum over L_k keys is rounded L_k times, half an ULP each at most.
         rounding = LEVEL_TOLERANCE + _EPS * p.shape[-1] / 2
-        size, off = np.abs(p) @ magnitude, np.abs(context - p @ v)
+        size, product = np.abs(p) @ magnitude, p @ v
+        off = np.abs(context - product)
+        # What is NaN without a NaN in what it is made of; a NaN is never more than what is allowed.
+        off[np.isnan(context) & np.isfinite(product) & ~np.isnan(probabilities).any(-1, keepdims=True)] = np.inf
         allowed = rounding * size + np.finfo(np.float32).tiny
         rest = ~(off <= allowed).all(-1, keepdims=True)  # of most rows no code differs
         if not rest.any():
