@@ -37,7 +37,7 @@ class SampledValues {
   }
 
  private:
-  static constexpr Index kMost = 256;  // keys of a sample, by sample_stride, one more than there can be
+  static constexpr Index kMost = 256;  // keys of a sample, by sample_stride
 
   // Of a row whose unmasked keys are the first so many.
   Index take_first(Index end, const VectorProducts& products) {
