@@ -238,7 +238,7 @@ def with_codes(p: FloatArray, x: FloatArray, code: CodeArray, scheme: QuantSchem
     >>> from onnx_attnq.scheme import preset
     >>> p = np.array([0.25, 0.75])
     >>> with_codes(p, p / 0.75, np.array([6, 7], np.int16), preset("row-log")).round(3).tolist()
-    [0.327, 0.673]
+    [0.33, 0.67]
     """
     quantized = _values(x, code, scheme)
     if scheme.pruned is not Pruned.ZERO:
