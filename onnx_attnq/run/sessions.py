@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from onnx_attnq.run.shared_weights import without_large_weights
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-_HINTS = {
+_HINTS: Final = {
     "is not a registered function/op": "; --custom-ops takes a library that has it (custom_ops in Python)",
     "Could not find an implementation": "; its CPU has no kernel for this type; `compress --no-verify` runs no model",
 }
