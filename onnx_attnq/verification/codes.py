@@ -275,7 +275,7 @@ def _codes_of(
     with it each value may be off by ``unsure``.
     """
     kept = result > 0.0
-    of_share = np.asarray(unsure / np.maximum(result, _TINY))
+    of_share = unsure / np.maximum(result, _TINY)
     if scheme.normalize is Normalize.NONE:
         peak = p.max(axis=-1, keepdims=True) if scheme.reference is Reference.ROW_MAX else np.ones(1)
         return _read(result, peak, x, scheme, tolerance + of_share)
@@ -288,8 +288,7 @@ def _codes_of(
     table = numerics.levels(scheme)
     top = np.argmax(result, axis=-1)[..., None]
     largest, code = np.take_along_axis(result, top, -1), np.take_along_axis(expected, top, -1).astype(np.int64)
-    if of_share.ndim:
-        tolerance = tolerance + np.take_along_axis(of_share, top, -1)  # of the scale, so of every value
+    tolerance = tolerance + np.take_along_axis(of_share, top, -1)  # of the scale, so of every value
     best: tuple[numerics.CodeArray, npt.NDArray[np.bool_]] | None = None
     shifts: tuple[int, ...] = (0, -1, 1)
     if scheme.reference is Reference.ROW_MAX:  # the row's maximum is x = 1, in the top bin
@@ -298,7 +297,7 @@ def _codes_of(
         scale = largest / table[np.clip(code + shift, 1, scheme.levels) - 1]
         found, misses = _read(result, scale, x, scheme, tolerance + of_share)
         total = np.where(found > 0, table[np.maximum(found, 1) - 1], 0.0).sum(axis=-1, keepdims=True)
-        of_row = np.max(tolerance, axis=-1, keepdims=True) if tolerance.ndim else tolerance
+        of_row = np.max(tolerance, axis=-1, keepdims=True)
         misses = misses | (np.abs(scale * total - target) > of_row * (target + shared)) & (total > 0.0)
         best = (found, misses) if best is None else _fewer_misses(best, (found, misses))
     assert best is not None
