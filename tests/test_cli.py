@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -23,7 +24,9 @@ from small_graphs import parse
 
 import onnx_attnq
 from onnx_attnq.cli import main
-from onnx_attnq.model import save
+from onnx_attnq.model import load, save
+from onnx_attnq.rewriting import read_record
+from onnx_attnq.rewriting.record import write_record
 
 ALBERT = Path(__file__).parent / "gallery" / "albert__optimum.onnx"
 TEXT = FORMS["scale and additive mask"].text
@@ -228,6 +231,43 @@ def test_explain_tells_the_story_of_one_softmax(model: Path, run: Run) -> None:
     code, _, err = run("inspect", model, "--explain", "nowhere")
     assert code == 2
     assert "'nowhere'" in err
+
+
+@pytest.mark.parametrize("options", [[], ["--inline"]])
+def test_explain_of_a_rewritten_model_looks_at_the_original(options: list[str], tmp_path: Path, run: Run) -> None:
+    shutil.copy(ALBERT, tmp_path / "m.onnx")
+    done, left = (site["id"] for site in json.loads(run("inspect", tmp_path / "m.onnx", "--json", "-")[1])["sites"])
+    assert run(tmp_path / "m.onnx", "--no-verify", "--bits", "2", "--exclude", left, *options)[0] == 0
+    rewritten = tmp_path / "m.attnq.onnx"
+    story = run("inspect", tmp_path / "m.onnx", "--explain", done)[1].splitlines()
+    now = run("inspect", rewritten, "--explain", done)[1].splitlines()
+    replaced = "the softmax; the products stay" if options else "the products and the softmax"
+    assert now[:-1] == story[:-1]
+    assert now[-1] == f"rewritten by onnx-attnq: one op replaces {replaced}; row-log-mean (2 bits, threshold 0.03)"
+    assert run("inspect", rewritten, "--explain", left) == run("inspect", tmp_path / "m.onnx", "--explain", left)
+    ours = {node.name for node in onnx.load(rewritten).graph.node} - {n.name for n in onnx.load(ALBERT).graph.node}
+    code, out, _ = run("inspect", rewritten, "--explain", min(ours - {""}))
+    assert (code, out.startswith("put in by onnx-attnq")) == (0, True)
+    for name in ("nowhere", onnx.load(ALBERT).graph.node[-1].name):
+        assert run("inspect", rewritten, "--explain", name)[0] == 2
+
+
+def test_a_rewrite_that_cannot_be_undone_is_looked_at_without_what_was_put_in(tmp_path: Path, run: Run) -> None:
+    shutil.copy(ALBERT, tmp_path / "m.onnx")
+    done, left = (site["id"] for site in json.loads(run("inspect", tmp_path / "m.onnx", "--json", "-")[1])["sites"])
+    assert run(tmp_path / "m.onnx", "--no-verify", "--exclude", left)[0] == 0
+    model = load(tmp_path / "m.attnq.onnx")
+    rewritten = tmp_path / "rewritten.onnx"
+    record = read_record(model)
+    assert record is not None
+    write_record(model, dataclasses.replace(record, undo=None, irreversible="it is too large to be kept"))
+    save(model, rewritten)
+    out = run("inspect", rewritten)[1]
+    assert "cannot be reverted: it is too large to be kept" in out
+    assert "1 attention site left alone" in out
+    assert "declined" not in out
+    assert run("inspect", rewritten, "--explain", done)[1].startswith("rewritten by onnx-attnq: one op replaces")
+    assert run("inspect", rewritten, "--explain", left) == run("inspect", tmp_path / "m.onnx", "--explain", left)
 
 
 def test_explain_ends_with_the_reason_where_the_walk_alone_gives_none(tmp_path: Path, run: Run) -> None:

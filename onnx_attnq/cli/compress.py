@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,16 @@ from onnx_attnq.cli.options import (
     threshold_option,
     weights_option,
 )
-from onnx_attnq.cli.output import compared, console, in_megabytes, plain_table, progress_bar, show_refused, write_json
+from onnx_attnq.cli.output import (
+    compared,
+    console,
+    in_megabytes,
+    plain_table,
+    progress_bar,
+    scheme_text,
+    show_refused,
+    write_json,
+)
 from onnx_attnq.cli.tuning import Lossy, loss_options, tune_first
 
 if TYPE_CHECKING:
@@ -36,7 +45,6 @@ if TYPE_CHECKING:
     from onnx_attnq.inputs import InputShapes
     from onnx_attnq.job import Compression, FolderCompression, WeightCompression
     from onnx_attnq.run import RunSettings
-    from onnx_attnq.scheme import SiteScheme
     from onnx_attnq.verification import VariantCheck, Verification
 
 
@@ -302,7 +310,7 @@ def _show(result: Compression, original: ir.Model, out: Console, *, real_data: b
     from onnx_attnq.run import native_library
 
     rewritten = [entry for entry in result.plan.sites if entry.scheme is not None]
-    schemes = sorted({_describe(entry.scheme) for entry in result.plan.sites if entry.scheme is not None})
+    schemes = sorted({scheme_text(entry.scheme) for entry in result.plan.sites if entry.scheme is not None})
     if rewritten:
         out.print(f"{result.source}: {len(rewritten)} of {len(result.sites.sites)} sites, {', '.join(schemes)}")
     else:
@@ -384,17 +392,3 @@ def _show_verdict(run: VariantCheck, found: Verification, out: Console) -> None:
         out.print(f"failed: {failure}", style="red")
     passed = not failures and not found.failures_of_rewrite
     out.print("Verified" if passed else "Not verified", style="green" if passed else "red")
-
-
-def _describe(scheme: SiteScheme) -> str:
-    from onnx_attnq.scheme import schemes_of
-
-    bits = sorted({one.bits for one in schemes_of(scheme) if one.bits is not None})
-    thresholds = sorted({one.threshold for one in schemes_of(scheme)})
-    of_bits = f"{_range(bits)} bits, " if bits else ""
-    return f"{scheme.name} ({of_bits}threshold {_range(thresholds)})"
-
-
-def _range(numbers: Sequence[float]) -> str:
-    low, high = f"{numbers[0]:g}", f"{numbers[-1]:g}"
-    return low if low == high else f"{low} to {high}"

@@ -10,15 +10,15 @@ import click
 
 from onnx_attnq.cli.command import command
 from onnx_attnq.cli.options import input_shape_option, json_option, path_type, run_options
-from onnx_attnq.cli.output import console, plain_table, write_json
+from onnx_attnq.cli.output import console, plain_table, scheme_text, write_json
 from onnx_attnq.errors import CannotRevert, InvalidModel
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from onnx_attnq.find import AttentionSite, Sites
+    from onnx_attnq.find import Form, Sites
     from onnx_attnq.inputs import InputShapes
-    from onnx_attnq.rewriting import Record
+    from onnx_attnq.rewriting import Record, RewrittenSite
     from onnx_attnq.run import RunSettings
 
 _REASONS = 3
@@ -50,83 +50,119 @@ def inspect(
     from onnx_attnq.job import inspection_json
     from onnx_attnq.model import load
     from onnx_attnq.rewriting import read_record
-    from onnx_attnq.scheme import schemes_of
     from onnx_attnq.study import with_shapes
 
     loaded = load(model)
     record = read_record(loaded)
-    exposed = expose(loaded)
+    original = loaded if record is None else _without_ours(model)
+    ours = set() if record is None else _node_names(loaded) - _node_names(original)
+    exposed = expose(original)
     found = find_sites(exposed)
-    out = console()
     if explain is not None:
-        stories = [
-            (site.story, f"attention: {_outcome(site)}") for site in found.sites if explain in (site.id, site.node)
-        ]
-        stories += [(r.story, f"declined: {r.reason}") for r in found.rejections if explain == r.node]
-        if not stories:
+        lines = _explained(explain, found, record)
+        if not lines and explain in ours:
+            lines = ["put in by onnx-attnq when it rewrote the model; `onnx-attnq inspect` lists what was there"]
+        if not lines:
             raise InvalidModel(f"{model}: no softmax node is named {explain!r}; `onnx-attnq inspect` lists them")
-        for story, outcome in stories:
-            for line in (*story, outcome):
-                out.print(line)
+        for line in lines:
+            console().print(line)
         return
     problem = None
     if record is None:
         found, problem = with_shapes(load(model), exposed, found, input_shapes, None if no_run else run)
     else:
-        found = _left_alone(load(model), record) or found
+        done = {site.id for site in record.sites}
+        found = dataclasses.replace(found, sites=tuple(site for site in found.sites if site.id not in done))
     if json_path is not None:
         write_json(inspection_json(model, loaded, found, record), json_path)
     if json_path == "-":
         return
     if record is not None:
-        table = plain_table("site", "form", "scheme", "bits", "threshold")
-        for done in record.sites:
-            schemes = schemes_of(done.scheme)
-            bits = ("-" if one.bits is None else str(one.bits) for one in schemes)
-            thresholds = (f"{one.threshold:g}" for one in schemes)
-            table.add_row(done.id, str(done.form), done.scheme.name, " ".join(bits), " ".join(thresholds))
-        out.print(f"{model}: rewritten by onnx-attnq {record.version}")
-        out.print(f"original: {record.structure_hash}")
-        out.print(f"plan:     {record.plan}")
-        if record.undo is None:
-            out.print(f"cannot be reverted: {record.irreversible}")
-        out.print(table)
+        _print_record(model, record)
     if found.sites:
-        table = plain_table("site", "form", "scope", "heads", "probabilities", "from scores to context")
-        for text in (1, 2, 4, 5):
-            table.columns[text].justify = "left"
-        for site in found.sites:
-            heads = "-" if site.heads is None else str(site.heads)
-            shape = "-" if site.shape is None else " x ".join("?" if dim is None else str(dim) for dim in site.shape)
-            table.add_row(site.id, str(site.form), site.scope, heads, shape, " > ".join(site.chain))
-        left = "" if record is None else " left alone"
-        out.print(f"{model}: {len(found.sites)} attention site{'' if len(found.sites) == 1 else 's'}{left}")
-        out.print(table)
-        reasons = _reasons(found)
-        for reason, ids in list(reasons.items())[:_REASONS]:
-            out.print(f"note: {reason}: {', '.join(ids)}")
-        if len(reasons) > _REASONS:
-            out.print(f"note: so it is, for like reasons, at {len(reasons) - _REASONS} more; --json has all")
+        _print_sites(model, found, "" if record is None else " left alone")
         if problem is not None:
-            out.print(f"note: shapes are not all known: {problem}")
+            console().print(f"note: shapes are not all known: {problem}")
     elif record is None:
-        out.print(f"{model}: no attention found")
+        console().print(f"{model}: no attention found")
     for rejection in found.rejections:
-        out.print(f"declined: {rejection.op_type} {rejection.node!r} in {rejection.scope}: {rejection.reason}")
+        console().print(f"declined: {rejection.op_type} {rejection.node!r} in {rejection.scope}: {rejection.reason}")
 
 
-def _left_alone(model: ir.Model, record: Record) -> Sites | None:
-    """What of the original was not rewritten; the ops that were put in have parts that look like an attention."""
-    from onnx_attnq.find import expose, find_sites
-    from onnx_attnq.rewriting import revert
+def _without_ours(path: Path) -> ir.Model:
+    """A rewritten model without the ops that were put in, parts of which look like an attention: the original."""
+    from onnx_attnq.model import load
+    from onnx_attnq.rewriting import DOMAIN, revert
 
+    model = load(path)
     try:
         revert(model)
     except CannotRevert:
-        return None
-    found = find_sites(expose(model))
-    done = {site.id for site in record.sites}
-    return dataclasses.replace(found, sites=tuple(site for site in found.sites if site.id not in done))
+        model = load(path)  # without their bodies, the ops that were put in are none that a walk enters
+        for name in [name for name in model.functions if name[0] == DOMAIN]:
+            del model.functions[name]
+    return model
+
+
+def _explained(name: str, found: Sites, record: Record | None) -> list[str]:
+    """How the softmaxes of that name were judged, and what became of them."""
+    done = () if record is None else record.sites
+    lines: list[str] = []
+    for site in found.sites:
+        if name in (site.id, site.node):
+            ours = next((one for one in done if one.id == site.id), None)
+            lines += (*site.story, f"attention: {_outcome(site.form)}" if ours is None else _rewritten(ours))
+    for rejection in found.rejections:
+        if name == rejection.node:
+            lines += (*rejection.story, f"declined: {rejection.reason}")
+    # A rewrite that cannot be undone has no story of what was there.
+    return lines or [_rewritten(one) for one in done if name in (one.id, one.node)]
+
+
+def _rewritten(site: RewrittenSite) -> str:
+    return f"rewritten by onnx-attnq: {_outcome(site.form)}; {scheme_text(site.scheme)}"
+
+
+def _node_names(model: ir.Model) -> set[str]:
+    from onnx_attnq.graph import Dataflow
+
+    return {node.name for graph in Dataflow(model).graphs for node in graph if node.name}
+
+
+def _print_record(model: Path, record: Record) -> None:
+    from onnx_attnq.scheme import schemes_of
+
+    table = plain_table("site", "form", "scheme", "bits", "threshold")
+    for done in record.sites:
+        schemes = schemes_of(done.scheme)
+        bits = ("-" if one.bits is None else str(one.bits) for one in schemes)
+        thresholds = (f"{one.threshold:g}" for one in schemes)
+        table.add_row(done.id, str(done.form), done.scheme.name, " ".join(bits), " ".join(thresholds))
+    out = console()
+    out.print(f"{model}: rewritten by onnx-attnq {record.version}")
+    out.print(f"original: {record.structure_hash}")
+    out.print(f"plan:     {record.plan}")
+    if record.undo is None:
+        out.print(f"cannot be reverted: {record.irreversible}")
+    out.print(table)
+
+
+def _print_sites(model: Path, found: Sites, which: str) -> None:
+    table = plain_table("site", "form", "scope", "heads", "probabilities", "from scores to context")
+    for text in (1, 2, 4, 5):
+        table.columns[text].justify = "left"
+    for site in found.sites:
+        heads = "-" if site.heads is None else str(site.heads)
+        shape = "-" if site.shape is None else " x ".join("?" if dim is None else str(dim) for dim in site.shape)
+        table.add_row(site.id, str(site.form), site.scope, heads, shape, " > ".join(site.chain))
+    out = console()
+    out.print(f"{model}: {len(found.sites)} attention site{'' if len(found.sites) == 1 else 's'}{which}")
+    out.print(table)
+    reasons = _reasons(found)
+    for reason, ids in list(reasons.items())[:_REASONS]:
+        out.print(f"note: {reason}: {', '.join(ids)}")
+    if len(reasons) > _REASONS:
+        out.print(f"note: so it is, for like reasons, at {len(reasons) - _REASONS} more; --json has all")
 
 
 def _reasons(found: Sites) -> dict[str, list[str]]:
@@ -143,10 +179,10 @@ def _reasons(found: Sites) -> dict[str, list[str]]:
     return reasons
 
 
-def _outcome(site: AttentionSite) -> str:
+def _outcome(form: Form) -> str:
     from onnx_attnq.find import Form
 
-    match site.form:
+    match form:
         case Form.ATTENTION:
             return "one op replaces the products and the softmax"
         case Form.SOFTMAX:

@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from onnx_attnq.inputs import MadeUp
     from onnx_attnq.progress import Progress as Callback
+    from onnx_attnq.scheme import SiteScheme
     from onnx_attnq.verification import Deviation
 
 _UNLIMITED: Final = 100_000
@@ -98,6 +99,21 @@ def compared(d: Deviation) -> tuple[str, str, str, str]:
     cosine = f"{d.cosine:.6f}" if d.cosine_tells else "-"
     top1 = "-" if d.top1_agreement is None else f"{d.top1_agreement:.2%}"
     return f"{d.relative_error:.2e}", cosine, top1, "-" if d.kl is None else f"{d.kl:.2e}"
+
+
+def scheme_text(scheme: SiteScheme) -> str:
+    """The name, bits and threshold of a scheme, or the least and the most of the heads' schemes."""
+    from onnx_attnq.scheme import schemes_of
+
+    bits = sorted({one.bits for one in schemes_of(scheme) if one.bits is not None})
+    thresholds = sorted({one.threshold for one in schemes_of(scheme)})
+    of_bits = f"{_range(bits)} bits, " if bits else ""
+    return f"{scheme.name} ({of_bits}threshold {_range(thresholds)})"
+
+
+def _range(numbers: Sequence[float]) -> str:
+    low, high = f"{numbers[0]:g}", f"{numbers[-1]:g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def show_refused(out: Console, samples: MadeUp) -> None:
