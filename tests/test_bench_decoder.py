@@ -53,6 +53,13 @@ def test_both_phases_are_timed(models: tuple[str, Path, Path]) -> None:
     assert {t.variant for t in timings} >= {"original", "rewritten, portable"}
 
 
+def test_a_model_alone_is_as_fast_as_itself(tmp_path: Path) -> None:
+    onnx.save(decoder("gqa"), tmp_path / "decoder.onnx")
+    settings = TimingSettings(tokens=(12,), repeats=3, memory=False)
+    timings, _ = bench(tmp_path / "decoder.onnx", [], settings=settings, run=RunSettings(1))
+    assert {t.ratio for t in timings if t.variant == "original"} == {1.0}
+
+
 def test_a_step_has_the_sizes_that_it_says(models: tuple[str, Path, Path]) -> None:
     _, original, _ = models
     model = load(original)

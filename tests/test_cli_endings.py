@@ -107,6 +107,17 @@ def test_nobody_reads_the_output(model: Path) -> None:
         os.close(writing)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed: str, model: Path, tmp_path: Path) -> None:
+    """No file that is opened later takes the place of a stream: nothing but the model is in the model."""
+    words = [sys.executable, "-m", "onnx_attnq", str(model), "-vv", "-o", str(tmp_path / "out.onnx")]
+    done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "fault" not in done.stderr
+    onnx.checker.check_model(tmp_path / "out.onnx")
+
+
 def test_a_terminal_that_knows_ascii_only(tmp_path: Path) -> None:
     proto = small_models.attention()
     proto.graph.node[3].name = "\u03b1ttention"

@@ -38,6 +38,7 @@ class _Terminated(BaseException):
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line and exit; the entry point of the ``onnx-attnq`` script."""
     try:
+        _fill_closed_streams()
         from onnx_attnq.interruption import stopping_runs
 
         # Of numpy, which is not imported yet: products of the proof are small, and threads wait longer than they work.
@@ -120,6 +121,15 @@ def _give_up_output() -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
+
+
+def _fill_closed_streams() -> None:
+    """Streams that the caller has closed lead nowhere: the next file that is opened would take the place of one."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
 def _escape_unprintable() -> None:

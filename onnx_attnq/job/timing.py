@@ -201,7 +201,8 @@ def bench(
                 for number in range(settings.repeats + 1):
                     of_original, own = _timed(pair[0]), _timed(pair[1])
                     if number:
-                        bases.setdefault((place, variant.name), []).append(of_original)
+                        if variant.name != ORIGINAL:
+                            bases.setdefault((place, variant.name), []).append(of_original)
                         spent.setdefault((place, variant.name), []).append(own)
                         spent.setdefault((place, ORIGINAL), []).append(of_original)
                     steps.advance(f"{variant.name}, {step}", 2)
