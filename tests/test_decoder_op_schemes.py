@@ -29,6 +29,7 @@ SCHEMES = {
     "zero": preset("row-log"),
     "mean": preset("row-log-mean", bits=2, threshold=0.1),
     "absolute": preset("ji2021"),
+    "absolute, mean": preset("log-mean"),
     "kept as they are": preset("prune-only"),
     "by head": HeadSchemes(tuple(preset("row-log", bits=bits, threshold=0.03 / bits) for bits in (1, 2, 3, 4))),
     "mean, by head": HeadSchemes(tuple(preset("row-log-mean", bits=bits, threshold=0.03) for bits in (1, 2, 3, 4))),

@@ -27,6 +27,7 @@ SHARED = HeadSchemes((preset("row-log-mean", bits=2, threshold=0.1), preset("row
 FAMILIES = {
     "row-log": TWO_AND_THREE,
     "row-log-mean": SHARED,
+    "log-mean": HeadSchemes((preset("log-mean"), preset("log-mean", bits=2, threshold=0.1))),
     "ji2021": HeadSchemes((preset("ji2021", bits=2), preset("ji2021", threshold=0.05))),
     "linear": HeadSchemes((preset("ji2021-linear", bits=2), preset("ji2021-linear-pruned"))),
     "prune-only": HeadSchemes((preset("prune-only-row-max"), preset("prune-only-row-max", threshold=0.3))),
@@ -137,7 +138,7 @@ LEFT = HeadSchemes(
 )
 
 
-@pytest.mark.parametrize("family", ["row-log", "row-log-mean", "ji2021", "fq-log2", "prune-only"])
+@pytest.mark.parametrize("family", ["row-log", "row-log-mean", "log-mean", "ji2021", "fq-log2", "prune-only"])
 def test_a_head_that_is_left_alone_hardly_changes(family: str) -> None:
     x = np.random.default_rng(0).normal(0.0, 3.0, (4, 64))
     left = left_alone(preset(family))

@@ -53,7 +53,7 @@ SCHEMES = [preset(name) for name in ("row-log", "ji2021", "ji2021-linear", "bool
 MEANS = [
     preset("row-log-mean", bits=bits, threshold=threshold)
     for bits, threshold in ((1, 0.03), (2, 0.1), (3, 0.1), (3, 0.01), (4, 0.05))
-]
+] + [preset("log-mean", bits=2, threshold=0.1), preset("log-mean")]
 
 # Float32 sums of a few hundred products or weights; a flipped code moves a value a thousand times as far.
 SUM_TOLERANCE = 2e-5

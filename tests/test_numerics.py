@@ -265,6 +265,16 @@ def test_a_flat_row_below_an_absolute_threshold_is_empty() -> None:
     assert not numerics.quantize_scores(np.zeros(2000), preset("boolean")).any()
 
 
+def test_a_row_without_a_peak_becomes_its_mean_when_it_is_measured_against_1() -> None:
+    scores = np.linspace(0.0, 1.0, 200)  # the largest probability is .008
+    np.testing.assert_allclose(numerics.quantize_scores(scores, preset("log-mean")), 1.0 / 200)
+    assert (numerics.codes(numerics.relative(numerics.softmax(scores), preset()), preset()) > 0).all()
+    scores[7] = 9.0  # .97 of the row
+    peak = numerics.quantize_scores(scores, preset("log-mean"))
+    assert peak[7] == pytest.approx(numerics.softmax(scores)[7], rel=0.02)
+    np.testing.assert_allclose(np.delete(peak, 7), (1.0 - peak[7]) / 199, rtol=0.01)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_row_of_minus_infinity_is_nan_as_softmax_gives(name: str) -> None:
     scores = np.array([[-np.inf, -np.inf], [0.0, -np.inf]])

@@ -18,6 +18,7 @@ TAKES_BITS = ("row-log", "ji2021", "ji2021-log", "ji2021-linear", "ji2021-linear
 TAKES_THRESHOLD = (
     "row-log",
     "row-log-mean",
+    "log-mean",
     "ji2021",
     "ji2021-log",
     "ji2021-linear-pruned",
@@ -68,7 +69,7 @@ def test_preset_takes_a_threshold(name: str) -> None:
     assert preset(name, threshold=0.05) != preset(name)
 
 
-@pytest.mark.parametrize("name", sorted(set(PRESETS) - set(TAKES_BITS) - {"boolean", "row-log-mean"}))
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - set(TAKES_BITS) - {"boolean", "row-log-mean", "log-mean"}))
 def test_bits_are_refused_where_there_are_none(name: str) -> None:
     with pytest.raises(InvalidScheme, match="takes no bits"):
         preset(name, bits=3)
@@ -95,7 +96,7 @@ def test_preset_refuses_bits_outside_of_their_range(name: str, bits: int) -> Non
 
 
 def test_unknown_preset_is_answered_with_the_known() -> None:
-    with pytest.raises(InvalidScheme, match="unknown scheme 'rowlog'; known: row-log-mean, row-log, ji2021"):
+    with pytest.raises(InvalidScheme, match="unknown scheme 'rowlog'; known: row-log-mean, row-log, log-mean, ji2021"):
         preset("rowlog")
 
 

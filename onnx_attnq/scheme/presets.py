@@ -53,6 +53,7 @@ _TABLE: Final[Mapping[str, _Row]] = MappingProxyType(
     {
         "row-log-mean": _Row(_ROW_MAX, Normalize.UNIT, 3e-2, 3, _LOG, _NEAREST, pruned=Pruned.MEAN),
         "row-log": _Row(_ROW_MAX, Normalize.UNIT, 1e-2, 3, _LOG, _NEAREST),
+        "log-mean": _Row(_ABSOLUTE, Normalize.UNIT, 1e-2, 4, _LOG, _NEAREST, pruned=Pruned.MEAN),
         "ji2021": _Row(_ABSOLUTE, Normalize.NONE, 1e-3, 3, _LOG, _FLOOR),
         "ji2021-log": _Row(_ABSOLUTE, Normalize.NONE, 1e-10, 3, _LOG, _FLOOR, _above_lowest_log_bin),
         "ji2021-linear": _Row(_ABSOLUTE, Normalize.NONE, None, 3, _LINEAR, _FLOOR, _above_lowest_linear_bin),
@@ -81,6 +82,7 @@ def preset(
     ====================  =====  =========  ==========================================================
     row-log-mean          3      3e-2       as row-log; pruned values share what they summed to
     row-log               3      1e-2       ours: row-max, log, nearest, unit
+    log-mean              4      1e-2       as row-log-mean, measured against 1: a row of many small values is their mean
     ji2021                3      1e-3       Ji et al. 2021: pruned log; absolute, log, floor, none
     ji2021-log            3      1e-10      the paper's unpruned log: 2**bits bins over [threshold, 1]
     ji2021-linear         3      --         the paper's linear: 2**bits bins over [0, 1]

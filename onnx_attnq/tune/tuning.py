@@ -32,26 +32,29 @@ from onnx_attnq.tune.search import Files, Found, Goal, Search
 from onnx_attnq.tune.sensitivity import Trial, Unit, family, measure_unit, units
 
 
-def _shared(bits: int, *thresholds: float) -> tuple[QuantScheme, ...]:
-    return tuple(preset("row-log-mean", bits=bits, threshold=threshold) for threshold in thresholds)
+def _each(name: str, bits: int, *thresholds: float) -> tuple[QuantScheme, ...]:
+    return tuple(preset(name, bits=bits, threshold=threshold) for threshold in thresholds)
 
 
 CANDIDATES: Final = (
-    *_shared(1, 0.3, 0.5, 0.7),
-    *_shared(2, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7),
-    *_shared(3, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5),
-    *_shared(4, 0.02, 0.05, 0.1, 0.2),
+    *_each("row-log-mean", 1, 0.3, 0.5, 0.7),
+    *_each("row-log-mean", 2, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7),
+    *_each("row-log-mean", 3, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5),
+    *_each("row-log-mean", 4, 0.02, 0.05, 0.1, 0.2),
     left_alone(preset("row-log-mean")),
-    *(
-        preset("row-log", bits=bits, threshold=threshold)
-        for bits, threshold in ((2, 0.03), (2, 0.1), (3, 0.01), (3, 0.03))
-    ),
+    *_each("log-mean", 2, 0.02, 0.05, 0.1, 0.2),
+    *_each("log-mean", 3, 0.02, 0.05, 0.1),
+    *_each("log-mean", 4, 0.01, 0.02, 0.05, 0.1),
+    left_alone(preset("log-mean")),
+    *_each("row-log", 2, 0.03, 0.1),
+    *_each("row-log", 3, 0.01, 0.03),
     preset("ji2021"),
     preset("ji2021", bits=2),
 )
-"""What each head may get: 1 to 4 bits with shared mass, or to be left alone. Pruned values of zero and the paper's
-levels are tried, too; they are dropped after the first sample where shared mass beats them. With 1 bit a threshold
-below .3 moves outputs further and prunes less: .1 lost to another candidate on all of 96 heads of two models, .2 on 92.
+"""What each head may get: 1 to 4 bits with shared mass, measured against the row's maximum or against 1, or to be left
+alone. Pruned values of zero and the paper's levels are tried, too; they are dropped after the first sample where shared
+mass beats them. With 1 bit a threshold below .3 moves outputs further and prunes less: .1 lost to another candidate on
+all of 96 heads of two models, .2 on 92.
 """
 
 MEASURING: Final = 0.7
