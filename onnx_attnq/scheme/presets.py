@@ -82,7 +82,7 @@ def preset(
     ====================  =====  =========  ==========================================================
     row-log-mean          3      3e-2       as row-log; pruned values share what they summed to
     row-log               3      1e-2       ours: row-max, log, nearest, unit
-    log-mean              4      1e-2       as row-log-mean, measured against 1: a row of many small values is their mean
+    log-mean              4      1e-2       as row-log-mean, measured against 1: many small values become a mean
     ji2021                3      1e-3       Ji et al. 2021: pruned log; absolute, log, floor, none
     ji2021-log            3      1e-10      the paper's unpruned log: 2**bits bins over [threshold, 1]
     ji2021-linear         3      --         the paper's linear: 2**bits bins over [0, 1]
