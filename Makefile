@@ -8,10 +8,12 @@ BIN := $(VENV)/bin
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet 'scikit-build-core>=0.10' cmake ninja
 
-# A stamp for each set of extras: pip runs again only when pyproject.toml has changed.
+# A stamp for each set of extras: pip runs again only when pyproject.toml has changed. Without build isolation, as CMake
+# starts anew in each new environment: the native library is compiled once and not again for each set of extras.
 $(VENV)/.%-installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[$*]'
 	@touch $@
 
 demo: $(VENV)/.demo-installed
@@ -66,7 +68,7 @@ wheel-check: $(BIN)/python
 
 # The conda recipe, built by rattler-build with the compiler and the packages of this machine, and its tests.
 conda-check: $(VENV)/.test-installed
-	$(BIN)/python -m pip install --quiet 'py-rattler-build>=0.73' 'scikit-build-core>=0.10' cmake ninja
+	$(BIN)/python -m pip install --quiet 'py-rattler-build>=0.73'
 	$(BIN)/python release/check_conda.py
 
 # What CI runs beside the tests.
@@ -81,7 +83,7 @@ check: $(VENV)/.test-installed
 # The pages, in build/docs. The examples of the tests are what the table of supported forms is made of.
 docs: $(VENV)/.docs-installed
 	$(BIN)/python tests/forms_page.py
-	$(BIN)/sphinx-build -W --keep-going -n -b html docs build/docs
+	$(BIN)/sphinx-build -j 2 -W --keep-going -n -b html docs build/docs
 
 clean:
 	rm -rf $(VENV) build dist .demo

@@ -83,7 +83,9 @@ def test_equals_the_kernel_of_onnxruntime(bits: int, kind: str, dtype: npt.DType
 
 @pytest.mark.parametrize("native", [NATIVE])
 @pytest.mark.parametrize("scheme", [SCHEMES["zero"], SCHEMES["mean"], SCHEMES["absolute"]])
-@pytest.mark.parametrize(("bits", "kind"), [(8, "PER_TENSOR"), (8, "PER_CHANNEL"), (4, "PER_CHANNEL")])
+@pytest.mark.parametrize(
+    ("bits", "kind"), [(8, "PER_CHANNEL"), (4, "PER_CHANNEL"), pytest.param(8, "PER_TENSOR", marks=pytest.mark.slow)]
+)
 def test_quantizes_as_the_body_does(bits: int, kind: str, scheme: QuantScheme, native: bool) -> None:
     for step in (((300,), 400, 1), ((290,), 290, 290), ((300, 170), 310, 1)):
         plain = decoding(*step)

@@ -66,6 +66,7 @@ def test_a_decoder_gets_a_past(tmp_path: Path) -> None:
     np.testing.assert_allclose(model.logits({"input_ids": ids}), expected, atol=ATOL)
 
 
+@pytest.mark.slow
 def test_torch_exports_what_optimum_does_not_know(tmp_path: Path) -> None:
     folder = source(tmp_path / "ernie", "Ernie", "ForMaskedLM")
     made = export(folder, tmp_path / "onnx")
@@ -78,7 +79,7 @@ def test_torch_exports_what_optimum_does_not_know(tmp_path: Path) -> None:
     assert len(compress(made.folder / "model.onnx").sites.sites) == 2
 
 
-@pytest.mark.parametrize(("architecture", "opset"), [("Bert", 16), ("Ernie", 20)])
+@pytest.mark.parametrize(("architecture", "opset"), [("Bert", 16), pytest.param("Ernie", 20, marks=pytest.mark.slow)])
 def test_either_exporter_writes_the_opset_that_is_asked_for(tmp_path: Path, architecture: str, opset: int) -> None:
     made = export(source(tmp_path / "model", architecture, "ForMaskedLM"), tmp_path / "onnx", opset=opset)
     (found,) = (entry.version for entry in onnx.load(made.folder / "model.onnx").opset_import if entry.domain == "")
@@ -118,9 +119,8 @@ def test_the_command_exports_and_compresses(tmp_path: Path, capsys: pytest.Captu
     assert (tmp_path / "onnx" / "model.attnq.onnx").exists()
 
 
-@pytest.mark.parametrize(
-    "task", [(), pytest.param(("--task", "fill-mask"), marks=pytest.mark.slow)]
-)  # whether optimum is imported early or late
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [(), ("--task", "fill-mask")])  # whether optimum is imported early or late
 def test_notes_of_the_exporter_are_not_shown(tmp_path: Path, task: tuple[str, ...]) -> None:
     """optimum has one about tied weights. In a process of its own: loggers are set up once."""
     folder = source(tmp_path / "bert", "Bert", "ForMaskedLM")
@@ -130,7 +130,9 @@ def test_notes_of_the_exporter_are_not_shown(tmp_path: Path, task: tuple[str, ..
     assert "fill-mask, by optimum" in done.stdout
 
 
-@pytest.mark.parametrize(("exporter", "architecture"), [("by_optimum", "Bert"), ("by_torch", "Ernie")])
+@pytest.mark.parametrize(
+    ("exporter", "architecture"), [("by_optimum", "Bert"), pytest.param("by_torch", "Ernie", marks=pytest.mark.slow)]
+)
 def test_an_export_that_differs_from_pytorch_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exporter: str, architecture: str
 ) -> None:

@@ -33,6 +33,9 @@ def refused(model: GalleryModel) -> bool:
     return any(node.op_type in REFUSED_OPS for node in proto.graph.node)
 
 
+LARGE = {"llama__int4-nbits", "t5-decoder_model_merged__optimum", "vit__qoperator"}
+IDENTITY, NO_THRESHOLD = preset("identity"), preset("prune-only-row-max", threshold=0.0)
+
 REWRITABLE = [model for model in MODELS if model.sites and not refused(model)]
 EACH = pytest.mark.parametrize(
     "model", [pytest.param(m, id=m.name, marks=[CURRENT_KERNELS] if m.fused else []) for m in REWRITABLE]
@@ -79,9 +82,14 @@ def test_without_attention_nothing_is_written(model: GalleryModel, tmp_path: Pat
 
 
 @EACH
-@pytest.mark.parametrize("inline", [False, True], ids=["function", "inline"])
 @pytest.mark.parametrize(
-    "scheme", [preset("identity"), preset("prune-only-row-max", threshold=0.0)], ids=["identity", "threshold 0"]
+    ("scheme", "inline"),
+    [
+        pytest.param(IDENTITY, False, id="identity-function"),
+        pytest.param(NO_THRESHOLD, True, id="threshold 0-inline"),
+        pytest.param(IDENTITY, True, id="identity-inline", marks=pytest.mark.slow),
+        pytest.param(NO_THRESHOLD, False, id="threshold 0-function", marks=pytest.mark.slow),
+    ],
 )
 def test_a_scheme_that_changes_nothing_reproduces_the_outputs(
     model: GalleryModel, scheme: QuantScheme, inline: bool, tmp_path: Path
@@ -108,10 +116,18 @@ def test_eight_bits_with_a_tiny_threshold_stay_close(model: GalleryModel, tmp_pa
         assert np.linalg.norm(a - b) <= bound * np.linalg.norm(b) + 1e-6
 
 
-@EACH
 @pytest.mark.parametrize(
-    "inline",
-    [pytest.param(False, id="function"), pytest.param(True, id="inline", marks=pytest.mark.slow)],
+    ("model", "inline"),
+    [
+        pytest.param(
+            model,
+            inline,
+            id=f"{model.name}-{form}",
+            marks=[CURRENT_KERNELS] * bool(model.fused) + [pytest.mark.slow] * (inline or model.name in LARGE),
+        )
+        for model in REWRITABLE
+        for inline, form in ((False, "function"), (True, "inline"))
+    ],
 )
 def test_three_bits_pass_the_verifier_and_load_everywhere(model: GalleryModel, inline: bool, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"

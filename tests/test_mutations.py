@@ -21,7 +21,7 @@ MUTATIONS = {
 """How many for each model, fewer for the larger ones."""
 
 
-@pytest.mark.parametrize("share", [0.2, pytest.param(1.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", sorted(MUTATIONS))
 def test_every_mutation_is_found_at_the_node_that_was_changed(name: str, share: float) -> None:
     model = variants.load(name)

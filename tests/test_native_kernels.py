@@ -33,6 +33,11 @@ from onnx_attnq.verification.codes import check_rows
 pytestmark = pytest.mark.skipif(not available_kernels(), reason="the native library was not built: make native")
 
 ALL_KERNELS = pytest.mark.parametrize("kernels", available_kernels())
+# Where the reference of the kernels takes long. Each kernel is compared with the definition, so that none needs it.
+ALL_KERNELS_OF_LONG_CALLS = pytest.mark.parametrize(
+    "kernels",
+    [pytest.param(name, marks=[pytest.mark.slow] if name == "scalar" else []) for name in available_kernels()],
+)
 # Of ops that take scores or probabilities, which have no products to compute roughly.
 ALL_BUT_ROUGH = pytest.mark.parametrize("kernels", [name for name in available_kernels() if "rough" not in name])
 
@@ -602,7 +607,7 @@ def test_a_query_with_nan_is_a_row_of_nan(kernels: str, qk: int) -> None:
 LONG = [(130, 130, 64), (100, 512, 40), (200, 600, 64), (131, 1100, 33)]
 
 
-@ALL_KERNELS
+@ALL_KERNELS_OF_LONG_CALLS
 @pytest.mark.parametrize(("queries", "keys", "depth"), LONG)
 @pytest.mark.parametrize("scheme", [*SCHEMES, preset("row-log", bits=1), preset("row-log", bits=8)], ids=label)
 def test_long_calls(kernels: str, queries: int, keys: int, depth: int, scheme: QuantScheme) -> None:
@@ -610,7 +615,7 @@ def test_long_calls(kernels: str, queries: int, keys: int, depth: int, scheme: Q
     check_attention(kernels, q, k, v, scheme, scale=depth**-0.5)
 
 
-@ALL_KERNELS
+@ALL_KERNELS_OF_LONG_CALLS
 @pytest.mark.parametrize("threshold", [1e-6, 0.3])
 @pytest.mark.parametrize("rounding", list(Rounding))
 def test_long_calls_that_keep_most_or_little(kernels: str, threshold: float, rounding: Rounding) -> None:
@@ -620,7 +625,7 @@ def test_long_calls_that_keep_most_or_little(kernels: str, threshold: float, rou
         check_attention(kernels, q, k, v, scheme, scale=64**-0.5)
 
 
-@ALL_KERNELS
+@ALL_KERNELS_OF_LONG_CALLS
 @pytest.mark.parametrize("low", [-np.inf, pytest.param(float(np.finfo(np.float32).min), marks=pytest.mark.slow)])
 def test_long_calls_with_masks(kernels: str, low: float) -> None:
     q, k, v = draw(1, 2, 700, 64, spread=2), draw(2, 2, 700, 64), draw(3, 2, 700, 16)
@@ -642,7 +647,7 @@ def test_long_calls_with_keys_in_columns(kernels: str) -> None:
     np.testing.assert_allclose(got, expected, rtol=SUM_TOLERANCE, atol=SUM_TOLERANCE)
 
 
-@ALL_KERNELS
+@ALL_KERNELS_OF_LONG_CALLS
 @pytest.mark.parametrize("low", [-np.inf, float(np.finfo(np.float32).min)])
 @pytest.mark.parametrize("distinct", [1, 5])
 def test_long_calls_with_the_same_keys_again_and_again(kernels: str, distinct: int, low: float) -> None:
@@ -656,7 +661,7 @@ def test_long_calls_with_the_same_keys_again_and_again(kernels: str, distinct: i
         check_attention(kernels, q, k, v, SCHEMES[0], rows, scale=0.125)
 
 
-@ALL_KERNELS
+@ALL_KERNELS_OF_LONG_CALLS
 @pytest.mark.parametrize("masked", [False, True])
 def test_long_calls_with_half_the_keys_at_an_edge(kernels: str, masked: bool) -> None:
     """So many doubtful scores are not computed again one by one."""
@@ -675,7 +680,7 @@ def test_long_calls_with_half_the_keys_at_an_edge(kernels: str, masked: bool) ->
     np.testing.assert_allclose(np.minimum(*either), 0.0, atol=SUM_TOLERANCE)
 
 
-@ALL_KERNELS
+@ALL_KERNELS_OF_LONG_CALLS
 @pytest.mark.parametrize("outlier", [1e3, 1e20, np.inf, np.nan])
 def test_long_calls_with_an_outlier(kernels: str, outlier: float) -> None:
     """What is rough in the scores grows with the largest key, which most rows have nothing to do with."""
@@ -703,7 +708,7 @@ def test_long_calls_with_large_numbers_that_cancel(kernels: str) -> None:
     np.testing.assert_allclose(got[:, 32:48], expected[:, 32:48], rtol=SUM_TOLERANCE, atol=SUM_TOLERANCE)
 
 
-@ALL_KERNELS
+@ALL_KERNELS_OF_LONG_CALLS
 @pytest.mark.parametrize("floor", [5.0, 8.0, 10.0])
 def test_long_calls_whose_floor_is_above_many_maxima(kernels: str, floor: float) -> None:
     q, k, v = draw(1, 1, 256, 64, spread=2), draw(2, 1, 640, 64), draw(3, 1, 640, 16)

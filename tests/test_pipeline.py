@@ -168,6 +168,7 @@ def test_the_sweeps_of_the_paper_run_on_a_local_folder(tmp_path: Path) -> None:
     assert len(made) == 23
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_with_a_merged_decoder(tmp_path: Path) -> None:
     """`onnx-attnq FOLDER`: the parts load as the original's do, and generate the same tokens with the kernels."""
     torch.manual_seed(0)

@@ -161,7 +161,7 @@ def test_a_second_application_is_refused(inline: bool) -> None:
     assert serialized(model) == before
 
 
-@pytest.mark.parametrize("inline", [False, True])
+@pytest.mark.parametrize("inline", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FORMS)
 def test_two_runs_write_the_same_bytes(name: str, inline: bool, tmp_path: Path) -> None:
     form = FORMS[name]

@@ -19,7 +19,7 @@ from onnx_attnq.find.softmax import is_softmax
 from onnx_attnq.inputs import generate_samples
 from onnx_attnq.model import load, save, structure_hash
 from onnx_attnq.rewriting import rewrite, uniform_plan
-from onnx_attnq.scheme import preset
+from onnx_attnq.scheme import QuantScheme, preset
 from onnx_attnq.verification import Limit, Limits, verify
 
 SHAPES = pytest.mark.parametrize("inferred", [False, True], ids=["no shapes", "shapes"])
@@ -96,21 +96,30 @@ def test_every_softmax_is_in_exactly_one_of_the_lists(name: str) -> None:
     "inferred",
     [pytest.param(False, id="no shapes", marks=pytest.mark.slow), pytest.param(True, id="shapes")],
 )
+@pytest.mark.parametrize(
+    ("scheme", "limited"),
+    [
+        pytest.param(preset("identity"), True, id="identity"),
+        pytest.param(preset(), False, id="three bits", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[CURRENT_KERNELS] if n == "double" else []) for n in FORMS])
-def test_identity_in_its_place_changes_nothing_and_three_bits_are_the_right_ones(name: str, inferred: bool) -> None:
+def test_identity_in_its_place_changes_nothing_and_three_bits_are_the_right_ones(
+    name: str, scheme: QuantScheme, limited: bool, inferred: bool
+) -> None:
     form = FORMS[name]
     original = parse(form.text, opset=form.opset, functions=form.functions, inferred=inferred)
     samples = generate_samples(original, 1, 0)
     tolerance = 1e-2 if "float16" in form.text else 1e-5
-    for scheme, limits in ((preset("identity"), Limits((Limit("max_abs", tolerance),))), (preset(), Limits())):
-        model = original.clone()
-        sites = find(model)
-        plan = uniform_plan(structure_hash(original), [site.id for site in sites.sites], scheme)
-        rewrite(model, sites, plan)
-        onnx.checker.check_model(ir.to_proto(model))
-        result = verify(original, model, samples, limits=limits)
-        assert result.passed, result.failures
-        assert len(result.standard.sites) == form.sites
+    model = original.clone()
+    sites = find(model)
+    plan = uniform_plan(structure_hash(original), [site.id for site in sites.sites], scheme)
+    rewrite(model, sites, plan)
+    onnx.checker.check_model(ir.to_proto(model))
+    limits = Limits((Limit("max_abs", tolerance),)) if limited else Limits()
+    result = verify(original, model, samples, limits=limits)
+    assert result.passed, result.failures
+    assert len(result.standard.sites) == form.sites
 
 
 def test_a_site_knows_what_a_person_asks_for() -> None:

@@ -116,7 +116,7 @@ def test_merging_is_associative(checks: list[CodeCheck]) -> None:
 # --- whole models
 
 
-@pytest.mark.parametrize("inline", [False, True])
+@pytest.mark.parametrize("inline", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("text", [PLAIN, GUARDED, EINSUM], ids=["plain", "guarded", "einsum"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_rewritten_model_passes(name: str, text: str, inline: bool) -> None:
