@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import onnx_ir as ir
 
@@ -166,80 +166,124 @@ def bench(
         InvalidData: The original runs on none of the inputs.
     """
     model = load(original)
-    wanted: list[tuple[Step, Sample | None]] = [(step_of(model, sample), sample) for sample in settings.samples]
-    if not wanted:
-        made = steps_of(model, settings.tokens, settings.batch, settings.input_shapes)
-        wanted = [(step, None) for step in made]
-    result: list[Timing] = []
+    wanted = _wanted(model, settings)
     with tempfile.TemporaryDirectory() as folder:
         found, missing = variants(original, rewritten, Path(folder), settings.references)
-        taken: list[tuple[Step, Sample]] = []
-        refused: InvalidData | None = None
-        give_memory_back()
-        session = Session(load(original), run)
         others = found[1:] or found
         measured = settings.memory and not settings.samples
-        of_step = len(others) * 2 * (settings.repeats + 1) + len(found) * measured
-        steps = Steps(len(wanted) * (1 + of_step), progress)
+        of_case = len(others) * 2 * (settings.repeats + 1) + len(found) * measured
+        steps = Steps(len(wanted) * (1 + of_case), progress)
+        give_memory_back()
+        session = Session(load(original), run)
+        cases: list[_Case] = []
+        refused: InvalidData | None = None
         for step, given in wanted:
             try:
                 sample = given or step_sample(model, step, settings.batch, settings.input_shapes)
-                _run_of(session, step, sample, model)()
-                taken.append((step, sample))
+                case = _Case(step, sample, None if step.capacity is None else shared_buffers(model))
+                case.runs(session)()
+                cases.append(case)
             except InvalidData as error:
                 refused = error
                 missing.append(f"{step}: {error}")
-                steps.total -= of_step
+                steps.total -= of_case
             steps.advance(f"{step} tried")
-        spent: dict[tuple[int, str], list[_Spent]] = {}
-        bases: dict[tuple[int, str], list[_Spent]] = {}
+        if refused is not None and not cases:
+            raise refused
+        pairs: dict[str, list[list[_Pair]]] = {}
         for variant in others:
-            # Two sessions at a time: each has packed weights of its own.
-            rival = Session(load(variant.path), run, native=variant.native)
-            for place, (step, sample) in enumerate(taken):
-                pair = _run_of(session, step, sample, model), _run_of(rival, step, sample, model)
-                for number in range(settings.repeats + 1):
-                    of_original, own = _timed(pair[0]), _timed(pair[1])
-                    if number:
-                        if variant.name != ORIGINAL:
-                            bases.setdefault((place, variant.name), []).append(of_original)
-                        spent.setdefault((place, variant.name), []).append(own)
-                        spent.setdefault((place, ORIGINAL), []).append(of_original)
-                    steps.advance(f"{variant.name}, {step}", 2)
-                del pair  # which has both sessions
-            del rival
+            pairs[variant.name] = _in_turn(session, variant, cases, settings.repeats, run, steps)
             give_memory_back()
         del session
         give_memory_back()
-        for place, (step, sample) in enumerate(taken):
+        result: list[Timing] = []
+        for place, case in enumerate(cases):
             for variant in found:
-                runs = spent[place, variant.name]
-                base = statistics.median(cpu for cpu, _ in bases.get((place, variant.name), runs))
-                cpu, elapsed = (statistics.median(one[k] for one in runs) for k in (0, 1))
-                p99 = sorted(wall for _, wall in runs)[min(len(runs) - 1, int(0.99 * len(runs)))]
                 peak = None
                 if measured:
-                    shared = None if step.capacity is None else shared_buffers(model)
-                    peak = OneRun(variant.path, variant.native, sample, shared, run).peak_memory()
-                    steps.advance(f"memory of {variant.name}, {step}")
-                result.append(Timing(variant.name, step, cpu * 1e3, elapsed * 1e3, p99 * 1e3, base / cpu, peak))
-    if refused is not None and not result:
-        raise refused
+                    peak = OneRun(variant.path, variant.native, case.sample, case.shared, run).peak_memory()
+                    steps.advance(f"memory of {variant.name}, {case.step}")
+                if variant.name == ORIGINAL:
+                    originals = [pair.original for of in pairs.values() for pair in of[place]]
+                    result.append(_timing(variant, case, originals, originals, peak))
+                else:
+                    of_original, own = zip(
+                        *((pair.original, pair.own) for pair in pairs[variant.name][place]), strict=True
+                    )
+                    result.append(_timing(variant, case, own, of_original, peak))
     return result, missing
 
 
-def _run_of(session: Session, step: Step, sample: Sample, model: ir.Model) -> Callable[[], object]:
-    """What runs a step once; its caches are one buffer each where it has room for more."""
-    if step.capacity is None:
-        return lambda: session.run(sample)
-    return session.bound(sample, shared_buffers(model))
+@dataclasses.dataclass(frozen=True)
+class _Case:
+    """One kind of run, on a sample of its sizes.
+
+    Attributes:
+        step: What is run.
+        sample: An array for each input.
+        shared: The buffers that past and present share, where there is room for more than the past; else None.
+    """
+
+    step: Step
+    sample: Sample
+    shared: dict[str, str] | None
+
+    def runs(self, session: Session) -> Callable[[], object]:
+        """What runs a model once."""
+        if self.shared is None:
+            return lambda: session.run(self.sample)
+        return session.bound(self.sample, self.shared)
 
 
-_Spent: TypeAlias = tuple[float, float]
-"""CPU and elapsed time of a run, seconds."""
+@dataclasses.dataclass(frozen=True)
+class _Spent:
+    """CPU and elapsed time of a run, seconds."""
+
+    cpu: float
+    wall: float
+
+    @classmethod
+    def by(cls, run: Callable[[], object]) -> _Spent:
+        cpu, wall = time.process_time(), time.perf_counter()
+        run()
+        return cls(time.process_time() - cpu, time.perf_counter() - wall)
 
 
-def _timed(run: Callable[[], object]) -> _Spent:
-    cpu, wall = time.process_time(), time.perf_counter()
-    run()
-    return time.process_time() - cpu, time.perf_counter() - wall
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    """A run of the original, and one of a variant right after it."""
+
+    original: _Spent
+    own: _Spent
+
+
+def _wanted(model: ir.Model, settings: TimingSettings) -> list[tuple[Step, Sample | None]]:
+    """The kinds of runs, and the samples for them that were given."""
+    if settings.samples:
+        return [(step_of(model, sample), sample) for sample in settings.samples]
+    return [(step, None) for step in steps_of(model, settings.tokens, settings.batch, settings.input_shapes)]
+
+
+def _in_turn(
+    session: Session, variant: Variant, cases: Sequence[_Case], repeats: int, run: RunSettings, steps: Steps
+) -> list[list[_Pair]]:
+    """For each case, what runs of the original and of a variant took, which has a session of its own meanwhile."""
+    rival = Session(load(variant.path), run, native=variant.native)
+    result: list[list[_Pair]] = []
+    for case in cases:
+        original, own = case.runs(session), case.runs(rival)
+        pairs = []
+        for _ in range(repeats + 1):
+            pairs.append(_Pair(_Spent.by(original), _Spent.by(own)))
+            steps.advance(f"{variant.name}, {case.step}", 2)
+        result.append(pairs[1:])
+    return result
+
+
+def _timing(
+    variant: Variant, case: _Case, own: Sequence[_Spent], of_original: Sequence[_Spent], peak: float | None
+) -> Timing:
+    cpu, base = (statistics.median(one.cpu for one in spent) for spent in (own, of_original))
+    wall = sorted(one.wall for one in own)
+    p99 = wall[min(len(wall) - 1, int(0.99 * len(wall)))]
+    return Timing(variant.name, case.step, cpu * 1e3, statistics.median(wall) * 1e3, p99 * 1e3, base / cpu, peak)
