@@ -47,6 +47,17 @@ def test_every_picture_says_what_it_shows_and_where_it_comes_from(name):
     assert figure.get_suptitle().split("\n")[0] in shown
 
 
+@pytest.mark.parametrize("name", ["transfer", "context-error", "diversity", "sparsity-relative"])
+def test_no_text_leaves_its_picture(name):
+    figure = PICTURES[name].draw()
+    figure.draw_without_rendering()
+    page = figure.bbox.padded(2)
+    for text in (item for axes in figure.axes for item in (axes.xaxis.label, axes.yaxis.label, axes.title)):
+        place = text.get_window_extent()
+        assert page.x0 <= place.x0 <= place.x1 <= page.x1, text.get_text()
+        assert page.y0 <= place.y0 <= place.y1 <= page.y1, text.get_text()
+
+
 def test_the_pictures_that_the_study_is_for_are_all_there():
     wanted = {"sparsity", "majority-50", "transfer", "divergence", "context-error", "safe-1", "entropy", "diversity"}
     wanted |= {"to-first", "to-separator", "layer-0", "layer-1-relative"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +35,7 @@ from onnx_attnq.cli.output import (
     show_refused,
     write_json,
 )
+from onnx_attnq.cli.together import refuse_beside
 from onnx_attnq.cli.tuning import Lossy, loss_options, tune_first
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from onnx_attnq.inputs import InputShapes
     from onnx_attnq.job import Compression, FolderCompression, WeightCompression
     from onnx_attnq.run import RunSettings
+    from onnx_attnq.tune import Tuning
     from onnx_attnq.verification import VariantCheck, Verification
 
 
@@ -159,55 +160,33 @@ def compress(
     """
     from onnx_attnq.inputs import load_samples
     from onnx_attnq.job import compress as rewrite_and_verify
-    from onnx_attnq.job import compress_folder, compress_weights, compression_json, plan_folder, plan_only
+    from onnx_attnq.job import compress_folder, compress_weights, plan_folder, plan_only
     from onnx_attnq.model import load
     from onnx_attnq.rewriting import RewriteSettings, load_plan, save_plan
     from onnx_attnq.verification import Limit, Limits, VerifySettings
 
-    chosen = {"--scheme": scheme, "--bits": bits, "--threshold": threshold, "--include": include, "--exclude": exclude}
-    _refuse_beside("--plan says what every site gets", plan_path, chosen)
-    unused = {"--data": data, "--max-deviation": max_deviation, "--input-shape": tuple(input_shapes)}
-    _refuse_beside("--no-verify runs no model", no_verify, unused)
-    _refuse_beside("--dry-run runs no model", dry_run, unused)
+    _refuse_ignored(plan_path, weights, lossy, dry_run=dry_run, no_verify=no_verify)
     refuse_shapes_of_data(data, input_shapes)
-    kept = external_data if external_data == "keep" else None
-    _refuse_beside(
-        f"--weights {weights} writes new weights", weights, {"--dry-run": dry_run or None, "--external-data keep": kept}
-    )
     if is_transformers_model(model):
-        _refuse_beside(f"{model} has to be exported first", True, {"--dry-run": dry_run or None})
+        if dry_run:
+            raise click.UsageError(f"{model} has to be exported first; it does not go with --dry-run")
         model = export_first(model, quiet=json_path == "-")
-    if model.is_dir():
-        of_one_model = {
-            "--weights": weights,
-            "--plan": plan_path,
-            "--write-plan": write_plan,
-            "--external-data keep": kept,
-        }
-        _refuse_beside(f"{model} is a folder", True, of_one_model)
-    tuned = None
-    if lossy.max_loss is not None or lossy.min_pruned is not None:
-        fixed = chosen | {"--plan": plan_path, "--weights": weights, "--keep-fused": keep_fused or None}
-        _refuse_beside("--max-loss and --min-pruned choose the schemes of all heads", True, fixed)
-        _refuse_beside("tuning runs the model", True, {"--dry-run": dry_run or None, "--no-verify": no_verify or None})
-        if data is None or model.is_dir():
+    is_folder = model.is_dir()
+    if is_folder:
+        refuse_beside(f"{model} is a folder", "--weights", "--plan", "--write-plan", "--external-data")
+    tuned, given = None, None
+    if lossy.has_goal:
+        if data is None or is_folder:
             raise click.UsageError("--max-loss and --min-pruned need an ONNX file and --data to measure the loss on")
         plan_path = write_plan or (output or model).with_suffix(".plan.json")
-        tuned, shown = tune_first(model, data, plan_path, lossy, run, resume=resume, quiet=json_path == "-")
-        given = tuple(shown)
+        tuned, measured = tune_first(model, data, plan_path, lossy, run, resume=resume, quiet=json_path == "-")
+        given = tuple(measured)
         if not tuned.accepted:
             if json_path is not None:
                 write_json({"tuning": tuned.to_json()}, json_path)
             return 1
-    else:
-        alone = {
-            "--task": lossy.task,
-            "--figure": lossy.figures,
-            "--tokenizer": lossy.tokenizer,
-            "--resume": resume or None,
-        }
-        _refuse_beside("without --max-loss and --min-pruned nothing is tuned", True, alone)
-        given = None
+    elif data is not None and not is_folder:
+        given = load_samples(data, load(model))
     settings = RewriteSettings(
         scheme=None if plan_path is not None else scheme_of(scheme, bits, threshold),
         include=include,
@@ -219,57 +198,81 @@ def compress(
         int16_products=qk == "int16",
     )
     limits = Limits(tuple(Limit.parse(text) for text in max_deviation))
-    if model.is_dir():
-        verification = None if no_verify else VerifySettings(None, samples, seed, input_shapes, limits, keep_failed)
+    checks = None if no_verify else VerifySettings(given, samples, seed, input_shapes, limits, keep_failed)
+    if is_folder:
         with progress_bar("Verifying") as progress:
             if dry_run:
                 parts = plan_folder(model, settings)
             else:
                 parts = compress_folder(
-                    model,
-                    output,
-                    rewriting=settings,
-                    verification=verification,
-                    data=data,
-                    run=run,
-                    progress=progress,
+                    model, output, rewriting=settings, verification=checks, data=data, run=run, progress=progress
                 )
         return _show_folder(parts, json_path)
-    original = load(model)
-    if data is not None and given is None:
-        given = load_samples(data, original)
-    verification = None if no_verify else VerifySettings(given, samples, seed, input_shapes, limits, keep_failed)
     both = None
-    if dry_run:
-        result = plan_only(model, settings)
-    elif weights is not None:
-        with progress_bar("Verifying") as progress:
+    with progress_bar("Verifying") as progress:
+        if dry_run:
+            result = plan_only(model, settings)
+        elif weights is not None:
             both = compress_weights(
-                model, output, weights, rewriting=settings, verification=verification, run=run, progress=progress
+                model, output, weights, rewriting=settings, verification=checks, run=run, progress=progress
             )
-        result = both.compression
-    else:
-        with progress_bar("Verifying") as progress:
+            result = both.compression
+        else:
             result = rewrite_and_verify(
                 model,
                 output,
                 rewriting=settings,
-                verification=verification,
+                verification=checks,
                 run=run,
                 external_data=external_data,
                 progress=progress,
             )
     if write_plan is not None and tuned is None:
         save_plan(result.plan, write_plan)
+    _show_model(result, load(model), both, tuned, json_path, real_data=data is not None)
+    return _exit_code(result)
+
+
+def _refuse_ignored(plan: Path | None, weights: str | None, lossy: Lossy, *, dry_run: bool, no_verify: bool) -> None:
+    """Refuse options that would be ignored beside others, whatever MODEL is."""
+    of_scheme = ("--scheme", "--bits", "--threshold", "--include", "--exclude")
+    of_runs = ("--data", "--max-deviation", "--input-shape")
+    if plan is not None:
+        refuse_beside("--plan says what every site gets", *of_scheme)
+    if no_verify:
+        refuse_beside("--no-verify runs no model", *of_runs)
+    if dry_run:
+        refuse_beside("--dry-run runs no model", *of_runs)
+    if weights is not None:
+        refuse_beside(f"--weights {weights} writes new weights", "--dry-run", "--external-data")
+    if lossy.has_goal:
+        reason = "--max-loss and --min-pruned choose the schemes of all heads"
+        refuse_beside(reason, *of_scheme, "--plan", "--weights", "--keep-fused")
+        refuse_beside("tuning runs the model", "--dry-run", "--no-verify")
+    else:
+        reason = "without --max-loss and --min-pruned nothing is tuned"
+        refuse_beside(reason, "--task", "--figure", "--tokenizer", "--resume")
+
+
+def _show_model(
+    result: Compression,
+    original: ir.Model,
+    both: WeightCompression | None,
+    tuned: Tuning | None,
+    json_path: str | None,
+    *,
+    real_data: bool,
+) -> None:
+    from onnx_attnq.job import compression_json
+
     if json_path is not None:
         more = {} if both is None else {"weights": both.to_json()}
         more |= {} if tuned is None else {"tuning": tuned.to_json()}
         write_json(compression_json(result, original) | more, json_path)
     if json_path != "-":
-        _show(result, original, console(), real_data=data is not None)
+        _show(result, original, console(), real_data=real_data)
         if both is not None:
             _show_weights(both, console())
-    return _exit_code(result)
 
 
 def _show_folder(result: FolderCompression, json_path: str | None) -> int:
@@ -296,13 +299,6 @@ def _show_folder(result: FolderCompression, json_path: str | None) -> int:
 
 def _exit_code(result: Compression) -> int:
     return 0 if result.verification is None or result.verification.passed else 1
-
-
-def _refuse_beside(reason: str, given: object, others: Mapping[str, object]) -> None:
-    """An option that would be ignored is an error."""
-    for name, value in others.items():
-        if given and value not in (None, ()):
-            raise click.UsageError(f"{reason}; it does not go with {name}")
 
 
 def _show(result: Compression, original: ir.Model, out: Console, *, real_data: bool) -> None:

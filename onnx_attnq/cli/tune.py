@@ -94,7 +94,7 @@ def tune(
     """
     from onnx_attnq.tune import Effort, Goal, Objective
 
-    max_loss = 0.005 if lossy.max_loss is None and lossy.min_pruned is None else lossy.max_loss
+    max_loss = lossy.max_loss if lossy.has_goal else 0.005
     goal = Goal(max_loss, lossy.min_pruned, Objective(options["objective"]))
     loss, samples = loss_and_samples(
         model,

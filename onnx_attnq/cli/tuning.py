@@ -69,6 +69,11 @@ class Lossy:
     max_loss: float | None = None
     min_pruned: float | None = None
 
+    @property
+    def has_goal(self) -> bool:
+        """Whether it was said what to reach."""
+        return self.max_loss is not None or self.min_pruned is not None
+
 
 Cluster = Callable[[Path, Sequence[Any]], contextlib.AbstractContextManager[None]]
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -244,7 +244,7 @@ def transfer(schemes: Sequence[QuantScheme]) -> Figure:
     log_scale(axes.yaxis)
     axes.set_xlim(x[0], 1.0)
     axes.set_ylim(x[0], 1.2)
-    axes.set_xlabel("x before (log scale); ticks on the axis: below them x becomes 0")
+    axes.set_xlabel("x before (log scale)\nticks on the axis: below them x becomes 0")
     axes.set_ylabel("x after (log scale)")
     legend_above(axes)
     return figure
