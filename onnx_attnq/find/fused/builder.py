@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -33,6 +33,7 @@ class FusedBuilder(NodeBuilder):
         super().__init__(opset, lambda op_type, number: (f"{prefix}/{op_type}_{number}",) * 2)
         self._prefix = prefix
         self._branches = itertools.count()
+        self._extents: dict[tuple[ir.Value, int], Extent] = {}
 
     @staticmethod
     def describe(value: ir.Value, source: ir.Value, *shape: int | str | None) -> ir.Value:
@@ -70,16 +71,17 @@ class FusedBuilder(NodeBuilder):
         self,
         condition: ir.Value,
         then: FusedBuilder,
-        when_true: ir.Value,
+        when_true: Sequence[ir.Value],
         other: FusedBuilder,
-        when_false: ir.Value,
-    ) -> ir.Value:
-        """An If: the value of one branch or of the other."""
+        when_false: Sequence[ir.Value],
+    ) -> Sequence[ir.Value]:
+        """An If: the values of one branch or of the other."""
 
-        def graph(branch: FusedBuilder, result: ir.Value) -> ir.Graph:
-            return ir.Graph([], [result], nodes=branch.nodes, name=branch._prefix)
+        def graph(branch: FusedBuilder, results: Sequence[ir.Value]) -> ir.Graph:
+            return ir.Graph([], results, nodes=branch.nodes, name=branch._prefix)
 
-        return self.If(condition, then_branch=graph(then, when_true), else_branch=graph(other, when_false))
+        then_branch, else_branch = graph(then, when_true), graph(other, when_false)
+        return self.ops("If", condition, outputs=len(when_true), then_branch=then_branch, else_branch=else_branch)
 
     def constant(self, array: npt.ArrayLike, dtype: ir.DataType) -> ir.Value:
         """`NodeBuilder.constant`, with its type and shape."""
@@ -90,10 +92,20 @@ class FusedBuilder(NodeBuilder):
     # Sizes of axes.
 
     def extent(self, value: ir.Value, axis: int) -> Extent:
-        """The size of an axis (counted from the front) of a value."""
+        """The size of an axis (counted from the front) of a value; each is computed once."""
         if (fixed := size_of(value, axis)) is not None:
             return fixed
-        return self.Gather(self.Shape(value), self.ints(axis), axis=0)
+        if (value, axis) not in self._extents:
+            if self.opset >= 15:
+                found = self.Shape(value, start=axis, end=axis + 1)
+            else:
+                found = self.Gather(self.Shape(value), self.ints(axis), axis=0)
+            self._extents[value, axis] = found
+        return self._extents[value, axis]
+
+    def note_extents(self, value: ir.Value, extents: Mapping[int, Extent]) -> None:
+        """Tells the sizes of axes that have been computed already."""
+        self._extents.update({(value, axis): size for axis, size in extents.items()})
 
     def vector(self, *parts: Extent) -> ir.Value:
         """The sizes as one int64 vector: a shape, or starts and ends of slices."""
@@ -117,11 +129,11 @@ class FusedBuilder(NodeBuilder):
 
     def maximum(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """The greater of two int64 tensors; Max takes integers only from opset 12 on."""
-        return self.Where(self.Less(a, b), b, a)
+        return self.Max(a, b) if self.opset >= 12 else self.Where(self.Less(a, b), b, a)
 
     def minimum(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """The smaller of two int64 tensors."""
-        return self.Where(self.Less(a, b), a, b)
+        return self.Min(a, b) if self.opset >= 12 else self.Where(self.Less(a, b), a, b)
 
     def arange(self, length: Extent) -> ir.Value:
         """0, 1, … length - 1, int64."""

@@ -95,12 +95,10 @@ def attend(b: FusedBuilder, query: ir.Value, key: ir.Value, value: ir.Value, how
     left = b.cast(query, scores, how.dtype)
     if grouped:
         left = b.exactly(left, batch, kv_heads or 0, rows, b.extent(query, 3))
-    raw = b.MatMul(left, transposed)
+    product = b.Mul(b.MatMul(left, transposed), _scale(b, query, how, last))
     if grouped:
-        raw.dtype = scores
-        raw = b.exactly(raw, batch, heads or 0, queries, b.extent(key, 2))
-    raw = typed(raw)
-    product = capped = typed(b.Mul(raw, _scale(b, query, how, last)))
+        product = b.exactly(product, batch, heads or 0, queries, b.extent(key, 2))
+    product = capped = typed(product)
     if how.softcap:
         softcap = b.constant(how.softcap, scores)
         capped = typed(b.Mul(b.Tanh(b.Div(product, softcap)), softcap))

@@ -19,17 +19,18 @@ from onnx_attnq.find.fused.builder import Extent, FusedBuilder
 from onnx_attnq.find.fused.node import FusedNode
 from onnx_attnq.find.fused.outcome import Decline
 from onnx_attnq.find.fused.quantized_cache import cache_scales, dequantized, quantized
-from onnx_attnq.find.fused.rotary import rotate, rotation
-from onnx_attnq.graph import dimension, same_size
+from onnx_attnq.find.fused.rotary import Rotation, rotate, rotation
+from onnx_attnq.graph import dimension, same_size, size_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Lengths:
-    """L_q, L and the greatest T; per batch entry, (B, 1): T, position of the first query, cached keys, new keys.
+    """B, L_q, L and the greatest T; per batch entry, (B, 1, 1): T, position of the first query, cached keys, new keys.
 
     ``new`` is None where every batch entry has L.
     """
 
+    batch: Extent
     queries: Extent
     new_rows: Extent
     total: ir.Value
@@ -52,10 +53,8 @@ def build(b: FusedBuilder, node: ir.Node) -> tuple[ir.Node, Sequence[ir.Value | 
     if heads % kv_heads:
         raise Decline(f"{heads} query heads cannot share {kv_heads} key heads evenly")
 
-    query, key, value = _heads(b, fused, heads, kv_heads)
-    lengths = _lengths(b, fused, query, key)
-    if fused.integer("do_rotary"):
-        query, key = _rotated(b, fused, lengths, query, key)
+    lengths = _lengths(b, fused)
+    query, key, value = _heads(b, fused, lengths, heads, kv_heads)
     scales = cache_scales(b, fused, kv_heads)
     # The cache may be longer than what is in it: from here on, all costs follow what is in it.
     if scales is None:
@@ -105,23 +104,11 @@ def _refuse(fused: FusedNode) -> None:
         raise Decline(f"local_window_size {window} is not defined, or not without causal")
 
 
-def _heads(b: FusedBuilder, fused: FusedNode, heads: int, kv_heads: int) -> Sequence[ir.Value]:
-    """Query (B, N, L, D), key and value (B, N_kv, L, D). The op has no input of another rank than 3 to make them of."""
+def _lengths(b: FusedBuilder, fused: FusedNode) -> _Lengths:
     query = fused.require("query")
-    if pair := fused.both_or_none("key", "value"):
-        return [core.split_heads(b, query, heads), *(core.split_heads(b, x, kv_heads) for x in pair)]
-    packed = core.split_heads(b, query, heads + 2 * kv_heads)
-    parts = b.split(packed, 1, (heads, kv_heads, kv_heads))
-    batch, _, length, head_size = (dimension(packed, axis) for axis in range(4))
-    return [
-        b.describe(part, query, batch, count, length, head_size)
-        for part, count in zip(parts, (heads, kv_heads, kv_heads), strict=True)
-    ]
-
-
-def _lengths(b: FusedBuilder, fused: FusedNode, query: ir.Value, key: ir.Value) -> _Lengths:
-    queries, new_rows = b.extent(query, 2), b.extent(key, 2)
-    keys = b.reshape(b.cast(fused.require("seqlens_k"), ir.DataType.INT64), -1, 1)
+    key = fused.get("key") or query  # or packed into it
+    queries, new_rows = b.extent(query, 1), b.extent(key, 1)
+    keys = b.reshape(b.cast(fused.require("seqlens_k"), ir.DataType.INT64), -1, 1, 1)
     keys = b.Add(keys, b.ints(1))
     total = b.reshape(b.cast(fused.require("total_sequence_length"), ir.DataType.INT64), 1)
 
@@ -129,18 +116,49 @@ def _lengths(b: FusedBuilder, fused: FusedNode, query: ir.Value, key: ir.Value) 
         return b.maximum(b.Sub(keys, count), b.ints(0))
 
     if (valid := fused.get("query_seqlens")) is not None:
-        new = b.reshape(b.cast(valid, ir.DataType.INT64), -1, 1)
+        new = b.reshape(b.cast(valid, ir.DataType.INT64), -1, 1, 1)
         first = cached = before(new)
     else:
         new = None
         cached = before(b.vector(new_rows))
-        first = cached if same_size(query, 2, key, 2) else before(b.vector(queries))
-    return _Lengths(queries, new_rows, total, keys, first, cached, new)
+        first = cached if same_size(query, 1, key, 1) else before(b.vector(queries))
+    batch = size_of(query, 0)
+    return _Lengths(b.extent(keys, 0) if batch is None else batch, queries, new_rows, total, keys, first, cached, new)
 
 
-def _rotated(
-    b: FusedBuilder, fused: FusedNode, lengths: _Lengths, query: ir.Value, key: ir.Value
-) -> tuple[ir.Value, ir.Value]:
+def _heads(
+    b: FusedBuilder, fused: FusedNode, lengths: _Lengths, heads: int, kv_heads: int
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Query (B, N, L_q, D), key and value (B, N_kv, L, D), rotated where the op does that.
+
+    The op has no input of another rank than 3 to make them of. Query and key are rotated as one tensor.
+    """
+    packed, by = fused.require("query"), _rotation(b, fused, lengths)
+    if pair := fused.both_or_none("key", "value"):
+        query, key, value = core.split_heads(b, packed, heads), *(core.split_heads(b, x, kv_heads) for x in pair)
+        if by is not None and lengths.new_rows != 0:
+            key = rotate(b, key, by)
+        if by is not None:
+            query = rotate(b, query, by)
+    else:
+        together, value = _parts(b, core.split_heads(b, packed, heads + 2 * kv_heads), heads + kv_heads, kv_heads)
+        query, key = _parts(b, together if by is None else rotate(b, together, by), heads, kv_heads)
+    b.note_extents(query, {0: lengths.batch, 2: lengths.queries})
+    for one in (key, value):
+        b.note_extents(one, {0: lengths.batch, 2: lengths.new_rows})
+    return query, key, value
+
+
+def _parts(b: FusedBuilder, x: ir.Value, *counts: int) -> Sequence[ir.Value]:
+    """So many of the heads of (B, N, L, D), and the rest."""
+    batch, _, length, head_size = (dimension(x, axis) for axis in range(4))
+    parts = b.split(x, 1, counts)
+    return [b.describe(part, x, batch, count, length, head_size) for part, count in zip(parts, counts, strict=True)]
+
+
+def _rotation(b: FusedBuilder, fused: FusedNode, lengths: _Lengths) -> Rotation | None:
+    if not fused.integer("do_rotary"):
+        return None
     caches = fused.both_or_none("cos_cache", "sin_cache")
     if caches is None:
         raise Decline("do_rotary needs the inputs cos_cache and sin_cache")
@@ -151,9 +169,9 @@ def _rotated(
         start = b.slice(b.reshape(given, -1), 0, 0, 1)
         prompt = b.Equal(lengths.total, b.vector(lengths.queries))
         positions = b.Where(prompt, b.Add(start, steps), given)
-        positions = b.Expand(positions, b.vector(b.extent(query, 0), 1))
-    by = rotation(b, caches, positions, interleaved=bool(fused.integer("rotary_interleaved")))
-    return rotate(b, query, by), key if lengths.new_rows == 0 else rotate(b, key, by)
+        positions = b.unsqueeze(b.Expand(positions, b.vector(lengths.batch, 1)), 1)
+    dtype = fused.element_type("query", "cos_cache", "sin_cache")
+    return rotation(b, caches, positions, dtype, interleaved=bool(fused.integer("rotary_interleaved")))
 
 
 def _present(
@@ -175,24 +193,25 @@ def _present(
         return past
     if lengths.new is not None:
         return _merged(b, past, new, kv_heads, lengths, lengths.new, dtype)
-    batch = b.extent(new[0], 0)
-    shape = b.vector(batch, kv_heads, lengths.new_rows, 1)
-    rows = b.unsqueeze(b.Add(lengths.cached, b.arange(lengths.new_rows)), 1, 3)
-    places = (b.reshape(b.arange(batch), -1, 1, 1, 1), b.reshape(b.arange(kv_heads), 1, -1, 1, 1), rows)
-    index = b.Concat(*(b.Expand(place, shape) for place in places), axis=3)
-    more = b.Sub(lengths.total, b.vector(b.extent(past[0], 2)))
-    grows = b.squeeze(core.exceeds(b, more, 0), 0)
-    present = []
+    # (entry, head, row) of every new row; what does not depend on the rows is the same in all layers.
+    entries = b.Mul(b.reshape(b.arange(lengths.batch), -1, 1, 1, 1), b.ints(1, 0, 0))
+    places = b.Add(entries, b.constant([[[0, head, 0]] for head in range(kv_heads)], ir.DataType.INT64))
+    rows = b.unsqueeze(b.Add(lengths.cached, b.arange(lengths.new_rows)), 3)
+    index = b.Add(places, b.Mul(rows, b.ints(0, 0, 1)))
+    before = b.vector(b.extent(past[0], 2))
+    # Where old and result are one buffer, onnxruntime's ScatterND writes nothing but the new rows.
+    fits, longer = b.branch(), b.branch()
+    results = [fits.ScatterND(old, index, fresh) for old, fresh in zip(past, new, strict=True)]
+    grown = []
     for old, fresh in zip(past, new, strict=True):
-        # Where old and result are one buffer, onnxruntime's ScatterND writes nothing but the new rows.
-        fits, longer = b.branch(), b.branch()
-        result = fits.ScatterND(old, index, fresh)
-        zeros = longer.ConstantOfShape(longer.vector(batch, kv_heads, more, longer.extent(fresh, 3)))
+        more = longer.Sub(lengths.total, before)
+        zeros = longer.ConstantOfShape(longer.vector(lengths.batch, kv_heads, more, longer.extent(fresh, 3)))
         padded = longer.Concat(old, longer.cast(zeros, dtype, ir.DataType.FLOAT), axis=2)
-        grown = longer.ScatterND(padded, index, fresh)
-        cache = b.choose(grows, longer, grown, fits, result)
+        grown.append(longer.ScatterND(padded, index, fresh))
+    present = b.choose(b.Less(before, lengths.total), longer, grown, fits, results)
+    for cache, fresh in zip(present, new, strict=True):
         size, _, _, head_size = (dimension(fresh, axis) for axis in range(4))
-        present.append(b.describe(cache, fresh, size, kv_heads, None, head_size))
+        b.describe(cache, fresh, size, kv_heads, None, head_size)
     return present
 
 
@@ -212,15 +231,15 @@ def _merged(
     """
     before = b.extent(past[0], 2)
     rows = b.arange(b.maximum(lengths.total, b.vector(before)))
-    behind = b.Sub(rows, lengths.cached)
+    behind = b.Sub(rows, lengths.cached)  # (B, 1, rows)
     used = b.Less(behind, new)
     index = b.Where(b.Less(behind, b.ints(0)), rows, b.Add(behind, b.vector(before)))
-    index = b.unsqueeze(b.Where(used, index, b.ints(0)), 1)
+    index = b.Where(used, index, b.ints(0))
     # All heads of all batch entries one under the other, so that one Gather copies whole rows.
-    heads = b.arange(b.Mul(b.vector(b.extent(fresh[0], 0)), b.ints(kv_heads)))
+    heads = b.arange(b.times(lengths.batch, kv_heads))
     top = b.Mul(heads, b.vector(b.add(before, lengths.new_rows)))
     index = b.Add(b.reshape(top, -1, kv_heads, 1), index)
-    used = b.unsqueeze(used, 1, 3)
+    used = b.unsqueeze(used, 3)
     present = []
     for old, appended in zip(past, fresh, strict=True):
         flat = b.reshape(core.append(b, old, appended), -1, b.extent(appended, 3))
@@ -233,7 +252,9 @@ def _merged(
 def _filled(b: FusedBuilder, cache: ir.Value, lengths: _Lengths) -> ir.Value:
     """The rows of a cache that hold a key of some batch entry."""
     batch, kv_heads, _, head_size = (dimension(cache, axis) for axis in range(4))
-    return b.describe(b.slice(cache, 2, 0, lengths.total), cache, batch, kv_heads, None, head_size)
+    filled = b.describe(b.slice(cache, 2, 0, lengths.total), cache, batch, kv_heads, None, head_size)
+    b.note_extents(filled, {0: lengths.batch, 2: lengths.total})
+    return filled
 
 
 def _visible(b: FusedBuilder, fused: FusedNode, lengths: _Lengths) -> ir.Value:
@@ -242,8 +263,8 @@ def _visible(b: FusedBuilder, fused: FusedNode, lengths: _Lengths) -> ir.Value:
     position = last_key
     if fused.integer("causal", 1):
         position = b.minimum(b.Add(lengths.first, b.arange(lengths.queries)), last_key)
-    keys, position = b.arange(lengths.total), b.unsqueeze(position, 1, 3)
-    visible = b.Less(keys, b.Add(position, b.ints(1)))
+    keys, position = b.arange(lengths.total), b.unsqueeze(position, 3)
+    visible = b.Less(b.Sub(keys, b.ints(1)), position)
     window = fused.integer("local_window_size", -1)
     if window > 0:
         visible = b.And(visible, b.Less(b.Sub(position, b.ints(window)), keys))
