@@ -86,6 +86,12 @@ class NodeBuilder:
         """Removes axes of size 1."""
         return self._with_axes("Squeeze", value, axes, as_input=self.opset >= 13)
 
+    def size(self, value: ir.Value, axis: int) -> ir.Value:
+        """The size of an axis, int64 of shape (1,)."""
+        if self.opset < 15:
+            return self.Gather(self.Shape(value), self.ints(axis), axis=0)
+        return self.Shape(value, start=axis) if axis == -1 else self.Shape(value, start=axis, end=axis + 1)
+
     def reduce(self, op_type: str, value: ir.Value, axis: int, *, keepdims: bool) -> ir.Value:
         """ReduceMax or ReduceSum over an axis."""
         as_input = self.opset >= (13 if op_type == "ReduceSum" else 18)

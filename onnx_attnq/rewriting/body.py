@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
@@ -55,10 +56,10 @@ class Body(NodeBuilder):
 
     def stride(self, value: ir.Value) -> ir.Value:
         """`numerics.sample_stride` of the size of the last axis, int64 of shape (1,)."""
-        keys = self.Gather(self.Shape(value), self.ints(-1))
+        keys = self.size(value, -1)
         too_few = self.Less(keys, self.ints(*(stride * numerics.SMALLEST_SAMPLE for stride in _STRIDES)))
         fitting = self.Where(too_few, self.ints(1), self.ints(*_STRIDES))
-        return self.column(self.row("ReduceMax", fitting))
+        return self.reduce("ReduceMax", fitting, -1, keepdims=True)
 
     def every(self, value: ir.Value, axis: int, stride: ir.Value) -> ir.Value:
         """The elements along an axis whose index is a multiple of the stride."""
@@ -66,9 +67,8 @@ class Body(NodeBuilder):
 
     def at_multiples(self, value: ir.Value, stride: ir.Value) -> ir.Value:
         """1 where the index of the last axis is a multiple of the stride, else 0: float32 of shape (L_k,)."""
-        keys = self.Gather(self.Shape(value), self.ints(-1))
-        zero, one = self.Squeeze(self.ints(0)), self.Squeeze(self.ints(1))
-        index = self.Range(zero, self.Squeeze(keys), one)
+        zero, one = (self.constant(number, ir.DataType.INT64) for number in (0, 1))
+        index = self.Range(zero, self.Squeeze(self.size(value, -1)), one)
         remainder = self.Mod(index, stride)
         return self.Cast(self.Equal(remainder, self.ints(0)), to=ir.DataType.FLOAT.value)
 
@@ -89,11 +89,13 @@ class Body(NodeBuilder):
         return self.unsqueeze(rows, -1)
 
     def row_max(self, value: ir.Value) -> ir.Value:
-        """The largest of each row; NaN where it holds one, which onnxruntime's ReduceMax overlooks; 0 without keys."""
-        total = self.row("ReduceSum", value)
-        keys = self.Gather(self.Shape(value), self.ints(-1))
-        no_maximum = self.Or(self.IsNaN(total), self.Equal(keys, self.ints(0)))
-        return self.Where(no_maximum, total, self.row("ReduceMax", value))
+        """The largest of each row; NaN where it holds one, which onnxruntime's ReduceMax overlooks and Max does not."""
+        lowest_or_nan = self.Min(self.row("ReduceSum", value), self.number(-np.inf))
+        return self.Max(self.row("ReduceMax", value), lowest_or_nan)
+
+    def zero_without_keys(self, rows: ir.Value, value: ir.Value) -> ir.Value:
+        """What `row` made of a value; 0 where its last axis is empty."""
+        return self.Where(self.Equal(self.size(value, -1), self.ints(0)), self.number(0.0), rows)
 
     def number(self, value: float) -> ir.Value:
         """A float32 constant."""

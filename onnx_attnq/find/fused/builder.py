@@ -96,11 +96,7 @@ class FusedBuilder(NodeBuilder):
         if (fixed := size_of(value, axis)) is not None:
             return fixed
         if (value, axis) not in self._extents:
-            if self.opset >= 15:
-                found = self.Shape(value, start=axis, end=axis + 1)
-            else:
-                found = self.Gather(self.Shape(value), self.ints(axis), axis=0)
-            self._extents[value, axis] = found
+            self._extents[value, axis] = self.size(value, axis)
         return self._extents[value, axis]
 
     def note_extents(self, value: ir.Value, extents: Mapping[int, Extent]) -> None:
