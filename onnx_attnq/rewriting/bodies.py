@@ -7,8 +7,8 @@ that any runtime can run the rewritten model. The cost is memory traffic, once f
 codes are made by QuantizeLinear, which divides, rounds and saturates at once and writes one byte, pruning comes
 after that, and all that scales a row is one factor at the end.
 
-Codes have no NaN, and onnxruntime's ReduceMax overlooks it. `Body.row_max` does not, and the row's maximum, or what
-else has seen NaN, is part of every row's factor, times zero: NaN in, NaN out.
+Codes have no NaN, and onnxruntime's ReduceMax overlooks it. So something that has seen NaN, mostly the sum of a row's
+distances from its maximum, is one argument of a Max in every row's factor: NaN in, NaN out.
 
 Where pruned values share what they summed to, their sum is that of all levels, continued below the threshold, less that
 of the kept: one reduction more. Codes then start TAIL_NATS below 1, where saturation leaves nothing that counts.
@@ -122,21 +122,21 @@ def softmax_function(scheme: QuantScheme, opset: int, *, by_head: bool = False) 
     """
     body = Body(opset, by_head=by_head)
     scores = body.input("scores")
-    row_max = functools.cache(lambda: body.row_max(scores))
     if scheme.reference is Reference.ABSOLUTE:
         # The runtime's own fused ops do in one pass what Sub, Exp, ReduceSum and Div do in four.
+        log = functools.cache(lambda: body.LogSoftmax(scores, axis=-1))
         rows = _RowValues(
-            row_max=row_max,
+            nan=lambda: body.nan_of(body.row("ReduceSum", log())),
             x=lambda: body.Softmax(scores, axis=-1),
-            log=lambda: body.LogSoftmax(scores, axis=-1),
+            log=log,
             probabilities=lambda: body.Softmax(scores, axis=-1),
             total=lambda: body.number(1.0),
             peak=lambda: body.number(1.0),
         )
     else:
-        distance = body.Sub(scores, body.column(row_max()))
+        distance = body.Sub(scores, body.column(body.row("ReduceMax", scores)))
         rows = _RowValues(
-            row_max=row_max,
+            nan=lambda: body.nan_of(body.row("ReduceSum", distance)),
             x=lambda: body.Exp(distance),
             log=lambda: distance,
             probabilities=lambda: body.Softmax(scores, axis=-1),
@@ -151,14 +151,13 @@ def probabilities_function(scheme: QuantScheme, opset: int, *, by_head: bool = F
     """The body of `probabilities_op`: probabilities (..., L_q, L_k) to probabilities of the same shape."""
     body = Body(opset, by_head=by_head)
     probabilities = body.input("probabilities")
-    row_max = functools.cache(lambda: body.row_max(probabilities))
     x, peak = probabilities, body.number(1.0)
     if scheme.reference is Reference.ROW_MAX:
         # A row of zeros, such as a guard leaves of a masked row, stays zero.
-        peak = body.Max(row_max(), body.number(_TINY))
+        peak = body.Max(body.row("ReduceMax", probabilities), body.number(_TINY))
         x = body.Div(probabilities, body.column(peak))
     rows = _RowValues(
-        row_max=row_max,
+        nan=lambda: body.nan_of(body.Mul(body.row("ReduceSum", x), body.number(0.0))),  # also of infinite ones
         x=lambda: x,
         log=lambda: body.Log(x),
         probabilities=lambda: probabilities,
@@ -179,8 +178,7 @@ def attention_function(scheme: QuantScheme, opset: int, *, by_head: bool = False
         softcap = body.constant_of("softcap")
         product = body.Mul(body.Tanh(body.Div(product, softcap)), softcap)
     scores = body.Add(product, mask)
-    largest = body.zero_without_keys(body.row_max(scores), scores)
-    row_max = body.Max(largest, body.constant_of("row_max_floor"))
+    row_max = body.Max(body.row("ReduceMax", scores), body.constant_of("row_max_floor"))
     distance = functools.cache(lambda: body.Sub(scores, body.column(row_max)))
     exp = functools.cache(lambda: body.Exp(distance()))
     total = functools.cache(lambda: body.Max(body.row("ReduceSum", exp()), body.number(_TINY)))
@@ -188,7 +186,7 @@ def attention_function(scheme: QuantScheme, opset: int, *, by_head: bool = False
 
     absolute = scheme.reference is Reference.ABSOLUTE
     rows = _RowValues(
-        row_max=lambda: row_max,
+        nan=lambda: body.nan_of(body.row("ReduceSum", distance())),
         x=probabilities if absolute else exp,
         log=lambda: body.Sub(distance(), body.column(body.Log(total()))) if absolute else distance(),
         probabilities=probabilities,
@@ -239,7 +237,7 @@ class _RowValues:
     """What a scheme needs to know of the rows it quantizes; a call adds the nodes that compute it.
 
     Attributes:
-        row_max: The largest of each row; NaN, or times 0, where the result shall be NaN.
+        nan: NaN for each row whose result shall be NaN, else -inf.
         x: The probabilities measured against the scheme's reference.
         log: ln(x).
         probabilities: The probabilities themselves.
@@ -247,7 +245,7 @@ class _RowValues:
         peak: The probability that x = 1 stands for.
     """
 
-    row_max: Callable[[], ir.Value]
+    nan: Callable[[], ir.Value]
     x: Callable[[], ir.Value]
     log: Callable[[], ir.Value]
     probabilities: Callable[[], ir.Value]
@@ -261,7 +259,8 @@ class _Quantized:
 
     Attributes:
         weights: The level of each kept key, 0 where it is pruned.
-        share: What each key of the sample gets on top, one number for each row; None where pruned values are zero.
+        share: What each key of the sample gets on top, one number for each row; None where pruned values are zero. Of
+            a row whose sample is empty nothing gets it.
         factor: What makes both probabilities, one number for each row.
     """
 
@@ -279,8 +278,8 @@ def _probabilities(body: Body, rows: _RowValues, scheme: QuantScheme) -> ir.Valu
     sample = body.Mul(unmasked, body.at_multiples(unmasked, body.stride(unmasked)))
     quantized = _quantized(body, rows, scheme, body.row("ReduceSum", sample))
     assert quantized.share is not None
-    shared = body.Mul(sample, body.column(body.Mul(quantized.share, quantized.factor)))
-    return body.Add(body.Mul(quantized.weights, body.column(quantized.factor)), shared)
+    shared = body.Mul(sample, body.column(quantized.share))
+    return body.Mul(body.Add(quantized.weights, shared), body.column(quantized.factor))
 
 
 def _quantized(body: Body, rows: _RowValues, scheme: QuantScheme, sample_size: ir.Value | None) -> _Quantized:
@@ -303,20 +302,18 @@ def _quantized(body: Body, rows: _RowValues, scheme: QuantScheme, sample_size: i
         weights = body.Mul(levels, body.Cast(kept, to=ir.DataType.FLOAT.value))
     # NaN ends in codes; and where the row's maximum is needed anyway, summing the levels is one pass more.
     from_codes = scheme.spacing is Spacing.LOG and scheme.rounding is Rounding.NEAREST
-    has_row_max = from_codes or scheme.reference is Reference.ROW_MAX
-    nan_aware = rows.row_max() if has_row_max else body.row("ReduceSum", levels)
-    poison = body.Mul(nan_aware, body.number(0.0))
+    nan_aware = from_codes or scheme.reference is Reference.ROW_MAX
+    nan = rows.nan() if nan_aware else body.nan_of(body.row("ReduceSum", levels))
 
     total = functools.cache(lambda: body.row("ReduceSum", weights))
     share = None
     if sample_size is not None:
         # Where nothing was pruned, both sums are of the same numbers, and the same. An empty sample takes nothing.
         tail = body.Sub(body.row("ReduceSum", levels), total())
-        given = body.Mul(tail, body.Min(sample_size, body.number(1.0)))
-        share = body.Div(given, body.Max(sample_size, body.number(1.0)))
-        kept_total = total()
+        share = body.Div(tail, body.Max(sample_size, body.number(1.0)))
+        kept_total, given = total(), body.Mul(share, sample_size)
         total = functools.cache(lambda: body.Add(kept_total, given))
-    return _Quantized(weights, share, body.Add(_factor(body, rows, scheme, weights, total, base), poison))
+    return _Quantized(weights, share, _factor(body, rows, scheme, weights, total, base, nan))
 
 
 def _factor(
@@ -326,14 +323,15 @@ def _factor(
     weights: ir.Value,
     total: Callable[[], ir.Value],
     base: ir.Value | None,
+    nan: ir.Value,
 ) -> ir.Value:
     if scheme.normalize is Normalize.NONE:
-        return rows.peak() if base is None else body.Mul(rows.peak(), body.per_row(base))
+        return body.Max(rows.peak() if base is None else body.Mul(rows.peak(), body.per_row(base)), nan)
     if scheme.normalize is Normalize.UNIT:
         target = rows.total()
     else:
         target = body.row("ReduceSum", body.Mul(rows.probabilities(), body.Sign(weights)))
-    return body.Div(target, body.Max(total(), body.number(_TINY)))
+    return body.Div(target, body.Max(total(), body.number(_TINY), nan))
 
 
 def _log_exponents(body: Body, rows: _RowValues, scheme: QuantScheme) -> tuple[ir.Value, ir.Value]:

@@ -88,14 +88,9 @@ class Body(NodeBuilder):
         """What `row` made, with a last axis of size 1, which broadcasts to the rows that it was made of."""
         return self.unsqueeze(rows, -1)
 
-    def row_max(self, value: ir.Value) -> ir.Value:
-        """The largest of each row; NaN where it holds one, which onnxruntime's ReduceMax overlooks and Max does not."""
-        lowest_or_nan = self.Min(self.row("ReduceSum", value), self.number(-np.inf))
-        return self.Max(self.row("ReduceMax", value), lowest_or_nan)
-
-    def zero_without_keys(self, rows: ir.Value, value: ir.Value) -> ir.Value:
-        """What `row` made of a value; 0 where its last axis is empty."""
-        return self.Where(self.Equal(self.size(value, -1), self.ints(0)), self.number(0.0), rows)
+    def nan_of(self, rows: ir.Value) -> ir.Value:
+        """NaN where a row is, else what any Max takes away: onnxruntime's ReduceMax and QuantizeLinear overlook NaN."""
+        return self.Min(rows, self.number(-np.inf))
 
     def number(self, value: float) -> ir.Value:
         """A float32 constant."""
