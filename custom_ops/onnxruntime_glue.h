@@ -157,6 +157,7 @@ enum GroupQueryInput : std::size_t {
   kSinks,
   kKeySteps,
   kValueSteps,
+  kTokens,  // for standard ops; the kernel needs none
   kInputs
 };
 

@@ -17,6 +17,7 @@ ElementType group_query_input(const Op& op, std::size_t index) {
     case kTotal:
       return kInt32;
     case kPositions:
+    case kTokens:
       return kInt64;
     case kKeySteps:
     case kValueSteps:

@@ -26,6 +26,8 @@ _NAME: Final = "GroupQueryAttention"
 _INPUTS: Final = tuple(item.name for item in FUSED_SIGNATURES["com.microsoft", _NAME].inputs)
 _TAKEN: Final = _INPUTS[: _INPUTS.index("v_scale") + 1]
 """What the kernel takes of the inputs of GroupQueryAttention."""
+TOKENS: Final = len(_TAKEN)
+"""The place of one input more: L_q, int64 (1,), from which the standard ops compute much; see `tokens`."""
 
 _OTHER_TYPES: Final = ("seqlens_k", "total_sequence_length", "position_ids", "k_scale", "v_scale")
 """Inputs whose type is not that of query and key."""
@@ -94,9 +96,13 @@ def fold(model: ir.Model, fused: FusedOp, op: ir.Node, scheme: SiteScheme, known
     outputs = [output for output in fused.outputs[:3] if output is not None]
     graph, first = op.graph, fused.outputs[0]
     inputs = [None if value is None or not value.name else value for value in fused.inputs[: len(_TAKEN)]]
+    nodes = _between(inputs, outputs)
+    tokens = next((node for node in nodes if _counts(node, inputs[0])), None)
+    if tokens is not None:
+        nodes.remove(tokens)
+        inputs += [None] * (TOKENS - len(inputs)) + [tokens.outputs[0]]
     while inputs[-1] is None:  # onnxruntime finds no type for them
         inputs.pop()
-    nodes = _between(inputs, outputs)
     inside = {inner for node in nodes for inner in (node, *_within(node))}
     leak = any(
         use.node not in inside
@@ -169,6 +175,12 @@ def _producer(model: ir.Model, site: RewrittenSite) -> ir.Node | None:
     return None if value is None else value.producer()
 
 
+def _counts(node: ir.Node, query: ir.Value | None) -> bool:
+    """Whether a node computes the number of tokens."""
+    start = node.attributes.get("start")
+    return node.op_type == "Shape" and node.inputs[0] is query and start is not None and start.as_int() == 1
+
+
 def _within(node: ir.Node) -> Iterable[ir.Node]:
     return (inner for _, graph in subgraphs(node) for inner in graph.all_nodes())
 
@@ -221,7 +233,7 @@ def _function(
     opset: int,
 ) -> ir.Function:
     """A function of nodes that are in no graph any more."""
-    parameters = [ir.Value(name=_TAKEN[place]) for place in range(len(inputs))]
+    parameters = [ir.Value(name=(*_TAKEN, "tokens")[place]) for place in range(len(inputs))]
     by_input: Mapping[ir.Value | None, ir.Value] = dict(zip(inputs, parameters, strict=True))
     inside = [inner for node in nodes for inner in (node, *_within(node))]
     for number, node in enumerate(inside):
@@ -240,4 +252,4 @@ def _function(
     return ir.Function(bodies.DOMAIN, name, "", graph=graph, attributes=attributes)
 
 
-__all__ = ["VARIANTS", "fold", "group_query_op", "is_group_query", "is_taken", "opened"]
+__all__ = ["TOKENS", "VARIANTS", "fold", "group_query_op", "is_group_query", "is_taken", "opened"]

@@ -28,6 +28,7 @@ from onnx_attnq.rewriting.group_query import fold, is_taken
 from onnx_attnq.rewriting.plan import Plan
 from onnx_attnq.rewriting.record import Record, RewrittenSite, refuse_rewritten, write_record
 from onnx_attnq.rewriting.settings import RewriteSettings
+from onnx_attnq.rewriting.tokens import share_tokens
 from onnx_attnq.scheme import HeadSchemes, QuantScheme, SiteScheme, schemes_of, table_shape
 from onnx_attnq.version import __version__
 
@@ -92,6 +93,7 @@ def rewrite(
         inserted.append((site, form, scheme, op))
         capped = form is Form.ATTENTION and site.attention is not None and site.attention.softcap != 0.0
         families.setdefault((form, bodies.softmax_op(schemes_of(scheme)[0]), capped), []).append(scheme)
+    share_tokens(model)
     done = [_rewritten_site(*entry) for entry in reversed(inserted)]
     for entry in done:
         _LOG.debug("rewrote %s: %s, %s", entry.id, entry.form, entry.scheme.name)

@@ -107,7 +107,8 @@ def _refuse(fused: FusedNode) -> None:
 def _lengths(b: FusedBuilder, fused: FusedNode) -> _Lengths:
     query = fused.require("query")
     key = fused.get("key") or query  # or packed into it
-    queries, new_rows = b.extent(query, 1), b.extent(key, 1)
+    queries = b.extent(query, 1)
+    new_rows = queries if same_size(query, 1, key, 1) else b.extent(key, 1)
     keys = b.reshape(b.cast(fused.require("seqlens_k"), ir.DataType.INT64), -1, 1, 1)
     keys = b.Add(keys, b.ints(1))
     total = b.reshape(b.cast(fused.require("total_sequence_length"), ir.DataType.INT64), 1)
