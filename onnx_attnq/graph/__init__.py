@@ -15,6 +15,7 @@ from onnx_attnq.graph.fused_ops import (
 from onnx_attnq.graph.nodes import Naming, NodeBuilder
 from onnx_attnq.graph.ops import OWN_DOMAIN, known_op, standard_opset
 from onnx_attnq.graph.suffix import Suffix, suffix
+from onnx_attnq.graph.tokens import same_tokens, token_operands
 from onnx_attnq.graph.types import (
     Types,
     axes_of,
@@ -61,11 +62,13 @@ __all__ = [
     "probe",
     "rank_of",
     "same_size",
+    "same_tokens",
     "signature_of",
     "size_of",
     "some_rows",
     "standard_opset",
     "subgraphs",
     "suffix",
+    "token_operands",
     "width_of",
 ]

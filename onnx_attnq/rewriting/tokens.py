@@ -1,28 +1,15 @@
 """Count the tokens of a step once for all attentions of a decoder, and not in each of them.
 
-The standard ops of `group_query` compute positions, rows of the cache, masks and shapes from the number of tokens. If all
-layers have that from one value, onnxruntime computes what follows from it once: some twenty nodes for each layer.
+The standard ops of `group_query` compute positions, rows of the cache, masks and shapes from the number of tokens. If
+all layers have that from one value, onnxruntime computes what follows from it once: some twenty nodes for each layer.
 """
 
 from __future__ import annotations
 
-from typing import Final
-
 import onnx_ir as ir
 
-from onnx_attnq.graph import Dataflow, constant, dimension, known_op
+from onnx_attnq.graph import Dataflow, dimension, token_operands
 from onnx_attnq.rewriting.group_query import TOKENS, is_group_query
-
-_BY_TOKEN: Final = frozenset(
-    {
-        *("Cast", "Identity", "Sigmoid", "Tanh", "Relu", "Gelu", "FastGelu", "QuickGelu", "MatMulNBits"),
-        *("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"),
-        *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
-    }
-)
-"""Ops between the attentions of a decoder that give as many tokens as their first input has."""
-
-_BROADCASTING: Final = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
 def share_tokens(model: ir.Model) -> None:
@@ -31,41 +18,33 @@ def share_tokens(model: ir.Model) -> None:
         origins: dict[ir.Value, ir.Value] = {}
         first: dict[object, ir.Value] = {}
         for node in list(graph):
-            origin = _origin(node, origins)
-            if origin is not None:
-                origins.update(dict.fromkeys(node.outputs, origin))
-            if not is_group_query(node) or len(node.inputs) <= TOKENS:
-                continue
-            query, tokens = node.inputs[0], node.inputs[TOKENS]
-            counter = None if tokens is None else tokens.producer()
-            if query is None or tokens is None or counter is None:
-                continue
-            shared = first.setdefault(dimension(query, 1) or origins.get(query, query), tokens)
-            if shared is not tokens:
-                node.replace_input_with(TOKENS, shared)
-                graph.remove(counter, safe=True)
+            whole = is_group_query(node)
+            operands = node.inputs[:1] if whole else token_operands(node)
+            found = {origins.get(value, value) for value in operands if value is not None}
+            if len(found) == 1:
+                origins.update(dict.fromkeys(node.outputs[:1] if whole else node.outputs, found.pop()))
+            if whole and len(node.inputs) > TOKENS:
+                _share(node, origins, first)
 
 
-def _origin(node: ir.Node, origins: dict[ir.Value, ir.Value]) -> ir.Value | None:
-    """The value that has as many tokens as what a node gives, and from which all such have theirs; None if unknown."""
-    op_type = known_op(node)
-    operands = [value for value in node.inputs if value is not None]
-    if is_group_query(node) or op_type in _BY_TOKEN:
-        operands = operands[:1]
-    elif op_type in _BROADCASTING:
-        operands = [value for value in operands if not _at_most_a_row(value)]
-    elif op_type == "MatMul" and (weights := constant(operands[1])) is not None and len(weights.shape) == 2:
-        operands = operands[:1]
-    else:
-        return None
-    found = {origins.get(value, value) for value in operands}
-    return found.pop() if len(found) == 1 else None
+def _share(node: ir.Node, origins: dict[ir.Value, ir.Value], first: dict[object, ir.Value]) -> None:
+    """Let a node take the number that an earlier one takes, if both are known to be equal.
 
-
-def _at_most_a_row(value: ir.Value) -> bool:
-    """Whether a value is a constant that broadcasts to every token."""
-    tensor = constant(value)
-    return tensor is not None and len(tensor.shape) < 2
+    Args:
+        node: An attention.
+        origins: For values, from which their tokens come one by one.
+        first: By origin, and by the name that the model gives the axis, the number of tokens.
+    """
+    query, tokens = node.inputs[0], node.inputs[TOKENS]
+    counter = None if tokens is None else tokens.producer()
+    if query is None or tokens is None or counter is None or counter.graph is None:
+        return
+    keys = [key for key in (origins.get(query, query), dimension(query, 1)) if key is not None]
+    shared = next((first[key] for key in keys if key in first), tokens)
+    first |= dict.fromkeys(keys, shared)
+    if shared is not tokens:
+        node.replace_input_with(TOKENS, shared)
+        counter.graph.remove(counter, safe=True)
 
 
 __all__ = ["share_tokens"]

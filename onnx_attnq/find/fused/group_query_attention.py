@@ -20,7 +20,7 @@ from onnx_attnq.find.fused.node import FusedNode
 from onnx_attnq.find.fused.outcome import Decline
 from onnx_attnq.find.fused.quantized_cache import cache_scales, dequantized, quantized
 from onnx_attnq.find.fused.rotary import Rotation, rotate, rotation
-from onnx_attnq.graph import dimension, same_size, size_of
+from onnx_attnq.graph import dimension, same_tokens, size_of, width_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def _lengths(b: FusedBuilder, fused: FusedNode) -> _Lengths:
     query = fused.require("query")
     key = fused.get("key") or query  # or packed into it
     queries = b.extent(query, 1)
-    new_rows = queries if same_size(query, 1, key, 1) else b.extent(key, 1)
+    new_rows = queries if same_tokens(query, key) else b.extent(key, 1)
     keys = b.reshape(b.cast(fused.require("seqlens_k"), ir.DataType.INT64), -1, 1, 1)
     keys = b.Add(keys, b.ints(1))
     total = b.reshape(b.cast(fused.require("total_sequence_length"), ir.DataType.INT64), 1)
@@ -122,7 +122,7 @@ def _lengths(b: FusedBuilder, fused: FusedNode) -> _Lengths:
     else:
         new = None
         cached = before(b.vector(new_rows))
-        first = cached if same_size(query, 1, key, 1) else before(b.vector(queries))
+        first = cached if same_tokens(query, key) else before(b.vector(queries))
     batch = size_of(query, 0)
     return _Lengths(b.extent(keys, 0) if batch is None else batch, queries, new_rows, total, keys, first, cached, new)
 
@@ -135,7 +135,10 @@ def _heads(
     The op has no input of another rank than 3 to make them of. Query and key are rotated as one tensor.
     """
     packed, by = fused.require("query"), _rotation(b, fused, lengths)
-    if pair := fused.both_or_none("key", "value"):
+    pair = fused.both_or_none("key", "value")
+    if pair and by is not None and (joined := _joined(b, packed, *pair)) is not None:
+        packed, pair = joined, None
+    if pair:
         query, key, value = core.split_heads(b, packed, heads), *(core.split_heads(b, x, kv_heads) for x in pair)
         if by is not None and lengths.new_rows != 0:
             key = rotate(b, key, by)
@@ -148,6 +151,16 @@ def _heads(
     for one in (key, value):
         b.note_extents(one, {0: lengths.batch, 2: lengths.new_rows})
     return query, key, value
+
+
+def _joined(b: FusedBuilder, query: ir.Value, key: ir.Value, value: ir.Value) -> ir.Value | None:
+    """The three packed into one, if they are known to be of as many tokens: one rotation is fewer nodes than two."""
+    widths = [width_of(x) for x in (query, key, value)]
+    if None in widths or not (same_tokens(query, key) and same_tokens(query, value)):
+        return None
+    width = sum(width for width in widths if width is not None)
+    joined = b.Concat(query, key, value, axis=2)
+    return b.describe(joined, query, dimension(query, 0), dimension(query, 1), width)
 
 
 def _parts(b: FusedBuilder, x: ir.Value, *counts: int) -> Sequence[ir.Value]:
