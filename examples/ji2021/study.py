@@ -170,14 +170,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="for --model: a file in the task's format")
     parser.add_argument("--max-length", type=int, default=320, help="for --model: tokens of a window")
     parser.add_argument("--limit", type=int, help="only the first so many examples")
+    parser.add_argument("--only", default="", help="only schemes whose name contains this, such as 'default), 3 bits'")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    schemes = {name: scheme for name, scheme in SCHEMES.items() if options.only in name}
+    if not schemes:
+        parser.error(f"no scheme's name contains {options.only!r}; there are {', '.join(SCHEMES)}")
     if options.model is not None:
         if options.task is None or options.data is None:
             parser.error("--model needs --task and --data")
         task = load_task(options.task, options.data, max_length=options.max_length, limit=options.limit)
         title = f"{options.model.parent.name}/{options.model.name}, {options.task}"
-        print(markdown(title, SCHEMES, measure(options.model, task, SCHEMES, options.threads)))
+        print(markdown(title, schemes, measure(options.model, task, schemes, options.threads)))
         return
     subjects = [subject for subject in SUBJECTS if options.task in (None, subject.task)]
     if not subjects:
@@ -186,8 +190,8 @@ def main() -> None:
         limit = options.limit or subject.limit
         task = load_task(subject.task, subject.data, max_length=subject.max_length, limit=limit)
         with tempfile.TemporaryDirectory() as folder:
-            found = measure(exported(subject, Path(folder)), task, SCHEMES, options.threads)
-        print(markdown(subject.title, SCHEMES, found) + "\n", flush=True)
+            found = measure(exported(subject, Path(folder)), task, schemes, options.threads)
+        print(markdown(subject.title, schemes, found) + "\n", flush=True)
 
 
 if __name__ == "__main__":
