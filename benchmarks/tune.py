@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from onnx_attnq.cli.output import progress_bar
 from onnx_attnq.evaluate import Interval, load_task, load_tokenizer
@@ -42,6 +43,8 @@ from onnx_attnq.rewriting import RewriteSettings, load_plan
 from onnx_attnq.run import RunSettings, Session, cpu_times, native_library
 from onnx_attnq.scheme import Pruned
 from onnx_attnq.tune import Choice, Effort, Goal, Measured, Part, TaskLoss, Trial, Tuner, choose, plan_of
+
+FloatArray = npt.NDArray[np.float64]
 
 UNTOUCHED = 8
 """Bits that a head counts with which is left alone."""
@@ -198,26 +201,42 @@ def as_asked(model: Path, trials: Sequence[Trial], asked: Asked, loss: TaskLoss,
 def least_moving(trials: Sequence[Trial], pruned: float, bits: float) -> Choice | None:
     """The plan that moves the outputs least, of those that prune so much with so few bits; pruned values share.
 
-    By two prices, of values kept and of bits: for each pair of them a head takes what is cheapest.
+    By two prices, of values kept and of bits: for each pair of them a head takes what is cheapest, and a site the
+    reference with which its heads are cheapest together.
     """
-    heads = [
-        [trial for trial in own if trial.scheme.pruned is Pruned.MEAN and not trial.screened]
-        for _, own in itertools.groupby(sorted(trials, key=head_of), key=head_of)
+    sharing = [trial for trial in trials if trial.scheme.pruned is Pruned.MEAN and not trial.screened]
+    sites: dict[str, list[list[list[Trial]]]] = {}
+    for (site, _), own in itertools.groupby(sorted(sharing, key=of_one_op), key=of_one_op):
+        sites.setdefault(site, []).append([list(head) for _, head in itertools.groupby(own, key=lambda t: t.head)])
+    offers = [
+        [(heads, figures(heads)) for heads in found if len(heads) == max(map(len, found))] for found in sites.values()
     ]
-    most = max(map(len, heads))
-    rows = [[(t.divergence, 1.0 - t.pruned, float(t.scheme.bits or UNTOUCHED)) for t in own] for own in heads]
-    table = np.array([own + [(np.inf, 1.0, float(UNTOUCHED))] * (most - len(own)) for own in rows])
-    best, least = None, np.inf
-    for prices in itertools.product([0.0, *np.geomspace(1e-5, 1.0, 101)], repeat=2):
-        taken = (table @ np.array([1.0, *prices])).argmin(axis=1)
-        divergence, kept, width = table[np.arange(len(heads)), taken].mean(axis=0)
+    best: list[Trial] = []
+    least = np.inf
+    for prices in itertools.product([0.0, *np.geomspace(1e-5, 1.0, 61)], repeat=2):
+        taken, rows = [], []
+        for references in offers:
+            costs = [table @ np.array([1.0, *prices]) for _, table in references]
+            (heads, table), cost = min(zip(references, costs, strict=True), key=lambda both: both[1].min(axis=1).sum())
+            found = cost.argmin(axis=1)
+            taken += [own[i] for own, i in zip(heads, found, strict=True)]
+            rows.append(table[np.arange(len(heads)), found])
+        divergence, kept, width = np.concatenate(rows).mean(axis=0)
         if kept <= 1.0 - pruned and width <= bits and divergence < least:
             best, least = taken, divergence
-    return None if best is None else choose([own[i] for own, i in zip(heads, best, strict=True)], 0.0)
+    return choose(best, 0.0) if best else None
 
 
-def head_of(trial: Trial) -> tuple[str, int]:
-    return trial.site, trial.head
+def figures(heads: Sequence[Sequence[Trial]]) -> FloatArray:
+    """Divergence, share kept and bits of each trial: (heads, most trials of one, 3); infinite where there is none."""
+    most = max(map(len, heads))
+    nothing = (np.inf, 1.0, float(UNTOUCHED))
+    rows = [[(t.divergence, 1.0 - t.pruned, float(t.scheme.bits or UNTOUCHED)) for t in own] for own in heads]
+    return np.array([own + [nothing] * (most - len(own)) for own in rows])
+
+
+def of_one_op(trial: Trial) -> tuple[str, str]:
+    return trial.site, trial.scheme.reference
 
 
 def times(tuned: Path, default: Path, samples: Sequence[Sample], lengths: Sequence[int]) -> str:

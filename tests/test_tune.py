@@ -126,6 +126,26 @@ def test_no_head_is_left_without_a_candidate_of_the_first_family(model: Path, sa
             assert any(t.head == head and t.scheme == SCHEMES[2] and not t.screened for t in trials)
 
 
+def test_another_family_is_given_up_for_a_head_only_where_the_first_is_clearly_better(
+    model: Path, samples: list[Sample]
+) -> None:
+    first, other = (
+        (preset(name, bits=2, threshold=0.1), preset(name, bits=4, threshold=0.02), left_alone(preset(name)))
+        for name in ("row-log-mean", "log-mean")
+    )
+    own = {
+        trial.scheme: (trial.scheme.bits or 0, -trial.pruned, trial.divergence)
+        for trial in measure_unit(str(model), Unit("Softmax_p0", 0, 1), samples[:1], (*first, *other))
+    }
+    found = {t.scheme: t for t in measure_unit(str(model), Unit("Softmax_p0", 0, 1), samples, (*first, *other))}
+    assert not found[other[2]].screened, "left alone"
+    for scheme in other[:2]:
+        bits, kept, divergence = own[scheme]
+        clearly = any(own[s][0] <= bits and own[s][1] <= kept and own[s][2] * 2.0 <= divergence for s in first)
+        nearly = any(own[s] != own[scheme] and np.less_equal(own[s], own[scheme]).all() for s in other)
+        assert found[scheme].screened == (clearly or nearly)
+
+
 TRIALS = st.builds(
     Trial,
     st.sampled_from(["a", "b"]),

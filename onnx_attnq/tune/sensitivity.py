@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ from onnx_attnq.graph import Suffix, probe, suffix
 from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load
 from onnx_attnq.run import RunSettings, Session
-from onnx_attnq.scheme import QuantScheme, Reference, numerics
+from onnx_attnq.scheme import QuantScheme, Reference, left_alone, numerics
 from onnx_attnq.verification import FloatOutputs
 
 HEADS_OF_A_UNIT: Final = 4
@@ -33,6 +34,9 @@ HEADS_OF_A_UNIT: Final = 4
 
 SCREENED_WITH: Final = 1
 """Samples on which every candidate is tried; those that cannot become part of a plan are left out of the others."""
+
+CLEARLY: Final = 2.0
+"""How many times the divergence of one family has to be that of another to count as clearly more on one sample."""
 
 _BROKEN: Final = 1e6
 """The divergence of outputs that are not finite any more."""
@@ -272,8 +276,9 @@ def _undominated(
 ) -> list[QuantScheme]:
     """The schemes that no other beats in bits, pruning and divergence at once, by what is known so far.
 
-    Heads of one site have to share a family, so those of the first family, the preferred one, are compared with each
-    other only, and each head keeps one.
+    Heads of one site have to share a family. So those of the first family, the preferred one, are compared with each
+    other only; another family's is beaten by the first only at `CLEARLY` less divergence, since other heads may gain
+    more by its family; and to leave a head alone is never beaten.
     """
     first = family(schemes[0])
 
@@ -281,13 +286,17 @@ def _undominated(
         effects = total[head, scheme]
         return scheme.bits or 0, -sum(e.pruned for e in effects), sum(e.divergence for e in effects)
 
-    def beaten(scheme: QuantScheme) -> bool:
-        own = figures(scheme)
-        rivals = [s for s in schemes if family(s) in (first, family(scheme)) and s != scheme]
-        others = (figures(other) for other in rivals)
-        return any(all(a <= b for a, b in zip(other, own, strict=True)) and other != own for other in others)
+    def beats(other: QuantScheme, scheme: QuantScheme) -> bool:
+        bits, kept, divergence = figures(other)
+        same = family(other) == family(scheme)
+        compared, own = (bits, kept, divergence * (1.0 if same else CLEARLY)), figures(scheme)
+        return (same or family(other) == first) and compared != own and all(map(operator.le, compared, own))
 
-    return [scheme for scheme in schemes if not beaten(scheme)]
+    return [
+        scheme
+        for scheme in schemes
+        if scheme == left_alone(scheme) or not any(beats(other, scheme) for other in schemes)
+    ]
 
 
 def family(scheme: QuantScheme) -> tuple[object, ...]:
