@@ -14,8 +14,10 @@ from onnx_attnq.cli.command import command
 from onnx_attnq.cli.options import (
     SchemeType,
     data_option,
+    exclude_option,
     input_shape_option,
     json_option,
+    no_report_option,
     path_type,
     run_options,
     samples_for,
@@ -60,12 +62,7 @@ if TYPE_CHECKING:
     metavar="GLOB",
     help="Observe only sites whose id matches; may be repeated.  [default: all]",
 )
-@click.option(
-    "--exclude",
-    multiple=True,
-    metavar="GLOB",
-    help="Leave out sites whose id matches; may be repeated.  [default: none]",
-)
+@exclude_option
 @click.option(
     "--tokenizer",
     type=path_type,
@@ -91,7 +88,7 @@ if TYPE_CHECKING:
     type=click.Choice(["svg", "png"]),
     help="Format to write each picture in, as a file of its own.  [default: none]",
 )
-@click.option("--no-report", is_flag=True, help="Write the numbers only, which needs neither matplotlib nor jinja2.")
+@no_report_option
 @click.option(
     "--combine",
     multiple=True,

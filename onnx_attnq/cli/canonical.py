@@ -6,7 +6,7 @@ import click
 
 from onnx_attnq.atomic import replacing
 from onnx_attnq.cli.command import command
-from onnx_attnq.cli.options import json_option
+from onnx_attnq.cli.options import json_option, metadata_option
 from onnx_attnq.cli.output import write_json
 
 
@@ -15,7 +15,7 @@ from onnx_attnq.cli.output import write_json
 @click.option(
     "-o", "--output", type=click.Path(), help="File to write, such as a golden file.  [default: standard output]"
 )
-@click.option("--metadata", is_flag=True, help="Include the IR version and metadata_props.")
+@metadata_option
 @json_option
 def canonical(model: str, output: str | None, metadata: bool, json_path: str | None) -> None:
     """Print MODEL as text that is equal for equal models.

@@ -13,6 +13,8 @@ from onnx_attnq.cli.options import (
     LIMIT_HELP,
     bits_option,
     data_option,
+    exclude_option,
+    external_data_option,
     input_shape_option,
     json_option,
     path_type,
@@ -66,12 +68,7 @@ if TYPE_CHECKING:
     metavar="GLOB",
     help="Rewrite only sites whose id matches; may be repeated.  [default: all]",
 )
-@click.option(
-    "--exclude",
-    multiple=True,
-    metavar="GLOB",
-    help="Leave out sites whose id matches; may be repeated.  [default: none]",
-)
+@exclude_option
 @click.option(
     "--plan", "plan_path", type=path_type, help="Plan file with a scheme for each site, as --write-plan writes it."
 )
@@ -105,13 +102,7 @@ if TYPE_CHECKING:
     help="Leave fused attention ops as they are, or decompose all.  "
     "[default: decompose those for which the native library has a faster kernel]",
 )
-@click.option(
-    "--external-data",
-    type=click.Choice(["copy", "keep"]),
-    default="copy",
-    show_default=True,
-    help="External weights: copy them to OUTPUT.data, or refer to MODEL's files, in their folder.",
-)
+@external_data_option
 @click.option("--dry-run", is_flag=True, help="Find the attention and plan, but write no model.")
 @click.option("--keep-failed", is_flag=True, help="Keep a model that failed the verification, as OUTPUT.failed.onnx.")
 @click.option("--no-verify", is_flag=True, help="Write the model without running it.")
@@ -230,7 +221,7 @@ def compress(
     if write_plan is not None and tuned is None:
         save_plan(result.plan, write_plan)
     _show_model(result, load(model), both, tuned, json_path, real_data=data is not None)
-    return _exit_code(result)
+    return int(result.failed)
 
 
 def _refuse_ignored(plan: Path | None, weights: str | None, lossy: Lossy, *, dry_run: bool, no_verify: bool) -> None:
@@ -294,11 +285,7 @@ def _show_folder(result: FolderCompression, json_path: str | None) -> int:
             if result.library is not None:
                 out.print(result.library)
             out.print(f"Wrote the folder {result.output}")
-    return max(map(_exit_code, result.models))
-
-
-def _exit_code(result: Compression) -> int:
-    return 0 if result.verification is None or result.verification.passed else 1
+    return int(any(part.failed for part in result.models))
 
 
 def _show(result: Compression, original: ir.Model, out: Console, *, real_data: bool) -> None:

@@ -93,7 +93,7 @@ def export(
                 out.print(f"Wrote {result.output} ({chosen.name})")
         if not compressing:
             out.print(f"Next: onnx-attnq {output / made.files[0] if len(made.files) == 1 else output}")
-    return 0 if all(result.verification is None or result.verification.passed for result in results) else 1
+    return int(any(result.failed for result in results))
 
 
 def _compress(made: Exported, scheme: QuantScheme) -> Sequence[Compression]:

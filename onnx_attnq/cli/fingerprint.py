@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 
 from onnx_attnq.cli.command import command
-from onnx_attnq.cli.options import json_option
+from onnx_attnq.cli.options import json_option, metadata_option
 from onnx_attnq.cli.output import write_json
 from onnx_attnq.one_line import one_line
 
 
 @command()
 @click.argument("model", type=click.Path())
-@click.option("--metadata", is_flag=True, help="Include the IR version and metadata_props.")
+@metadata_option
 @json_option
 def fingerprint(model: str, metadata: bool, json_path: str | None) -> None:
     """Print a hash of MODEL that is equal for equal models.

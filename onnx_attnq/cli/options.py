@@ -212,6 +212,23 @@ json_option = click.option(
     metavar="PATH",
     help="Write the result as JSON to a file; - writes it to standard output, in place of the text.",
 )
+metadata_option = click.option("--metadata", is_flag=True, help="Include the IR version and metadata_props.")
+exclude_option = click.option(
+    "--exclude",
+    multiple=True,
+    metavar="GLOB",
+    help="Leave out sites whose id matches; may be repeated.  [default: none]",
+)
+external_data_option = click.option(
+    "--external-data",
+    type=click.Choice(["copy", "keep"]),
+    default="copy",
+    show_default=True,
+    help="External weights: copy them to OUTPUT.data, or refer to MODEL's files, in their folder.",
+)
+no_report_option = click.option(
+    "--no-report", is_flag=True, help="Write the numbers only, which needs neither matplotlib nor jinja2."
+)
 scheme_option = click.option(
     "--scheme",
     type=SchemeType(),

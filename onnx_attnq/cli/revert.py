@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from onnx_attnq.cli.command import command
-from onnx_attnq.cli.options import json_option, path_type
+from onnx_attnq.cli.options import external_data_option, json_option, path_type
 from onnx_attnq.cli.output import console, write_json
 from onnx_attnq.errors import CannotRevert
 
@@ -16,13 +16,7 @@ from onnx_attnq.errors import CannotRevert
 @command()
 @click.argument("model", type=path_type)
 @click.option("-o", "--output", required=True, type=path_type, help="File to write the original graph to.")
-@click.option(
-    "--external-data",
-    type=click.Choice(["copy", "keep"]),
-    default="copy",
-    show_default=True,
-    help="External weights: copy them to OUTPUT.data, or refer to MODEL's files, in their folder.",
-)
+@external_data_option
 @json_option
 def revert(model: Path, output: Path, external_data: Any, json_path: str | None) -> None:
     """Restore the original graph of a rewritten MODEL.

@@ -9,7 +9,7 @@ import click
 
 from onnx_attnq.atomic import replacing
 from onnx_attnq.cli.command import command
-from onnx_attnq.cli.options import json_option, max_length_option, path_type, run_options
+from onnx_attnq.cli.options import json_option, max_length_option, no_report_option, path_type, run_options
 from onnx_attnq.cli.output import console, plain_table, progress_bar, require_pictures, write_json
 from onnx_attnq.cli.tuning import Cluster, Lossy, backend_options, limit_option, loss_and_samples, sweep_loss_options
 
@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     help="Timed runs of each model, in turn with the original; 0 measures no times.",
 )
 @click.option("--resume", is_flag=True, help="Continue an earlier run.")
-@click.option("--no-report", is_flag=True, help="Write the numbers only, which needs neither matplotlib nor jinja2.")
+@no_report_option
 @backend_options("Where points are measured.")
 @run_options
 @json_option

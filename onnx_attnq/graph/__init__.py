@@ -13,7 +13,7 @@ from onnx_attnq.graph.fused_ops import (
     signature_of,
 )
 from onnx_attnq.graph.nodes import Naming, NodeBuilder
-from onnx_attnq.graph.ops import OWN_DOMAIN, known_op, standard_opset
+from onnx_attnq.graph.ops import OWN_DOMAIN, domain_and_op, known_op, standard_opset
 from onnx_attnq.graph.suffix import Suffix, suffix
 from onnx_attnq.graph.tokens import same_tokens, token_operands
 from onnx_attnq.graph.types import (
@@ -55,6 +55,7 @@ __all__ = [
     "certain_rank_of",
     "constant",
     "dimension",
+    "domain_and_op",
     "dtype_of",
     "input_holds",
     "known_op",

@@ -14,6 +14,8 @@ from typing import Final, TypeAlias
 
 import onnx_ir as ir
 
+from onnx_attnq.graph.ops import domain_and_op
+
 Shapes: TypeAlias = Sequence[tuple[int | None, ...] | None]
 """Shapes of a node's inputs or first outputs; None where unknown."""
 
@@ -94,7 +96,7 @@ def signature_of(node: ir.Node) -> FusedSignature | None:
     >>> signature_of(ir.node("Attention", [ir.val("x")], domain="com.microsoft")).inputs[3].name
     'mask_index'
     """
-    return FUSED_SIGNATURES.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
+    return FUSED_SIGNATURES.get(domain_and_op(node))
 
 
 def input_holds(node: ir.Node, index: int) -> Holds | None:

@@ -32,6 +32,15 @@ def known_op(node: ir.Node | None) -> str:
     return "" if node.domain == "com.microsoft" and node.op_type in _standard_only() else node.op_type
 
 
+def domain_and_op(node: ir.Node) -> tuple[str, str]:
+    """What a node is, whatever its domain; the standard one is "" also where the model calls it ai.onnx.
+
+    >>> domain_and_op(ir.node("Mul", [ir.val("a")], domain="ai.onnx"))
+    ('', 'Mul')
+    """
+    return "" if node.domain == "ai.onnx" else node.domain, node.op_type
+
+
 @functools.cache
 def _standard_only() -> frozenset[str]:
     schemas = onnx.defs.get_all_schemas()

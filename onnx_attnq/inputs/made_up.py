@@ -33,7 +33,7 @@ from onnx_attnq.inputs.open_dims import (
 )
 from onnx_attnq.inputs.roles import Role
 from onnx_attnq.inputs.shape_check import Misfit, ShapeCheck
-from onnx_attnq.inputs.signature import Sample, is_expression
+from onnx_attnq.inputs.signature import Sample
 from onnx_attnq.model import MAX_RANK
 
 SHAPES: Final = ((2, 16), (1, 9), (2, 12), (1, 7))
@@ -255,9 +255,7 @@ def _lengths(model: ir.Model, inputs: Sequence[KnownInput], index: int, shapes: 
     is_step = index % 2 == 1
     past = PASTS[index % len(PASTS)] if is_step or prompts_have_past else 0
     # A buffer has room to spare, unless its length is said to be that of the past.
-    has_room = any(entry.is_buffer for entry in pasts) and not any(
-        isinstance(dim, str) and is_expression(dim) for entry in inputs for dim in entry.dims
-    )
+    has_room = any(entry.is_buffer for entry in pasts) and not any(entry.is_computed for entry in inputs)
     return Lengths(batch, 1 if is_step else tokens, past, encoder, SPARE if has_room and index % 4 == 3 else 0)
 
 

@@ -60,6 +60,11 @@ class KnownInput:
     past_axis: int
     is_buffer: bool
 
+    @property
+    def is_computed(self) -> bool:
+        """Whether one of its sizes is said to be made of others, such as the past and the present together."""
+        return any(isinstance(dim, str) and is_expression(dim) for dim in self.dims)
+
     @classmethod
     def of(cls, model: ir.Model, value: ir.Value, item: ModelInput) -> KnownInput:
         """What a model's graph says about one of its inputs."""

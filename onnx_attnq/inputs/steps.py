@@ -21,7 +21,7 @@ from onnx_attnq.inputs.made_up import draft_of
 from onnx_attnq.inputs.open_dims import KnownInput, Lengths, known_inputs
 from onnx_attnq.inputs.roles import Role
 from onnx_attnq.inputs.shape_check import ShapeCheck
-from onnx_attnq.inputs.signature import Sample, is_expression
+from onnx_attnq.inputs.signature import Sample
 
 ROOM: Final = 4
 """Length of a buffer with room to spare, as a multiple of what is in it."""
@@ -86,7 +86,9 @@ def steps_of(
         if first == other:
             return (Step(max((shape[1] for shape in first.values() if len(shape) > 1), default=1)),)
         return tuple(Step(length) for length in lengths)
-    roomy = bool(shared_buffers(model)) and all(entry.is_buffer for entry in caches) and not _grows(inputs)
+    # Where a length is said to be that of the past and more, a buffer has no room to spare.
+    computed = any(entry.is_computed for entry in inputs)
+    roomy = bool(shared_buffers(model)) and all(entry.is_buffer for entry in caches) and not computed
     steps: list[Step] = []
     for length in lengths:
         wanted = [Step(length), Step(1, length)]
@@ -186,11 +188,6 @@ def _caches(inputs: Sequence[KnownInput]) -> list[KnownInput]:
 def _largest(shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
     """The shape with most elements."""
     return tuple(map(int, max(shapes.values(), key=math.prod, default=())))
-
-
-def _grows(inputs: Sequence[KnownInput]) -> bool:
-    """Whether a length is said to be that of the past and more, so that a buffer has no room to spare."""
-    return any(isinstance(dim, str) and is_expression(dim) for entry in inputs for dim in entry.dims)
 
 
 def _fitted(inputs: Sequence[KnownInput], step: Step, batch: int) -> Lengths:

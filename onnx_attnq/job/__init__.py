@@ -1,6 +1,6 @@
 """The jobs that a user asks for in one call, and their stable JSON forms."""
 
-from onnx_attnq.job.compression import Compression, compress, plan_only
+from onnx_attnq.job.compression import Compression, compress, output_of, plan_only
 from onnx_attnq.job.folder import FolderCompression, compress_folder, plan_folder
 from onnx_attnq.job.stable_json import compression_json, file_json, folder_json, inspection_json
 from onnx_attnq.job.timing import CONTROL, Timing, TimingSettings, bench
@@ -21,6 +21,7 @@ __all__ = [
     "file_json",
     "folder_json",
     "inspection_json",
+    "output_of",
     "plan_folder",
     "plan_only",
 ]

@@ -10,7 +10,7 @@ from typing import Final
 
 from onnx_attnq.errors import VerificationFailed
 from onnx_attnq.inputs import Sample
-from onnx_attnq.job import Compression, compress
+from onnx_attnq.job import Compression, compress, output_of
 from onnx_attnq.progress import Parts, Progress, no_progress
 from onnx_attnq.rewriting import RewriteSettings, load_plan
 from onnx_attnq.run import RunSettings
@@ -70,7 +70,7 @@ def compress_tuned(
         AttnqError: As by `compress`, and of the data.
     """
     source = Path(source)
-    target = source.with_name(f"{source.stem}.attnq.onnx") if output is None else Path(output)
+    target = output_of(source, output)
     plan = target.with_suffix(".plan.json")
     used = tuple(samples[::2][:SAMPLES])  # of those that `Agreement` calibrates with
     wanted = loss or Agreement(source, samples, run)

@@ -1,7 +1,7 @@
 """Turns fused attention ops into standard ops, so that their softmax can be seen and rewritten.
 
-One module per op; what they share is in `core` (the attention itself), `builder` (nodes for every opset
-from 11 on), `node` (reading the fused node) and `known` (what the graph says about a value).
+One module per op; what they share is in `core` (the attention itself), `rotary`, `ms_mask`, `quantized_cache`,
+`builder` (nodes for every opset from 11 on) and `node` (reading the fused node).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from onnx_attnq.find.fused import attention, group_query_attention, ms_attention
 from onnx_attnq.find.fused.builder import LOWEST_OPSET, FusedBuilder
 from onnx_attnq.find.fused.outcome import Decline, Declined, Decomposed, FusedOp
 from onnx_attnq.find.fused.refused import REFUSED_OPS, UNKNOWN
-from onnx_attnq.graph import standard_opset
+from onnx_attnq.graph import domain_and_op, standard_opset
 
 _Build: TypeAlias = Callable[[FusedBuilder, ir.Node], tuple[ir.Node, Sequence[ir.Value | None]]]
 
@@ -41,7 +41,7 @@ def is_fused_attention(node: ir.Node) -> bool:
     >>> is_fused_attention(ir.node("Softmax", [ir.val("scores")]))
     False
     """
-    return _op(node) in FUSED_OPS or _refusal(node) is not None
+    return domain_and_op(node) in FUSED_OPS or _refusal(node) is not None
 
 
 def decompose(model: ir.Model, node: ir.Node) -> Decomposed | Declined:
@@ -67,7 +67,7 @@ def decompose(model: ir.Model, node: ir.Node) -> Decomposed | Declined:
     >>> [n.op_type for n in graph if n.op_type != "Constant"]
     ['Transpose', 'MatMul', 'Mul', 'Softmax', 'MatMul']
     """
-    build = _BUILDS.get(_op(node))
+    build = _BUILDS.get(domain_and_op(node))
     if build is None:
         return Declined(f"{node.op_type} is not decomposed: {_refusal(node) or 'it is no fused attention'}")
     graph = node.graph
@@ -85,19 +85,15 @@ def decompose(model: ir.Model, node: ir.Node) -> Decomposed | Declined:
         return Declined(str(declined))
     b.drop_unused(new)
     results = tuple(new[old.index(output)] if output in old else None for output in node.outputs)
-    fused = FusedOp(_op(node), tuple(node.inputs), results, dict(node.attributes))
+    fused = FusedOp(domain_and_op(node), tuple(node.inputs), results, dict(node.attributes))
     ir.convenience.replace_nodes_and_values(graph, node, [node], b.nodes, old, new)
     return Decomposed(softmax, fused)
 
 
-def _op(node: ir.Node) -> tuple[str, str]:
-    return ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
-
-
 def _refusal(node: ir.Node) -> str | None:
-    if (reason := REFUSED_OPS.get(_op(node))) is not None:
+    if (reason := REFUSED_OPS.get(domain_and_op(node))) is not None:
         return reason
-    domain, op_type = _op(node)
+    domain, op_type = domain_and_op(node)
     new = domain in ("", "com.microsoft") and op_type.endswith("Attention") and (domain, op_type) not in FUSED_OPS
     return UNKNOWN if new else None
 
