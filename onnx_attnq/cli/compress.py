@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     metavar="[OUTPUT:]FIGURE>=VALUE",
     help=f"Fail when an output deviates more. {LIMIT_HELP}",
 )
-@loss_options
+@loss_options("one scheme for all heads")
 @click.option("--resume", is_flag=True, help="Continue an earlier run with the same --max-loss or --min-pruned.")
 @run_options
 @click.option("--inline", is_flag=True, help="Write plain ops, for runtimes without model-local functions (OpenVINO).")

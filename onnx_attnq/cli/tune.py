@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     help="Samples of real inputs (.npz, .npy or a folder), or with --task a file in the format of the task. One half "
     "chooses the plan, the other confirms it.",
 )
-@loss_options
+@loss_options("0.5%, or no limit with --min-pruned")
 @click.option(
     "--objective",
     type=click.Choice(("sparse", "narrow", "sparse-and-narrow", "fastest")),
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 @click.option(
     "--metric",
     metavar="MODULE:FUNCTION",
-    help="Your own function, which returns a number that should stay high; see below.  [default: none]",
+    help="Your own function, which returns a number that should stay high, as said above.  [default: none]",
 )
 @max_length_option
 @limit_option

@@ -78,19 +78,6 @@ class Lossy:
 Cluster = Callable[[Path, Sequence[Any]], contextlib.AbstractContextManager[None]]
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-_GOAL: Final[tuple[_Decorator, ...]] = (
-    click.option(
-        "--max-loss",
-        type=Share(),
-        help="Largest loss of any figure, such as 0.5%: each head gets a scheme of its own, so that most is pruned in "
-        "the fewest bits within this loss.  [default: see above]",
-    ),
-    click.option(
-        "--min-pruned",
-        type=Share(),
-        help="Least share of the attention values to prune, such as 80%.  [default: see above]",
-    ),
-)
 _LOSS: Final[tuple[_Decorator, ...]] = (
     click.option(
         "--task",
@@ -121,9 +108,27 @@ _LOSS: Final[tuple[_Decorator, ...]] = (
 )
 
 
-def loss_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--max-loss, --min-pruned, --task, --figure, --tokenizer and --jobs, which reach the command as ``lossy``."""
-    return _lossy(command, (*_GOAL, *_LOSS))
+def loss_options(default: str) -> _Decorator:
+    """--max-loss, --min-pruned, --task, --figure, --tokenizer and --jobs, which reach the command as ``lossy``.
+
+    Args:
+        default: What happens without --max-loss, for help.
+    """
+    goal = (
+        click.option(
+            "--max-loss",
+            type=Share(),
+            help="Largest loss of any figure, such as 0.5%: each head gets a scheme of its own, so that most is pruned "
+            f"in the fewest bits within this loss.  [default: {default}]",
+        ),
+        click.option(
+            "--min-pruned",
+            type=Share(),
+            help="Least share of the attention values to prune, such as 80%; each head gets a scheme of its own, so "
+            "that least is lost.  [default: no least share]",
+        ),
+    )
+    return lambda command: _lossy(command, (*goal, *_LOSS))
 
 
 def sweep_loss_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -107,20 +107,10 @@ def forward(node: ir.Node, index: int, axis: int, types: Types) -> Step:
     A product that does not contract the axis passes it on, as the head mixing of talking heads does.
     """
     op, output = known_op(node), node.outputs[0]
-    if not known_op(node):
+    if not op:
         return Lost(f"{describe(node)} is not a standard op", node.op_identifier())
     if op in _MATMULS:
-        left, right = _MATMULS[op]
-        if index not in (left, right):
-            return Lost(f"{describe(node)} takes it as a scale or zero point")
-        is_left = index == left
-        a, b = node.inputs[left], node.inputs[right]
-        if a is None or b is None:
-            return Lost(f"{describe(node)} lacks an operand")
-        contracted, kept = _matmul_axes(node, is_left, axis)
-        if contracted:
-            return Product(node, Position(a if is_left else b, axis), b if is_left else a, is_left)
-        return Lost(f"{describe(node)} permutes batch axes") if kept is None else _passed(output, kept)
+        return _matmul_forward(node, index, axis)
     if op == "Einsum":
         return _einsum_forward(node, index, axis)
     if op in _ELEMENTWISE:
@@ -130,18 +120,16 @@ def forward(node: ir.Node, index: int, axis: int, types: Types) -> Step:
         return _passed(output, axis)
     if op == "Concat":
         return _passed(output, axis)
-    if op == "Split" and index == 0:
-        return Passed(tuple(Position(o, axis) for o in node.outputs))
-    if op in ("Slice", "GatherElements", "Tile") and index == 0:
-        return _passed(output, axis)
-    if op == "ReduceSum" and index == 0:
-        return Lost(f"{describe(node)} sums it without a matrix product")
-    if op == "Conv" and index == 0 and _is_pointwise(node):
-        return _passed(output, axis) if axis >= -2 else Lost(f"{describe(node)} mixes it")
-    if op == "BatchNormalization" and index == 0:
-        return _passed(output, axis)
     if index != 0:
         return Lost(f"{describe(node)} takes it as a parameter", node.op_identifier())
+    if op == "Split":
+        return Passed(tuple(Position(o, axis) for o in node.outputs))
+    if op in ("Slice", "GatherElements", "Tile", "BatchNormalization"):
+        return _passed(output, axis)
+    if op == "ReduceSum":
+        return Lost(f"{describe(node)} sums it without a matrix product")
+    if op == "Conv" and _is_pointwise(node):
+        return _passed(output, axis) if axis >= -2 else Lost(f"{describe(node)} mixes it")
     moved = _layout(node, axis, types, to_output=True)
     return moved if isinstance(moved, Lost) else _passed(output, moved)
 
@@ -154,17 +142,10 @@ def backward(value: ir.Value, axis: int, types: Types) -> Step:
             f"{value.name!r} is an input of the graph" if value.is_graph_input() else f"{value.name!r} is constant"
         )
     op = known_op(node)
-    if not known_op(node):
+    if not op:
         return Lost(f"{describe(node)} is not a standard op", node.op_identifier())
     if op in _MATMULS:
-        left, right = (node.inputs[i] if i < len(node.inputs) else None for i in _MATMULS[op])
-        if left is None or right is None:
-            return Lost(f"{describe(node)} lacks an operand")
-        if axis == -1:
-            return Product(node, Position(right, -2 if _flag(node, "transB") else -1), left, is_left=False)
-        if axis == -2:
-            return Product(node, Position(left, -1 if _flag(node, "transA") else -2), right, is_left=True)
-        return Lost(f"the softmax runs over a batch axis of {describe(node)}")
+        return _matmul_backward(node, axis)
     if op == "Einsum":
         return _einsum_backward(node, axis)
     if op == "DynamicQuantizeLinear" and value is not node.outputs[0]:
@@ -231,15 +212,32 @@ def _flag(node: ir.Node, name: str) -> int:
     return 0 if attribute is None else attribute.as_int()
 
 
-def _matmul_axes(node: ir.Node, is_left: bool, axis: int) -> tuple[bool, int | None]:
-    """Whether a product contracts the axis of an operand, and otherwise where it is in the output."""
+def _matmul_forward(node: ir.Node, index: int, axis: int) -> Step:
+    left, right = _MATMULS[known_op(node)]
+    if index not in (left, right):
+        return Lost(f"{describe(node)} takes it as a scale or zero point")
+    is_left = index == left
+    operand, other = (node.inputs[i] for i in ((left, right) if is_left else (right, left)))
+    if operand is None or other is None:
+        return Lost(f"{describe(node)} lacks an operand")
     if axis < -2:
-        return False, None if _flag(node, "transBatchA" if is_left else "transBatchB") else axis
+        moved = _flag(node, "transBatchA" if is_left else "transBatchB")
+        return Lost(f"{describe(node)} permutes batch axes") if moved else _passed(node.outputs[0], axis)
     transposed = bool(_flag(node, "transA" if is_left else "transB"))
-    natural = -1 if is_left else -2  # the contracted axis of an operand that is not transposed
-    if axis == (-3 - natural if transposed else natural):
-        return True, None
-    return False, -2 if is_left else -1
+    if (axis == -1) == (is_left != transposed):
+        return Product(node, Position(operand, axis), other, is_left)
+    return _passed(node.outputs[0], -2 if is_left else -1)
+
+
+def _matmul_backward(node: ir.Node, axis: int) -> Step:
+    left, right = (node.inputs[i] if i < len(node.inputs) else None for i in _MATMULS[known_op(node)])
+    if left is None or right is None:
+        return Lost(f"{describe(node)} lacks an operand")
+    if axis == -1:
+        return Product(node, Position(right, -2 if _flag(node, "transB") else -1), left, is_left=False)
+    if axis == -2:
+        return Product(node, Position(left, -1 if _flag(node, "transA") else -2), right, is_left=True)
+    return Lost(f"the softmax runs over a batch axis of {describe(node)}")
 
 
 def _layout(node: ir.Node, axis: int, types: Types, *, to_output: bool) -> int | Lost:

@@ -34,8 +34,12 @@ def check_operator(node: onnx.NodeProto, opsets: Mapping[str, int], title: str) 
     if node.domain not in ("", "ai.onnx"):
         return
     schema = _schema(node.op_type, opsets.get("", opsets.get("ai.onnx", 0)))
-    if schema is None:
-        return
+    if schema is not None:
+        _check_counts(node, schema, title)
+        _check_attributes(node, schema, title)
+
+
+def _check_counts(node: onnx.NodeProto, schema: onnx.defs.OpSchema, title: str) -> None:
     for what, names, least, most in (
         ("inputs", node.input, schema.min_input, schema.max_input),
         ("outputs", _named(node.output), schema.min_output, schema.max_output),
@@ -46,18 +50,21 @@ def check_operator(node: onnx.NodeProto, opsets: Mapping[str, int], title: str) 
     for index, parameter in enumerate(schema.inputs):
         if parameter.option == onnx.defs.OpSchema.FormalParameterOption.Single and not node.input[index]:
             raise InvalidModel(f"{title} lacks its input {parameter.name!r}")
-    attributes = schema.attributes
-    _check_kinds(node, {name: declared.type.name for name, declared in attributes.items()}, title)  # type: ignore[attr-defined]
+
+
+def _check_attributes(node: onnx.NodeProto, schema: onnx.defs.OpSchema, title: str) -> None:
+    declared = schema.attributes
+    _check_kinds(node, {name: one.type.name for name, one in declared.items()}, title)  # type: ignore[attr-defined]
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.STRING and not _is_text(attribute.s):
             raise InvalidModel(f"{title}: attribute {attribute.name!r} is not UTF-8")
         if attribute.name in _TYPES and not attribute.ref_attr_name and attribute.i not in _KNOWN_TYPES:
             raise InvalidModel(f"{title}: attribute {attribute.name!r} is {attribute.i}, which is no data type")
     present = {attribute.name for attribute in node.attribute}
-    for name in present - attributes.keys():
+    for name in present - declared.keys():
         raise InvalidModel(f"{title} has the attribute {name!r}, which its operator does not have")
-    for name, declared in attributes.items():
-        if declared.required and name not in present:
+    for name, one in declared.items():
+        if one.required and name not in present:
             raise InvalidModel(f"{title} lacks its attribute {name!r}")
 
 
