@@ -147,7 +147,7 @@ def test_samples_for_each_of_several_models(folder: Path, tmp_path: Path) -> Non
     assert [line.partition("(")[2] for line in counts] == [
         "1 samples)",
         "2 samples)",
-        "1 made-up samples; give real ones with --data)",
+        "1 made-up sample; give real ones with --data)",
     ]
 
 

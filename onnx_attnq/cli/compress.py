@@ -39,6 +39,7 @@ from onnx_attnq.cli.output import (
 )
 from onnx_attnq.cli.together import refuse_beside
 from onnx_attnq.cli.tuning import Lossy, loss_options, tune_first
+from onnx_attnq.counted import counted
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -295,7 +296,9 @@ def _show(result: Compression, original: ir.Model, out: Console, *, real_data: b
     rewritten = [entry for entry in result.plan.sites if entry.scheme is not None]
     schemes = sorted({scheme_text(entry.scheme) for entry in result.plan.sites if entry.scheme is not None})
     if rewritten:
-        out.print(f"{result.source}: {len(rewritten)} of {len(result.sites.sites)} sites, {', '.join(schemes)}")
+        out.print(
+            f"{result.source}: {len(rewritten)} of {counted(len(result.sites.sites), 'site')}, {', '.join(schemes)}"
+        )
     else:
         out.print(f"{result.source}: nothing to rewrite, its attention stays in fused ops")
     for rejection in result.sites.rejections:
@@ -348,8 +351,8 @@ def _show_verification(found: Verification, out: Console, *, real_data: bool) ->
     out.print()
     out.print(outputs)
     out.print()
-    kind = "samples" if real_data else "made-up samples; give real ones with --data"
-    out.print(f"{run.pruned_share:.1%} of the attention values pruned ({found.samples} {kind})")
+    kind, more = ("sample", "") if real_data else ("made-up sample", "; give real ones with --data")
+    out.print(f"{run.pruned_share:.1%} of the attention values pruned ({counted(found.samples, kind)}{more})")
     for note in found.notes:
         out.print(f"note: {note}")
     for failure in found.failures_of_rewrite:

@@ -11,6 +11,7 @@ import click
 from onnx_attnq.cli.command import command
 from onnx_attnq.cli.options import input_shape_option, json_option, path_type, run_options
 from onnx_attnq.cli.output import console, plain_table, scheme_text, write_json
+from onnx_attnq.counted import counted
 from onnx_attnq.errors import CannotRevert, InvalidModel
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _print_sites(model: Path, found: Sites, which: str) -> None:
         shape = "-" if site.shape is None else " x ".join("?" if dim is None else str(dim) for dim in site.shape)
         table.add_row(site.id, str(site.form), site.scope, heads, shape, " > ".join(site.chain))
     out = console()
-    out.print(f"{model}: {len(found.sites)} attention site{'' if len(found.sites) == 1 else 's'}{which}")
+    out.print(f"{model}: {counted(len(found.sites), 'attention site')}{which}")
     out.print(table)
     reasons = _reasons(found)
     for reason, ids in list(reasons.items())[:_REASONS]:

@@ -10,6 +10,7 @@ import click
 from onnx_attnq.cli.command import command
 from onnx_attnq.cli.options import external_data_option, json_option, path_type
 from onnx_attnq.cli.output import console, write_json
+from onnx_attnq.counted import counted
 from onnx_attnq.errors import CannotRevert
 
 
@@ -38,5 +39,5 @@ def revert(model: Path, output: Path, external_data: Any, json_path: str | None)
         write_json({"output": file_json(output), "structure_hash": record.structure_hash, "sites": sites}, json_path)
     if json_path != "-":
         out = console()
-        out.print(f"{len(record.sites)} sites are what they were; the structure is that of the original")
+        out.print(f"{counted(len(record.sites), 'site')} restored; the structure is that of the original")
         out.print(f"Wrote {output}")

@@ -19,6 +19,7 @@ from onnx_attnq.cli.options import (
     seed_option,
 )
 from onnx_attnq.cli.output import compared, console, plain_table, progress_bar, show_refused, write_json
+from onnx_attnq.counted import counted
 from onnx_attnq.progress import Parts
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ def _show(result: Verification) -> None:
     out.print(table)
     for way, run in result.runs.items():
         if run.sites:
-            out.print(f"{way}: {len(run.sites)} sites, {run.codes.codes:,} codes checked, {run.codes.errors:,} wrong")
+            sites = counted(len(run.sites), "site")
+            out.print(f"{way}: {sites}, {run.codes.codes:,} codes checked, {run.codes.errors:,} wrong")
     for note in result.notes:
         out.print(f"note: {note}")
     for failure in result.failures:

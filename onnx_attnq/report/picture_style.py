@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from onnx_attnq.atomic import replacing
+from onnx_attnq.counted import counted
 from onnx_attnq.errors import CannotWrite
 from onnx_attnq.scheme import QuantScheme
 from onnx_attnq.study import Study, scheme_label
@@ -106,8 +107,8 @@ def log_scale(axis: Axis) -> None:
 def provenance(study: Study, *schemes: QuantScheme) -> str:
     """The line below every figure: model, data, number of tokens, and scheme."""
     what = "; ".join(map(scheme_label, schemes)) if schemes else "none (original probabilities)"
-    samples = "1 sample" if study.samples == 1 else f"{study.samples} samples"
-    return f"{study.model} · {study.data}, {samples}, {study.tokens} tokens · scheme: {what}"
+    size = f"{counted(study.samples, 'sample')}, {counted(study.tokens, 'token')}"
+    return f"{study.model} · {study.data}, {size} · scheme: {what}"
 
 
 @styled

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from onnx_attnq.counted import counted
 from onnx_attnq.one_line import one_line
 from onnx_attnq.scheme import QuantScheme
 from onnx_attnq.study.html_table import html_table
@@ -132,8 +133,9 @@ def _finding(study: Study, scheme: QuantScheme, limit: float) -> Finding:
 def summary(study: Study, limit: float = SAFE_ERROR) -> str:
     """The study in a line for the data and a line for each scheme, as the terminal shows it."""
     heads = sum(site.heads for site in study.sites)
-    tokens, samples = f"{study.tokens:,} tokens", "1 sample" if study.samples == 1 else f"{study.samples:,} samples"
-    lines = [f"{study.model}: {len(study.sites)} layers, {heads} heads; {samples}, {tokens} of {study.data}"]
+    what = f"{counted(len(study.sites), 'layer')}, {counted(heads, 'head')}"
+    data = f"{counted(study.samples, 'sample')}, {counted(study.tokens, 'token')} of {study.data}"
+    lines = [f"{study.model}: {what}; {data}"]
     lines += map(str, findings(study, limit))
     lines += [f"not observed: {site}: {reason}" for site, reason in study.unobserved.items()]
     return "\n".join(map(one_line, lines))

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_attnq.atomic import replacing
+from onnx_attnq.counted import counted
 from onnx_attnq.errors import InvalidData, first_line
 from onnx_attnq.reading import check_unpacked, open_regular, parse_json
 from onnx_attnq.scheme import QuantScheme
@@ -182,7 +183,11 @@ class Study:
             for number, site in enumerate(self.sites)
         ]
         header = ["layer", "site", "entropy (bits)", *(f"pruned by {scheme_label(s)}" for s in self.schemes)]
-        return html_table(f"{self.model}: {self.samples} samples, {self.tokens} tokens of {self.data}", header, rows)
+        return html_table(
+            f"{self.model}: {counted(self.samples, 'sample')}, {counted(self.tokens, 'token')} of {self.data}",
+            header,
+            rows,
+        )
 
 
 def scheme_label(scheme: QuantScheme) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnx_attnq.counted import counted
 from onnx_attnq.errors import InvalidData, NothingToRewrite
 from onnx_attnq.find import AttentionSite
 from onnx_attnq.graph import Dataflow, dtype_of, probe
@@ -96,7 +97,7 @@ def observe(
         for sample, largest in enumerate(observed.add_group(model, chosen, run)):
             group = max(1, run.memory * len(chosen) // max(1, largest))
             runs.total = runs.done + len(samples) - sample + len(samples) * -(-left // group)
-            runs.advance(chosen[0].site.id if len(chosen) == 1 else f"{len(chosen)} sites")
+            runs.advance(chosen[0].site.id if len(chosen) == 1 else counted(len(chosen), "site"))
         done += len(chosen)
     return observed.study(source, taps)
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from onnx_attnq.counted import counted
 from onnx_attnq.errors import InvalidModel, InvalidScheme
 from onnx_attnq.find import AttentionSite, expose, find_sites
 from onnx_attnq.graph import Dataflow, probe
@@ -262,7 +263,7 @@ class _Trials:
         """Compare the model in which all sites but these are rewritten."""
         model = self._rewrite({site: s for site, s in self._schemes.items() if site not in sites})
         compared = self.comparison()
-        left = sites[0] if len(sites) == 1 else f"{len(sites)} sites"
+        left = sites[0] if len(sites) == 1 else counted(len(sites), "site")
         for number, outputs in enumerate(self._run(model, f"all but {left}")):
             compared.add(number, outputs)
         return compared.result()
