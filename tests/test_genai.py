@@ -145,7 +145,7 @@ def test_samples_for_each_of_several_models(folder: Path, tmp_path: Path) -> Non
     assert done.exit_code == 0, done.output
     counts = [line for line in done.output.splitlines() if "of the attention values pruned" in line]
     assert [line.partition("(")[2] for line in counts] == [
-        "1 samples)",
+        "1 sample)",
         "2 samples)",
         "1 made-up sample; give real ones with --data)",
     ]

@@ -296,9 +296,7 @@ def _show(result: Compression, original: ir.Model, out: Console, *, real_data: b
     rewritten = [entry for entry in result.plan.sites if entry.scheme is not None]
     schemes = sorted({scheme_text(entry.scheme) for entry in result.plan.sites if entry.scheme is not None})
     if rewritten:
-        out.print(
-            f"{result.source}: {len(rewritten)} of {counted(len(result.sites.sites), 'site')}, {', '.join(schemes)}"
-        )
+        out.print(f"{result.source}: {len(rewritten)} of {len(result.sites.sites)} sites, {', '.join(schemes)}")
     else:
         out.print(f"{result.source}: nothing to rewrite, its attention stays in fused ops")
     for rejection in result.sites.rejections:
