@@ -83,8 +83,10 @@ class ScoredBlock {
           leave_out(row, count, panel);
           continue;
         }
-        if (t_.mask != nullptr) {
-          const float highest = ceiling(row, count, panel);
+        bool adds = t_.mask != nullptr;
+        if (adds) {
+          const auto [highest, nothing] = ceiling(row, count, panel);
+          adds = !nothing;
           ceilings()[row / kBand * panels_ + panel] = highest;
           if (highest == -kInfinity) {
             leave_out(row, count, panel);
@@ -96,7 +98,7 @@ class ScoredBlock {
           }
         }
         if (keys == nullptr && !direct_) keys = panel_of(panel);
-        score_band(row, count, panel, keys, seen == Seen::kAll);
+        score_band(row, count, panel, keys, seen == Seen::kAll, adds);
       }
     }
     if (deferred) score_deferred();
@@ -147,7 +149,7 @@ class ScoredBlock {
           ceilings()[row / kBand * panels_ + panel] = -kInfinity;
           leave_out(row, count, panel);
         } else {
-          score_band(row, count, panel, keys, sees(row, count, panel) == Seen::kAll);
+          score_band(row, count, panel, keys, sees(row, count, panel) == Seen::kAll, true);
         }
       }
     }
@@ -155,6 +157,14 @@ class ScoredBlock {
 
   float query_norm(Index row) {
     const float* in = t_.query_of(row);
+    if (a_.query_strides.column == 1) {
+      Float squares = Simd::set1(0);
+      for (Index d = 0; d < a_.depth; d += kLanes) {
+        const Float x = Simd::load_first(in + d, static_cast<int>(smaller(kLanes, a_.depth - d)));
+        squares = Simd::fma(x, x, squares);
+      }
+      return __builtin_sqrtf(Simd::sum(squares)) * __builtin_fabsf(a_.scale);
+    }
     float squares = 0;
     for (Index d = 0; d < a_.depth; ++d) {
       const float x = in[d * a_.query_strides.column] * a_.scale;
@@ -183,15 +193,33 @@ class ScoredBlock {
     return Simd::load(lanes);
   }
 
-  // The largest mask of a band and a panel.
-  float ceiling(Index row, Index count, Index panel) const {
+  // The largest mask of a band and a panel, and whether all of a whole panel is 0, so that it need not be added.
+  struct Ceiling {
+    float highest;
+    bool nothing;
+  };
+  Ceiling ceiling(Index row, Index count, Index panel) const {
     const bool same = a_.mask_strides.row == 0 && a_.mask_group == 0;
-    Float highest = Simd::set1(-kInfinity);
+    const Index rows = same ? 1 : count, first = panel * kTileKeys;
+    Float highest = Simd::set1(-kInfinity), lowest = Simd::set1(kInfinity);
     Mask nan = Simd::none();
-    for (Index r = row; r < row + (same ? 1 : count); ++r) {
+    if (a_.mask_strides.column == 1 && first + kTileKeys <= t_.keys) {
+      for (Index r = row; r < row + rows; ++r) {
+        const float* m = t_.mask_of(r) + first;
+        for (int v = 0; v < kTileVectors; ++v) {
+          const Float lanes = Simd::load(m + v * kLanes);
+          nan = Simd::either(nan, Simd::is_nan(lanes));
+          highest = Simd::max(lanes, highest), lowest = Simd::min(lanes, lowest);
+        }
+      }
+      if (Simd::any(nan)) return {kInfinity, false};
+      const float most = Simd::largest(highest);
+      return {most, most == 0 && Simd::largest(Simd::sub(Simd::set1(0), lowest)) == 0};
+    }
+    for (Index r = row; r < row + rows; ++r) {
       const float* m = t_.mask_of(r);
       for (int v = 0; v < kTileVectors; ++v) {
-        const Index key = panel * kTileKeys + v * kLanes;
+        const Index key = first + v * kLanes;
         const Float lanes = mask_of(m, key);
         nan = Simd::either(nan, Simd::is_nan(lanes));
         const Index rest = t_.keys - key;
@@ -202,7 +230,7 @@ class ScoredBlock {
         }
       }
     }
-    return Simd::any(nan) ? kInfinity : Simd::largest(highest);
+    return {Simd::any(nan) ? kInfinity : Simd::largest(highest), false};
   }
 
   void leave_out(Index row, Index count, Index panel) {
@@ -213,8 +241,8 @@ class ScoredBlock {
     }
   }
 
-  void score_band(Index row, Index count, Index panel, const float* keys, bool all_seen) {
-    const bool whole = t_.mask == nullptr && all_seen && a_.softcap == 0 && (panel + 1) * kTileKeys <= t_.keys;
+  void score_band(Index row, Index count, Index panel, const float* keys, bool all_seen, bool adds) {
+    const bool whole = !adds && all_seen && a_.softcap == 0 && (panel + 1) * kTileKeys <= t_.keys;
     float* out = scores(row) + panel * kTileKeys;
     float& extent = extents()[row / kBand];
     extent = extent > static_cast<float>(panel + 1) ? extent : static_cast<float>(panel + 1);
@@ -229,6 +257,15 @@ class ScoredBlock {
     const Index before = begin - panel * kTileKeys, rest = smaller(end, t_.keys) - panel * kTileKeys;
     Float peak = Simd::load(peaks(row));
     const float* m = t_.mask == nullptr ? nullptr : t_.mask_of(row);
+    if (m != nullptr && a_.mask_strides.column == 1 && a_.softcap == 0 && before <= 0 && rest >= kTileKeys) {
+      for (int v = 0; v < kTileVectors; ++v) {
+        const Float lanes = Simd::add(Simd::load(out + v * kLanes), Simd::load(m + panel * kTileKeys + v * kLanes));
+        peak = Simd::max(lanes, peak);
+        Simd::store(out + v * kLanes, lanes);
+      }
+      Simd::store(peaks(row), peak);
+      return;
+    }
     for (int v = 0; v < kTileVectors; ++v) {
       const auto lanes_of = [v](Index n) { return static_cast<int>(larger(0, smaller(kLanes, n - v * kLanes))); };
       Float lanes = Simd::load(out + v * kLanes);
