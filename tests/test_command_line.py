@@ -199,15 +199,31 @@ def test_a_mistyped_command_suggests_the_right_one(typed: str, meant: str, run: 
     code, out, err = run(typed, "model.onnx")
     assert (code, out) == (2, "")
     assert err.splitlines()[-1] == (
-        f"Error: {typed!r} is neither a command nor a file; did you mean `onnx-attnq {meant}`?"
+        f"onnx-attnq: error: {typed!r} is neither a command nor a file; did you mean `onnx-attnq {meant}`?"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("tune model.onnx", "Missing option '--data'; `onnx-attnq tune --help` lists what there is"),
+        ("inspect", "Missing argument 'MODEL'; `onnx-attnq inspect --help` lists what there is"),
+        (
+            "model.onnx --bits x",
+            "Invalid value for '--bits': 'x' is not a valid integer; `onnx-attnq compress --help` lists what there is",
+        ),
+    ],
+)
+def test_wrong_words_are_one_line(words: str, line: str, run: Run) -> None:
+    assert run(*words.split()) == (2, "", f"onnx-attnq: error: {line}\n")
 
 
 def test_the_word_help_says_where_help_is(run: Run) -> None:
     code, _, err = run("help")
     assert code == 2
     assert (
-        err.splitlines()[-1] == "Error: 'help' is no command; write `onnx-attnq --help`, or `onnx-attnq COMMAND --help`"
+        err.splitlines()[-1]
+        == "onnx-attnq: error: 'help' is no command; write `onnx-attnq --help`, or `onnx-attnq COMMAND --help`"
     )
 
 

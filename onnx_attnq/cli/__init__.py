@@ -15,7 +15,10 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from click import ClickException
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells count it: 128 and the number of the signal."""
@@ -71,8 +74,11 @@ def _run(arguments: list[str] | None, received: Sequence[BaseException]) -> Any:
         code = cli.main(arguments, prog_name="onnx-attnq", standalone_mode=False)
         sys.stdout.flush()
         return code
-    except click.ClickException as error:
+    except getattr(click.exceptions, "NoArgsIsHelpError", ()) as error:  # of click 8.2
         error.show()
+        return 2
+    except click.ClickException as error:
+        _say(f"error: {_usage(error)}")
         return 2
     except click.Abort:  # click has begun a new line
         raise KeyboardInterrupt from None
@@ -104,6 +110,16 @@ def _run(arguments: list[str] | None, received: Sequence[BaseException]) -> Any:
         hint = "" if debug else " with what --debug prints"
         _say(f"this is a fault of the program: {what}; please report it{hint} at {ISSUES}")
         return FAULT
+
+
+def _usage(error: ClickException) -> str:
+    """What is wrong with the words of the command line, and where to look it up."""
+    import click
+
+    message = " ".join(error.format_message().split()).removesuffix(".")
+    if not isinstance(error, click.UsageError) or error.ctx is None or "`" in message:  # it says what to write
+        return message
+    return f"{message}; `{error.ctx.command_path} --help` lists what there is"
 
 
 def _say(text: str) -> None:
