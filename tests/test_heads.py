@@ -14,9 +14,11 @@ import pytest
 from executions import inlined, require_opset, run_onnxruntime
 from small_transformers import bert_like
 
+from onnx_attnq.cli import main
 from onnx_attnq.errors import InvalidPlan, InvalidScheme
 from onnx_attnq.find import expose, find_sites
 from onnx_attnq.inputs import generate_samples
+from onnx_attnq.model import save
 from onnx_attnq.rewriting import Plan, RewriteSettings, SitePlan, bodies, read_record, rewrite
 from onnx_attnq.scheme import HeadSchemes, Normalize, Pruned, QuantScheme, for_heads, left_alone, numerics, preset
 from onnx_attnq.verification import verify
@@ -91,7 +93,7 @@ def rewritten(
     return original, model
 
 
-@pytest.mark.parametrize("schemes", [TWO_AND_THREE, SHARED], ids=["zero", "mean"])
+@pytest.mark.parametrize("schemes", [TWO_AND_THREE, SHARED, FAMILIES["log-mean"]], ids=["zero", "mean", "absolute"])
 @pytest.mark.parametrize("inline", [False, True])
 def test_a_plan_with_different_bits_for_two_heads_verifies(schemes: HeadSchemes, inline: bool) -> None:
     original, model = rewritten(schemes, inline=inline)
@@ -100,6 +102,30 @@ def test_a_plan_with_different_bits_for_two_heads_verifies(schemes: HeadSchemes,
     assert record.sites[0].scheme == schemes
     found = verify(original, model, generate_samples(original, 3, 0))
     assert found.passed, found.failures
+
+
+@pytest.mark.parametrize("schemes", [SHARED, FAMILIES["log-mean"]], ids=["mean", "absolute"])
+def test_the_commands_take_a_model_with_different_bits_for_two_heads(
+    schemes: HeadSchemes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b, back = (str(tmp_path / f"{name}.onnx") for name in ("a", "b", "back"))
+    original, model = rewritten(schemes)
+    save(original, Path(a))
+    save(model, Path(b))
+    shown = {}
+    for name, arguments in {
+        "inspect": [b],
+        "verify": [a, b],
+        "bisect": [a, b],
+        "revert": [b, "-o", back],
+        "diff": [a, back],
+    }.items():
+        with pytest.raises(SystemExit) as stopped:
+            main([name, *arguments])
+        shown[name] = stopped.value.code or 0, "".join(capsys.readouterr())
+    assert not any(code for code, _ in shown.values()), shown
+    assert "by head" in shown["inspect"][1]
+    assert "2 sites are what they were" in shown["revert"][1]
 
 
 def test_heads_differ_from_one_scheme_for_all() -> None:
