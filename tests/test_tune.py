@@ -29,7 +29,7 @@ from onnx_attnq.model import load, save
 from onnx_attnq.rewriting import Plan, RewriteSettings, load_plan, read_record
 from onnx_attnq.run import RunSettings
 from onnx_attnq.scheme import left_alone, numerics, preset, schemes_of
-from onnx_attnq.tune import Effort, Goal, Sweep, Tuner, compress_tuned, dask_cluster, grid
+from onnx_attnq.tune import Effort, Goal, Sweep, Tuner, compress_tuned, dask_cluster, grid, sensitivity
 from onnx_attnq.tune.apply import plan_of
 from onnx_attnq.tune.choice import Objective, alternatives, choose, frontier
 from onnx_attnq.tune.cluster import WORKER
@@ -126,24 +126,15 @@ def test_no_head_is_left_without_a_candidate_of_the_first_family(model: Path, sa
             assert any(t.head == head and t.scheme == SCHEMES[2] and not t.screened for t in trials)
 
 
+@pytest.mark.parametrize(("divergence", "kept"), [(0.9, True), (1.9, True), (2.1, False)])
 def test_another_family_is_given_up_for_a_head_only_where_the_first_is_clearly_better(
-    model: Path, samples: list[Sample]
+    divergence: float, kept: bool
 ) -> None:
-    first, other = (
-        (preset(name, bits=2, threshold=0.1), preset(name, bits=4, threshold=0.02), left_alone(preset(name)))
-        for name in ("row-log-mean", "log-mean")
-    )
-    own = {
-        trial.scheme: (trial.scheme.bits or 0, -trial.pruned, trial.divergence)
-        for trial in measure_unit(str(model), Unit("Softmax_p0", 0, 1), samples[:1], (*first, *other))
-    }
-    found = {t.scheme: t for t in measure_unit(str(model), Unit("Softmax_p0", 0, 1), samples, (*first, *other))}
-    assert not found[other[2]].screened, "left alone"
-    for scheme in other[:2]:
-        bits, kept, divergence = own[scheme]
-        clearly = any(own[s][0] <= bits and own[s][1] <= kept and own[s][2] * 2.0 <= divergence for s in first)
-        nearly = any(own[s] != own[scheme] and np.less_equal(own[s], own[scheme]).all() for s in other)
-        assert found[scheme].screened == (clearly or nearly)
+    first, other = preset("row-log-mean", bits=2), preset("log-mean", bits=2)
+    left = left_alone(other)
+    moved = {first: 1.0, other: divergence, left: 5.0}
+    effects = {(0, scheme): [sensitivity._Effect(9, 10, nats)] for scheme, nats in moved.items()}
+    assert sensitivity._undominated([first, other, left], 0, effects) == [first, *[other] * kept, left]
 
 
 TRIALS = st.builds(
