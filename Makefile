@@ -8,11 +8,14 @@ BIN := $(VENV)/bin
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.build-tools-installed: | $(BIN)/python
 	$(BIN)/python -m pip install --quiet 'scikit-build-core>=0.10' cmake ninja
+	@touch $@
 
 # A stamp for each set of extras: pip runs again only when pyproject.toml has changed. Without build isolation, as CMake
 # starts anew in each new environment: the native library is compiled once and not again for each set of extras.
-$(VENV)/.%-installed: pyproject.toml | $(BIN)/python
+$(VENV)/.%-installed: pyproject.toml | $(VENV)/.build-tools-installed
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[$*]'
 	@touch $@
 
