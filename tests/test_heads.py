@@ -125,7 +125,7 @@ def test_the_commands_take_a_model_with_different_bits_for_two_heads(
         shown[name] = stopped.value.code or 0, "".join(capsys.readouterr())
     assert not any(code for code, _ in shown.values()), shown
     assert "by head" in shown["inspect"][1]
-    assert "2 sites are what they were" in shown["revert"][1]
+    assert "2 sites restored" in shown["revert"][1]
 
 
 def test_heads_differ_from_one_scheme_for_all() -> None:
