@@ -78,6 +78,7 @@ def run(*arguments):
     return CliRunner().invoke(cli, ["analyze", *map(str, arguments)], catch_exceptions=True)
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_report_and_the_numbers(model, data):
     result = run(model, "--data", data, "--data-name", "random words", "--separator-id", 2)
     assert result.exit_code == 0, result.output

@@ -30,7 +30,10 @@ pytestmark = CURRENT_KERNELS
 FAST = TimingSettings(tokens=(12,), repeats=1, memory=False)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(kind, marks=[] if kind in ("gqa", "concat") else [pytest.mark.slow]) for kind in KINDS],
+)
 def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
     folder = tmp_path_factory.mktemp(request.param)
     onnx.save(decoder(request.param), folder / "decoder.onnx")

@@ -135,7 +135,9 @@ def test_what_it_suggests_mends_the_model(original, tmp_path, capsys):
     assert not stop.value.code
 
 
-@pytest.mark.parametrize("noise", ["RandomNormalLike<scale = 0.1>(x1)", "own.noise(x1)"])
+@pytest.mark.parametrize(
+    "noise", ["own.noise(x1)", pytest.param("RandomNormalLike<scale = 0.1>(x1)", marks=pytest.mark.slow)]
+)
 def test_random_ops_draw_the_same_numbers_in_both_models(noise, tmp_path, capsys):
     """Also on the second sample, where a session that is used again would draw others."""
     text = layered(3).replace("x1", "noisy").replace("noisy = Mul", "x1 = Mul")

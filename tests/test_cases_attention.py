@@ -60,7 +60,7 @@ def test_one_causal_query_with_a_past_sees_what_the_operators_text_says_and_fail
     assert not (tmp_path / "n.onnx").exists()
 
 
-@pytest.mark.parametrize("dtype", ["float", "float16"])
+@pytest.mark.parametrize("dtype", ["float", pytest.param("float16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("inputs", ["", ", bool[5,5] m", ", {}[5,5] m"])
 @pytest.mark.parametrize("causal", ["is_causal=0", "is_causal=1", "is_causal=1, softcap=2.0", "softcap=0.5"])
 def test_onnx_attention_keeps_its_products_in_the_op(dtype: str, inputs: str, causal: str, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def capped(steps: str, path: Path) -> Path:
         ("d = Div(s, two) t = Tanh(d) u = Mul(t, two) w = Where(c, u, nine) x = Identity(w)", 2.0, 1.0),
     ],
 )
-@pytest.mark.parametrize("scheme", ["identity", "row-log", "ji2021"])
+@pytest.mark.parametrize("scheme", ["identity", "row-log", pytest.param("ji2021", marks=pytest.mark.slow)])
 def test_scores_that_are_capped_keep_their_products_in_the_op(
     steps: str, softcap: float, scale: float, scheme: str, tmp_path: Path
 ) -> None:

@@ -202,6 +202,7 @@ def test_the_weights_of_an_attention_of_microsofts_are_no_cache(past: bool, tmp_
     assert [("in float32 at every step" in entry.reason) for entry in found.plan.sites] == [past]
 
 
+@pytest.mark.slow
 def test_a_fifth_kind_of_layer_stays_fused_and_says_so(tmp_path: Path) -> None:
     """One op has four names, and each kind of layer needs its own."""
     model = layers_with_windows(2, 3, 4, 5, 6)

@@ -82,7 +82,8 @@ def test_arrays_of_the_other_order_of_bytes(model: Any, tmp_path: Path) -> None:
     np.testing.assert_array_equal(sample["x"], x)
 
 
-@pytest.mark.parametrize("name", ["a.npz", pytest.param("study.npz", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a.npz", "study.npz"])
 def test_an_archive_that_claims_to_hold_far_more_than_its_size(name: str, model: Any, tmp_path: Path) -> None:
     path = tmp_path / name
     with (

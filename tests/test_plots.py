@@ -139,6 +139,7 @@ def test_a_study_without_an_example_has_no_maps():
         plots.attention_map(bare, 0, 0)
 
 
+@pytest.mark.slow
 def test_layers_with_other_numbers_of_heads_and_without_context_are_drawn():
     rng = np.random.default_rng(0)
     schemes = (preset(), preset(bits=2))

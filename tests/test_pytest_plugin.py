@@ -55,6 +55,7 @@ def test_models_equal(pytester: pytest.Pytester) -> None:
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_golden_file_is_missing_written_and_compared(pytester: pytest.Pytester) -> None:
     body = """
         def test_golden(assert_rewrite):

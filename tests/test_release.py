@@ -119,6 +119,7 @@ def test_the_example_pins_all_that_it_needs() -> None:
         assert requirement.specifier.contains(pinned[name]), requirement
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_example_passes(tmp_path: Path) -> None:
     """With what is installed here; `make wheel-check` installs it from its own requirements.txt."""
     shutil.copytree(ROOT / "examples" / "ci", tmp_path / "copy")

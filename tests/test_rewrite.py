@@ -349,7 +349,9 @@ def test_every_optimization_level_computes_the_same(level: str) -> None:
     )
 
 
-@pytest.mark.parametrize(("exclude", "kept"), [((), []), (("a",), ["a"]), (("y",), ["y"])])
+@pytest.mark.parametrize(
+    ("exclude", "kept"), [((), []), (("y",), ["y"]), pytest.param(("a",), ["a"], marks=pytest.mark.slow)]
+)
 def test_fused_ops_without_a_name_are_told_apart(exclude: tuple[str, ...], kept: list[str], tmp_path: Path) -> None:
     op = "com.microsoft.MultiHeadAttention<num_heads=2>"
     model = parse(f"(float[B,L,8] x) => (float[B,L,8] y) {{ a = {op}(x, x, x) y = {op}(a, a, a) }}")

@@ -49,7 +49,7 @@ def test_the_part_of_a_mask_is_that_of_what_it_is_broadcast_to(b: int, h: int, q
 
 
 @pytest.mark.parametrize("text", [PLAIN, GUARDED, EINSUM, TWO], ids=["attention", "guarded", "softmax", "two"])
-@pytest.mark.parametrize(("memory", "block"), [(1, 1), (300, 40), (1500, 2**18)])
+@pytest.mark.parametrize(("memory", "block"), [(1, 1), (300, 40), pytest.param(1500, 2**18, marks=pytest.mark.slow)])
 def test_a_small_memory_changes_nothing(text: str, memory: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     original, model = rewritten(text, preset())
     samples = generate_samples(original, 3, 0)

@@ -98,7 +98,7 @@ def test_no_file_of_the_input_is_overwritten(output: str, verification: VerifySe
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("weights", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
 def test_a_model_in_the_cache_of_the_hub_is_quantized(weights: str, tmp_path: Path) -> None:
     path = small_models.write_external(ir.to_proto(bert_like(17)), tmp_path / "model.onnx")
     path = small_models.in_hub_cache(path, "weights.bin")
@@ -194,7 +194,7 @@ def test_bench_compares_all_four(model: Path) -> None:
     assert {"original", "int8 weights", "attention, portable", "attention and int8 weights, portable"} <= names
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("weights", ["int4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_evaluate_compares_all_four(weights: str, model: Path, tmp_path: Path) -> None:
     text_models.tokenizer().save_pretrained(tmp_path)
     (tmp_path / "text.txt").write_text("red house big tree green car " * 20, encoding="utf-8")
