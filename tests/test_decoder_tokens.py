@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
-from decoder_models import HEAD_SIZE, KV_HEADS, VOCABULARY, decoder
+from decoder_models import HEAD_SIZE, HEADS, KV_HEADS, VOCABULARY, WIDTH, decoder
 from onnx import helper
 
+from onnx_attnq.find import find_sites
 from onnx_attnq.job import compress
 from onnx_attnq.rewriting import RewriteSettings
 from onnx_attnq.run import native_library
@@ -139,3 +141,32 @@ def test_layers_behind_an_op_that_is_not_known_count_their_own(tmp_path: Path) -
     given = feeds(2, 4, 8)
     logits = [session(path).run(None, given)[0] for path in (before, after)]
     np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-4)
+
+
+def without_sizes(model: onnx.ModelProto, unknown: int | str) -> onnx.ModelProto:
+    for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_param") and isinstance(unknown, int):
+                dim.dim_value = unknown
+            elif dim.HasField("dim_param"):
+                dim.dim_param = unknown
+    return model
+
+
+@pytest.mark.parametrize("unknown", [-1, ""])
+def test_what_exporters_write_for_unknown_sizes_makes_no_layers_equal(unknown: int | str, tmp_path: Path) -> None:
+    model = change(decoder("gqa"), last_token)
+    queries = [node.input[0] for node in model.graph.node if node.op_type == "GroupQueryAttention"]
+    shape = ["batch_size", "one", WIDTH]
+    model.graph.value_info.append(helper.make_tensor_value_info(queries[1], onnx.TensorProto.FLOAT, shape))
+    before, after = rewritten(without_sizes(model, unknown), tmp_path)
+    assert len(set(tokens(after))) == LAYERS
+    given = feeds(3, 4, 12)
+    logits = [session(path).run(None, given)[0] for path in (before, after)]
+    np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("unknown", [-1, ""])
+def test_what_exporters_write_for_unknown_sizes_is_unknown(unknown: int | str) -> None:
+    found = find_sites(ir.from_proto(without_sizes(decoder("concat"), unknown))).sites
+    assert [(site.heads, site.shape) for site in found] == [(HEADS, (None, HEADS, None, None))] * LAYERS

@@ -311,9 +311,8 @@ def _gather(node: ir.Node, axis: int, types: Types, *, to_output: bool) -> int |
 def _reshape(node: ir.Node, axis: int, before: ir.Value | None, after: ir.Value | None) -> int | Lost:
     """A Reshape keeps the order of elements, so an axis is where the same number of elements lies on one side of it.
 
-    An axis that is split is followed in its innermost part, and one that is merged in the axis that it has
-    become the innermost part of: both are found again when a later Reshape undoes it. The last axis always
-    stays the last.
+    An axis that is split is followed in its innermost part, and one that is merged in the axis that it has become the
+    innermost part of: both are found again when a later Reshape undoes it. The last axis always stays the last.
     """
     if axis == -1:
         return -1
@@ -335,9 +334,13 @@ def _reshape(node: ir.Node, axis: int, before: ir.Value | None, after: ir.Value 
 
 
 def _size(dims: Sequence[int | ir.SymbolicDim]) -> tuple[int, list[str]] | None:
-    """The number of elements as a number times symbols; None when a dim is unknown."""
+    """The number of elements as a number times symbols; None when a dim is unknown, as a negative one is.
+
+    >>> _size([2, ir.SymbolicDim("tokens"), 3]), _size([2, -1])
+    ((6, ['tokens']), None)
+    """
     symbols = [dim.value for dim in dims if not isinstance(dim, int)]
-    if any(symbol is None for symbol in symbols):
+    if not all(symbols) or any(isinstance(dim, int) and dim < 0 for dim in dims):
         return None
     return math.prod(dim for dim in dims if isinstance(dim, int)), sorted(s for s in symbols if s is not None)
 

@@ -23,7 +23,7 @@ from onnx_attnq.find.fused import is_fused_attention
 from onnx_attnq.find.product_search import Search
 from onnx_attnq.find.softmax import SoftmaxRoot, softmax_root
 from onnx_attnq.find.whole_attention import Attention, match_attention
-from onnx_attnq.graph import Dataflow, Types, constant, known_op
+from onnx_attnq.graph import Dataflow, Types, constant, dimension, known_op, size_of
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -269,10 +269,10 @@ def _heads(probabilities: ir.Value) -> int | None:
     shape = probabilities.shape
     if shape is None or len(shape) < 4:
         return None
-    sizes = [size for size in shape[1:-2] if isinstance(size, int)]
+    sizes = [size for axis in range(1, len(shape) - 2) if (size := size_of(probabilities, axis)) is not None]
     return math.prod(sizes) if len(sizes) == len(shape) - 3 else None
 
 
 def _shape(probabilities: ir.Value) -> tuple[int | str | None, ...] | None:
     shape = probabilities.shape
-    return None if shape is None else tuple(dim if isinstance(dim, int) else dim.value for dim in shape)
+    return None if shape is None else tuple(dimension(probabilities, axis) for axis in range(len(shape)))

@@ -101,11 +101,20 @@ def dtype_of(value: ir.Value | None) -> ir.DataType | None:
 
 
 def dimension(value: ir.Value, axis: int) -> int | str | None:
-    """The size of an axis as a fixed number, as the name that the model gives it, or None."""
+    """The size of an axis as a fixed number, as the name that the model gives it, or None.
+
+    A negative number and an empty name, as some exporters write, are None too, as onnxruntime has it.
+
+    >>> value = ir.val("x", ir.DataType.FLOAT, (2, "tokens", -1))
+    >>> [dimension(value, axis) for axis in range(4)]
+    [2, 'tokens', None, None]
+    """
     if value.shape is None or axis >= len(value.shape):
         return None
     found = value.shape[axis]
-    return found if isinstance(found, int) else found.value
+    if isinstance(found, int):
+        return found if found >= 0 else None
+    return found.value or None
 
 
 def size_of(value: ir.Value, axis: int) -> int | None:
@@ -233,8 +242,8 @@ class _Search:
         tensor = constant(value)
         if tensor is not None:
             return int(tensor.size)
-        if value.shape is not None and len(value.shape) == 1 and isinstance(value.shape[0], int):
-            return value.shape[0]
+        if value.shape is not None and len(value.shape) == 1 and (size := size_of(value, 0)) is not None:
+            return size
         node = value.producer()
         if node is None:
             return None

@@ -21,7 +21,7 @@ from onnx_attnq.find import (
     Form,
     Sites,
 )
-from onnx_attnq.graph import Naming, NodeBuilder, dtype_of, rank_of
+from onnx_attnq.graph import Naming, NodeBuilder, dtype_of, rank_of, size_of
 from onnx_attnq.model import files
 from onnx_attnq.rewriting import bodies
 from onnx_attnq.rewriting.group_query import fold, is_taken
@@ -194,7 +194,7 @@ def _table_shape(site: AttentionSite, scheme: SiteScheme) -> tuple[int, ...]:
     if shape is None:  # as in exports of TorchScript: the rank follows from the nodes, and the heads from the schemes
         sizes: tuple[int | None, ...] = (None,) * (rank_of(site.probabilities) or 0)
     else:
-        sizes = tuple(dim if isinstance(dim, int) else None for dim in shape)
+        sizes = tuple(size_of(site.probabilities, axis) for axis in range(len(shape)))
     try:
         return table_shape(scheme, sizes)
     except InvalidScheme as error:
