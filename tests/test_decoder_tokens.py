@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from decoder_models import HEAD_SIZE, HEADS, KV_HEADS, VOCABULARY, WIDTH, decoder
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from onnx_attnq.find import find_sites
 from onnx_attnq.job import compress
@@ -170,3 +170,16 @@ def test_what_exporters_write_for_unknown_sizes_makes_no_layers_equal(unknown: i
 def test_what_exporters_write_for_unknown_sizes_is_unknown(unknown: int | str) -> None:
     found = find_sites(ir.from_proto(without_sizes(decoder("concat"), unknown))).sites
     assert [(site.heads, site.shape) for site in found] == [(HEADS, (None, HEADS, None, None))] * LAYERS
+
+
+def test_a_layer_behind_a_constant_of_more_tokens_counts_its_own(tmp_path: Path) -> None:
+    def two_tokens(x: str) -> list[onnx.NodeProto]:
+        rows = numpy_helper.from_array(np.ones((1, 2, WIDTH), np.float32))
+        made = helper.make_node("Constant", [], ["rows"], "make_rows", value=rows)
+        return [made, helper.make_node("Mul", [x, "rows"], ["two_tokens"], "mul_rows")]
+
+    before, after = rewritten(change(decoder("gqa"), two_tokens), tmp_path)
+    assert len(set(tokens(after))) == LAYERS
+    given = {name: array[:1] for name, array in feeds(1, 4, 12).items()}
+    logits = [session(path).run(None, given)[0] for path in (before, after)]
+    np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-4)
