@@ -63,7 +63,7 @@ def test_a_classifier_is_fitted_on_one_half_and_studied_on_the_other(tmp_path: P
     assert f"made/{encoder.name}, text-classification" in table.stdout
     assert "8 texts" in table.stdout
     rows = ("| prune", "| linear", "| log", "| row-log")
-    assert sum(line.startswith(rows) for line in table.stdout.splitlines()) == 2 + 5 * 3
+    assert sum(line.startswith(rows) for line in table.stdout.splitlines()) == 2 + 6 * 3
     said = table.stderr.splitlines()  # beside what transformers has to say
     assert said.index("text-classification: original") < said.index("text-classification: row-log (ours), 2 bits")
 

@@ -122,20 +122,22 @@ def exported(subject: Subject, folder: Path) -> Path:
 
 
 def measure(model: Path, task: Task, schemes: dict[str, QuantScheme], threads: int) -> Evaluation:
-    names = ("original", *schemes)
     with tempfile.TemporaryDirectory() as folder, progress_bar("Evaluating") as bar:
+        compressed = {Path(folder) / f"{number}.onnx": name for number, name in enumerate(schemes)}
+        names = {path.name: name for path, name in compressed.items()}
+        begun: set[str] = set()
 
         def progress(what: str, done: int, total: int) -> None:
-            number, examples = divmod(done - 1, total // len(names))
-            bar(f"{task.name}: {names[number]}", done, total)
-            if not sys.stderr.isatty() and examples == 0:  # a log gets a line for each model
-                print(f"{task.name}: {names[number]}", file=sys.stderr, flush=True)
+            line = f"{task.name}: {names.get(what.partition(':')[0], 'original')}"
+            bar(line, done, total)
+            if not sys.stderr.isatty() and line not in begun:  # a log gets a line for each model
+                print(line, file=sys.stderr, flush=True)
+                begun.add(line)
 
-        compressed = [Path(folder) / f"{number}.onnx" for number in range(len(schemes))]
-        for path, scheme in zip(compressed, schemes.values(), strict=True):
-            compress(model, path, scheme=scheme, verification=None)
+        for path, name in compressed.items():
+            compress(model, path, scheme=schemes[name], verification=None)
         return evaluate(
-            task, model, compressed, load_tokenizer(model.parent), run=RunSettings(threads), progress=progress
+            task, model, [*compressed], load_tokenizer(model.parent), run=RunSettings(threads), progress=progress
         )
 
 
