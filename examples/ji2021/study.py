@@ -123,22 +123,20 @@ def exported(subject: Subject, folder: Path) -> Path:
 
 def measure(model: Path, task: Task, schemes: dict[str, QuantScheme], threads: int) -> Evaluation:
     with tempfile.TemporaryDirectory() as folder, progress_bar("Evaluating") as bar:
-        compressed = {Path(folder) / f"{number}.onnx": name for number, name in enumerate(schemes)}
-        names = {path.name: name for path, name in compressed.items()}
+        compressed = {f"{number}.onnx": name for number, name in enumerate(schemes)}
         begun: set[str] = set()
 
         def progress(what: str, done: int, total: int) -> None:
-            line = f"{task.name}: {names.get(what.partition(':')[0], 'original')}"
+            line = f"{task.name}: {compressed.get(what.partition(':')[0], 'original')}"
             bar(line, done, total)
             if not sys.stderr.isatty() and line not in begun:  # a log gets a line for each model
                 print(line, file=sys.stderr, flush=True)
                 begun.add(line)
 
-        for path, name in compressed.items():
-            compress(model, path, scheme=schemes[name], verification=None)
-        return evaluate(
-            task, model, [*compressed], load_tokenizer(model.parent), run=RunSettings(threads), progress=progress
-        )
+        paths = [Path(folder) / file for file in compressed]
+        for path, scheme in zip(paths, schemes.values(), strict=True):
+            compress(model, path, scheme=scheme, verification=None)
+        return evaluate(task, model, paths, load_tokenizer(model.parent), run=RunSettings(threads), progress=progress)
 
 
 def markdown(title: str, schemes: dict[str, QuantScheme], found: Evaluation) -> str:

@@ -160,8 +160,7 @@ def compress(
     _refuse_ignored(plan_path, weights, lossy, dry_run=dry_run, no_verify=no_verify)
     refuse_shapes_of_data(data, input_shapes)
     if is_transformers_model(model):
-        if dry_run:
-            raise click.UsageError(f"{model} has to be exported first; it does not go with --dry-run")
+        refuse_beside(f"{model} has to be exported first", "--dry-run")
         model = export_first(model, quiet=json_path == "-")
     is_folder = model.is_dir()
     if is_folder:

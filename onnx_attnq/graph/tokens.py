@@ -25,7 +25,7 @@ _BROADCASTING: Final = frozenset({"Add", "Sub", "Mul", "Div"})
 def token_operands(node: ir.Node) -> tuple[ir.Value, ...]:
     """The inputs of a node that decide how many tokens it gives: as many as they have, if all have as many.
 
-    None for ops of which that is not known.
+    Empty for ops of which that is not known.
 
     >>> x, bias = ir.val("x", ir.DataType.FLOAT, (1, 5, 8)), ir.val("b", const_value=ir.tensor([1.0, 2.0]))
     >>> [value.name for value in token_operands(ir.node("Add", [x, bias]))]
