@@ -27,6 +27,7 @@ from onnx_attnq.inputs import Sample
 from onnx_attnq.model import load
 from onnx_attnq.run import RunSettings, Session
 from onnx_attnq.scheme import QuantScheme, Reference, left_alone, numerics
+from onnx_attnq.tune.divergence import Divergence
 from onnx_attnq.verification import FloatOutputs
 
 HEADS_OF_A_UNIT: Final = 4
@@ -37,9 +38,6 @@ SCREENED_WITH: Final = 1
 
 CLEARLY: Final = 2.0
 """How many times the divergence of one family has to be that of another to count as clearly more on one sample."""
-
-_BROKEN: Final = 1e6
-"""The divergence of outputs that are not finite any more."""
 
 ONE_THREAD: Final = RunSettings(threads=1)
 
@@ -140,12 +138,12 @@ def measure_unit(
     total: dict[tuple[int, QuantScheme], list[_Effect]] = {}
     for index, sample in enumerate(samples):
         feeds = before.run(sample)
-        expected = behind.run(feeds)
+        divergence = Divergence(behind.run(feeds), opened.outputs, sample)
         for head, schemes in kept.items():
             for scheme in schemes:
                 changed, pruned, positive = _with_head(feeds[part.start], site, head, scheme)
                 moved = behind.run({**feeds, part.start: changed})
-                effect = _Effect(pruned, positive, _divergence(expected, moved, opened, sample))
+                effect = _Effect(pruned, positive, divergence.of(moved))
                 total.setdefault((head, scheme), []).append(effect)
         if index + 1 == SCREENED_WITH:
             kept = {head: _undominated(schemes, head, total) for head, schemes in kept.items()}
@@ -254,21 +252,12 @@ def _with_head(p: Array, site: AttentionSite, head: int, scheme: QuantScheme) ->
     rows = np.moveaxis(p, site.axis, -1)
     chosen = (..., slice(head, head + 1), slice(None), slice(None)) if rows.ndim > 3 else (...,)
     before = rows[chosen]
-    after = numerics.quantize_probabilities(before, scheme)
+    x = numerics.relative(before, scheme)
+    codes = numerics.codes(x, scheme)
     changed = rows.copy()
-    changed[chosen] = after
-    positive = before > 0.0
-    kept = numerics.codes(numerics.relative(before, scheme), scheme) > 0
+    changed[chosen] = numerics.with_codes(before.astype(np.float64), x, codes, scheme)
+    positive, kept = before > 0.0, codes > 0
     return np.moveaxis(changed, -1, site.axis), int((positive & ~kept).sum()), int(positive.sum())
-
-
-def _divergence(expected: Mapping[str, Array], moved: Mapping[str, Array], opened: _Opened, sample: Sample) -> float:
-    moves = list(opened.outputs.deviations(expected, moved, sample))
-    if any(found.one_sided for found in moves):  # NaN or infinity, which the figures leave aside
-        return _BROKEN
-    # Beside logits a cache or hidden states would be counted twice: what they move, moves the logits.
-    kls = [max(found.kl, 0.0) for found in moves if found.kl is not None]
-    return sum(kls) if kls else sum(found.relative_error**2 for found in moves)
 
 
 def _undominated(

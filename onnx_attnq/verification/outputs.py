@@ -166,16 +166,21 @@ class FloatOutputs:
         self.distributions = frozenset(str(value.name) for value in model.graph.outputs if is_distribution(value))
         self._masks = token_masks(model)
 
-    def deviations(
+    def pairs(
         self, expected: Mapping[str, Array], found: Mapping[str, Array], sample: Sample
-    ) -> Iterator[Deviation]:
-        """How far each output is apart that is float and has one shape in both, without padding."""
+    ) -> Iterator[tuple[str, Array, Array]]:
+        """The name of each output that is float and has one shape in both, and both without padding."""
         for name, before in expected.items():
             if before.dtype.kind != "f" or before.shape != found[name].shape:
                 continue
             after, tokens = found[name], real_tokens(before.shape, sample, self._masks[name])
-            if tokens is not None:
-                before, after = before[tokens], after[tokens]
+            yield (name, before, after) if tokens is None else (name, before[tokens], after[tokens])
+
+    def deviations(
+        self, expected: Mapping[str, Array], found: Mapping[str, Array], sample: Sample
+    ) -> Iterator[Deviation]:
+        """How far each of the `pairs` is apart."""
+        for name, before, after in self.pairs(expected, found, sample):
             yield deviation_of(before, after, distribution=name in self.distributions)
 
 
