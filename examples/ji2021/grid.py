@@ -1,10 +1,11 @@
 """Bits and thresholds of the default scheme, whose pruned values share their sum, beside `row-log`, which has zeros.
 
     python examples/ji2021/grid.py --sts-b stsb-en-dev.csv --sst-2 sst2-dev.tsv
+    python examples/ji2021/grid.py --only log-mean --against "row-log-mean: 3 bits, .03" --max-length 64
 
 prints GRID.md: for each trained model what the schemes prune, the loss of its metrics, and how far its outputs move
-from the original's; then which of them do no more damage than `row-log` on any model. Without the two data sets,
-which may not be committed, their rows are left out.
+from the original's; then which of them do no more damage than one of them, `row-log`, on any model. Without the two
+data sets, which may not be committed, their rows are left out.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from onnx_attnq.run import RunSettings, native_library
 from onnx_attnq.scheme import QuantScheme, preset
 
 ZERO: Final = "row-log: 3 bits, .01"
-"""What all others are compared with: the default of the releases before values were shared."""
+"""What all others are compared with unless --against names another: the default before values were shared."""
 
 
 def named(name: str, bits: int, threshold: float) -> dict[str, QuantScheme]:
@@ -49,6 +50,12 @@ GRID: Final = (
         for bits in (3, 2)
         for threshold in (0.03, 0.05, 0.1, 0.2, 0.3)
         for label, scheme in named("row-log-mean", bits, threshold).items()
+    }
+    | {
+        label: scheme
+        for bits in (4, 3)
+        for threshold in (0.005, 0.01, 0.02)
+        for label, scheme in named("log-mean", bits, threshold).items()
     }
 )
 LIMITS: Final[Mapping[str, int | None]] = {
@@ -89,7 +96,7 @@ class Row:
         pruned: Share of the values.
         losses: Of each metric of the task, relative to the original's.
         moved: Mean distance of the outputs from the original's.
-        worse: Metrics that are worse than with `row-log`, beyond chance.
+        worse: Metrics that are worse than with what it is compared with, beyond chance.
     """
 
     count: int
@@ -134,13 +141,15 @@ def distance_of(before: Outputs, after: Outputs) -> float:
     return max(float((np.exp(p) * (p - after[name])).sum(axis=-1).mean()) for name, p in before.items())
 
 
-def cases(folder: Path, sts_b: Path | None, sst_2: Path | None, only: str | None, whole: bool) -> list[Case]:
+def cases(folder: Path, options: argparse.Namespace) -> list[Case]:
     """The models, exported into ``folder``."""
-    limits: Mapping[str, int | None] = dict.fromkeys(LIMITS) if whole else LIMITS
+    limits = {task: None if options.whole else options.limit or limit for task, limit in LIMITS.items()}
+    only, sts_b, sst_2 = options.task, options.sts_b, options.sst_2
     found = []
     for subject in SUBJECTS:
         if only in (None, subject.task):
-            task = load_task(subject.task, subject.data, max_length=subject.max_length, limit=limits[subject.task])
+            length = options.max_length or subject.max_length
+            task = load_task(subject.task, subject.data, max_length=length, limit=limits[subject.task])
             found.append(Case(subject.title, exported(subject, folder / subject.task), task))
     if not (sts_b or sst_2):
         return found
@@ -157,8 +166,8 @@ def cases(folder: Path, sts_b: Path | None, sst_2: Path | None, only: str | None
     return found
 
 
-def rows_of(case: Case, threads: int) -> dict[str, Row]:
-    """Every scheme of the grid on one model."""
+def rows_of(case: Case, schemes: Mapping[str, QuantScheme], threads: int) -> dict[str, Row]:
+    """Every scheme on one model; the first is what others are compared with."""
     tokenizer, library = load_tokenizer(case.model.parent), native_library()
     run = RunSettings(threads)
     kernels = run if library is None else RunSettings(threads, (library,))
@@ -167,16 +176,16 @@ def rows_of(case: Case, threads: int) -> dict[str, Row]:
     before = case.task.records(recording.model)
     metrics = {metric.name: metric.compute(before) for metric in case.task.metrics}
     rows: dict[str, Row] = {}
-    zero = before
+    first = before
     with tempfile.TemporaryDirectory() as folder:
-        for number, (name, scheme) in enumerate(GRID.items()):
+        for number, (name, scheme) in enumerate(schemes.items()):
             path = Path(folder) / f"{number}.onnx"
             compress(case.model, path, scheme=scheme, verification=None)
             watched = Watched(path, tokenizer, kernels, original.noted)
             after = case.task.records(watched.model)
-            zero = after if number == 0 else zero
+            first = after if number == 0 else first
             losses = {metric.name: loss(before, after, metric) for metric in case.task.metrics}
-            worse = tuple(metric.name for metric in case.task.metrics if loss(zero, after, metric).low > 0.0)
+            worse = tuple(metric.name for metric in case.task.metrics if loss(first, after, metric).low > 0.0)
             moved = interval(
                 functools.partial(mean_of, np.array(watched.distances)), len(watched.distances), resamples=RESAMPLES
             )
@@ -200,36 +209,39 @@ def mean_of(values: Floats, chosen: Any) -> float:
 
 
 def table(case: Case, rows: Mapping[str, Row]) -> str:
-    metrics = list(rows[ZERO].losses)
-    originals = [f"{name} {value:.4g}" for name, value in rows[ZERO].original.items()]
+    against, first = next(iter(rows.items()))
+    preset_name = against.partition(":")[0]
+    metrics = list(first.losses)
+    originals = [f"{name} {value:.4g}" for name, value in first.original.items()]
     distance = "1 - cosine" if case.task.name in ("retrieval", "sentence-similarity") else "KL, nats"
     lines = [
         f"## {case.title}",
         "",
-        f"{rows[ZERO].count} {case.task.unit}; of the original {', '.join(originals)}.",
+        f"{first.count} {case.task.unit}; of the original {', '.join(originals)}.",
         "",
-        f"| scheme | pruned, % | {' | '.join(f'loss of {m}, %' for m in metrics)} | {distance} | of row-log's |",
+        f"| scheme | pruned, % | {' | '.join(f'loss of {m}, %' for m in metrics)} | {distance} | of {preset_name}'s |",
         "|---" * (4 + len(metrics)) + "|",
     ]
     for scheme, row in rows.items():
         losses = " | ".join(percent(of) + (" worse" if name in row.worse else "") for name, of in row.losses.items())
-        share = row.moved.estimate / rows[ZERO].moved.estimate
+        share = row.moved.estimate / first.moved.estimate
         moved = f"{row.moved.estimate:.2g} ({row.moved.low:.2g} to {row.moved.high:.2g})"
         lines.append(f"| {scheme} | {100 * row.pruned:.1f} | {losses} | {moved} | {share:.2f} |")
     return "\n".join(lines) + "\n"
 
 
 def summary(found: Mapping[str, Mapping[str, Row]]) -> str:
-    """Each scheme on all models: how much more it moves the outputs than `row-log` does, and what is worse."""
+    """Each scheme on all models: how much more it moves the outputs than the first does, and what is worse."""
+    schemes = list(next(iter(found.values())))
     lines = [
         "## On all of them",
         "",
-        "| scheme | pruned, mean, % | moves outputs, times row-log's: most, mean | metrics that are worse |",
+        f"| scheme | pruned, mean, % | moves outputs, times {schemes[0]}: most, mean | metrics that are worse |",
         "|---|---|---|---|",
     ]
-    for name in GRID:
-        rows = [(rows[name], rows[ZERO]) for rows in found.values()]
-        ratios = [row.moved.estimate / zero.moved.estimate for row, zero in rows]
+    for name in schemes:
+        rows = [(rows[name], rows[schemes[0]]) for rows in found.values()]
+        ratios = [row.moved.estimate / first.moved.estimate for row, first in rows]
         worse = [f"{metric} ({title})" for title, own in found.items() for metric in own[name].worse]
         mean = float(np.exp(np.log(ratios).mean()))
         pruned = 100 * float(np.mean([row.pruned for row, _ in rows]))
@@ -243,12 +255,18 @@ def main() -> None:
     parser.add_argument("--sst-2", type=Path, help="TSV with sentence and label")
     parser.add_argument("--task", choices=list(LIMITS), help="only this one")
     parser.add_argument("--whole", action="store_true", help="all examples, not the first of each task")
+    parser.add_argument("--limit", type=int, help="examples of each task")
+    parser.add_argument("--max-length", type=int, help="tokens of a window, or of a text before it is cut")
+    parser.add_argument("--only", action="append", help="only schemes whose name begins with this, such as log-mean")
+    parser.add_argument("--against", choices=list(GRID), default=ZERO, help="the scheme that others are compared with")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    schemes = {options.against: GRID[options.against]}
+    schemes |= {name: own for name, own in GRID.items() if name.startswith(tuple(options.only or [""]))}
     found: dict[str, dict[str, Row]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for case in cases(Path(folder), options.sts_b, options.sst_2, options.task, options.whole):
-            rows = rows_of(case, options.threads)
+        for case in cases(Path(folder), options):
+            rows = rows_of(case, schemes, options.threads)
             found[case.title] = rows
             print(table(case, rows), flush=True)
     print(summary(found))
