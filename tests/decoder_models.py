@@ -42,14 +42,14 @@ class _Graph:
 
 
 def decoder(
-    kind: str = "gqa", *, cache_axis: int | str = KV_HEADS, windows: Sequence[int] = (-1, -1), **attributes: Any
+    kind: str = "gqa", *, cache_axis: int | str = KV_HEADS, windows: Sequence[int] = (-1,) * LAYERS, **attributes: Any
 ) -> onnx.ModelProto:
-    """A decoder of two layers; the attributes are those of its fused op, beside those that it needs.
+    """A decoder; the attributes are those of its fused op, beside those that it needs.
 
     Args:
         kind: One of `KINDS`.
         cache_axis: The axis of the heads of the cache, of a number or a name.
-        windows: Of GroupQueryAttention, for each layer.
+        windows: Of GroupQueryAttention, for each layer; as many layers as there are windows.
         attributes: Of the fused op.
     """
     g = _Graph()
@@ -69,7 +69,7 @@ def decoder(
         new = g.op("Gather", g.op("Shape", "input_ids"), g.weight("axis", np.array(1, np.int64)))
         g.op("Max", g.op("Sub", "lengths", new), g.weight("zero", np.array(0, np.int64)), outputs=["places"])
     x = g.op("Gather", g.matrix("embedding", VOCABULARY, WIDTH, 1.0), "input_ids", outputs=["embedded"])
-    for i in range(LAYERS):
+    for i, window in enumerate(windows):
         h = g.op("LayerNormalization", x, g.weight(f"norm_{i}", np.ones(WIDTH, np.float32)))
         sizes = {"q": WIDTH, "k": kv_heads * HEAD_SIZE, "v": kv_heads * HEAD_SIZE}
         qkv = [g.op("MatMul", h, g.matrix(f"{n}_{i}.weight", WIDTH, size)) for n, size in sizes.items()]
@@ -80,7 +80,7 @@ def decoder(
                 "num_heads": HEADS,
                 "kv_num_heads": kv_heads,
                 "do_rotary": 1,
-                "local_window_size": windows[i],
+                "local_window_size": window,
                 **attributes,
             }
             inputs = (*qkv, *past, "last", "total", "cos", "sin")
@@ -104,7 +104,7 @@ def decoder(
         x = g.op("Add", x, g.op("MatMul", outputs[0], g.matrix(f"o_{i}.weight", WIDTH, WIDTH)))
     g.op("MatMul", x, g.matrix("head.weight", WIDTH, VOCABULARY), outputs=["logits"])
     axis_of = cache_axis if kind == "gqa" else kv_heads
-    return _model(g, kind, axis_of)
+    return _model(g, kind, axis_of, len(windows))
 
 
 def _hidden(g: _Graph) -> None:
@@ -132,9 +132,9 @@ def _plain(g: _Graph, qkv: list[str], past: list[str], outputs: list[str]) -> No
     g.op("Reshape", g.op("Transpose", context, perm=[0, 2, 1, 3]), f"{shape}_merged", outputs=[outputs[0]])
 
 
-def _model(g: _Graph, kind: str, cache_axis: int | str) -> onnx.ModelProto:
+def _model(g: _Graph, kind: str, cache_axis: int | str, layers: int) -> onnx.ModelProto:
     info = helper.make_tensor_value_info
-    names = [f"{i}.{part}" for i in range(LAYERS) for part in ("key", "value")]
+    names = [f"{i}.{part}" for i in range(layers) for part in ("key", "value")]
     cache = ("batch_size", cache_axis, "past_sequence_length", HEAD_SIZE)
     grown = ("batch_size", cache_axis, "total_sequence_length", HEAD_SIZE)
     mask = [] if kind == "mha" else [info("attention_mask", TensorProto.INT64, ["batch_size", "total_sequence_length"])]

@@ -49,11 +49,11 @@ def tokens(path: Path) -> list[str]:
     return [node.input[14] for node in nodes if "GroupQueryAttention" in node.op_type]
 
 
-def feeds(queries: int, past: int, capacity: int) -> dict[str, Any]:
+def feeds(queries: int, past: int, capacity: int, layers: int = LAYERS) -> dict[str, Any]:
     rng = np.random.default_rng(queries + past)
     batch = 2 if queries == 1 else 1  # more of both onnxruntime's op does not take
     shape = (batch, KV_HEADS, capacity, HEAD_SIZE)
-    names = [f"past_key_values.{i}.{part}" for i in range(LAYERS) for part in ("key", "value")]
+    names = [f"past_key_values.{i}.{part}" for i in range(layers) for part in ("key", "value")]
     return {
         "input_ids": rng.integers(0, VOCABULARY, (batch, queries)),
         "attention_mask": np.ones((batch, past + queries), np.int64),
@@ -89,10 +89,10 @@ def test_layers_that_share_the_number_of_tokens_give_what_they_gave(
     np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-4)
 
 
-def change(model: onnx.ModelProto, to_query: Callable[[str], list[onnx.NodeProto]]) -> onnx.ModelProto:
-    """Puts nodes in front of the second layer; the last of them gives what its norm reads."""
+def change(model: onnx.ModelProto, to_query: Callable[[str], list[onnx.NodeProto]], layer: int = 1) -> onnx.ModelProto:
+    """Puts nodes in front of a layer; the last of them gives what its norm reads."""
     nodes = model.graph.node
-    norm = [i for i, node in enumerate(nodes) if node.op_type == "LayerNormalization"][1]
+    norm = [i for i, node in enumerate(nodes) if node.op_type == "LayerNormalization"][layer]
     added = to_query(nodes[norm].input[0])
     nodes[norm].input[0] = added[-1].output[0]
     for place, node in enumerate(added):
@@ -123,6 +123,20 @@ def test_a_layer_of_fewer_tokens_counts_its_own(
     before, after = rewritten(change(decoder("gqa"), to_query), tmp_path)
     assert len(set(tokens(after))) == LAYERS
     given = feeds(3, 4, 12)
+    logits = [session(path).run(None, given)[0] for path in (before, after)]
+    np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_of_the_tokens_of_two_others_counts_its_own(tmp_path: Path) -> None:
+    """The third layer adds what the first and the second take: a broadcast, of as many tokens as the greater has."""
+
+    def added_to_all(x: str) -> list[onnx.NodeProto]:
+        return [helper.make_node("Add", ["embedded", x], ["all_tokens"], "add_all")]
+
+    model = change(decoder("gqa", windows=(-1, -1, -1)), last_token)
+    before, after = rewritten(change(model, added_to_all, layer=2), tmp_path)
+    assert len(tokens(after)) == len(set(tokens(after))) == 3
+    given = feeds(3, 4, 12, layers=3)
     logits = [session(path).run(None, given)[0] for path in (before, after)]
     np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-4)
 
