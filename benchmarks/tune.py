@@ -11,6 +11,7 @@ interval includes no loss and another figure's is narrower. Beside it the defaul
 CPU time the tuned model takes over the default's, by the native library, in turn, at some numbers of tokens of the data.
 Where what was asked is a share and a number of bits, a second row is of the plan that has both and moves the outputs
 least: what it loses, and the least that pruning so much, or so few bits, would move them by, each without the other.
+The decoder's loss is counted twice: as `evaluate` does, and over every token of windows without overlap.
 SST-2 and STS-B are measured where --sst2 and --stsb name their files; on SST-2 with a linear classifier that is fitted
 on its first half.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import shutil
@@ -31,14 +33,16 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import log_softmax
 
 from onnx_attnq.cli.output import progress_bar
-from onnx_attnq.evaluate import Interval, load_task, load_tokenizer
+from onnx_attnq.evaluate import CausalLanguageModelling, Interval, TextModel, load_task, load_tokenizer
 from onnx_attnq.export import export
 from onnx_attnq.find import expose, find_sites
 from onnx_attnq.inputs import Sample
 from onnx_attnq.job import compress
 from onnx_attnq.model import load
+from onnx_attnq.progress import Progress, no_progress
 from onnx_attnq.rewriting import RewriteSettings, load_plan
 from onnx_attnq.run import RunSettings, Session, cpu_times, native_library
 from onnx_attnq.scheme import Pruned, Reference
@@ -55,15 +59,14 @@ sys.path.insert(0, str(EXAMPLES / "ji2021"))
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What a tuned model should have: bits of a head at most, and values pruned at least; none: the default's bits."""
+    """What a tuned model should have: bits of a head at most, and values pruned at least."""
 
-    bits: float | None = None
-    pruned: float | None = None
+    bits: float
+    pruned: float = 0.0
 
     def __str__(self) -> str:
-        if self.bits is None or self.pruned is None:
-            return "half of the default's loss, no more bits"
-        return f"≤ {self.bits} bits, ≥ {self.pruned:.0%} pruned"
+        share = f", ≥ {self.pruned:.0%} pruned" if self.pruned else ", half of the default's loss"
+        return f"≤ {self.bits:g} bits{share}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +139,7 @@ def subjects(options: argparse.Namespace) -> Iterator[Subject]:
     of_decoder, of_rxnmapper = exported("text-generation", decoder), exported("fill-mask", rxnmapper)
     limit, questions = options.limit, options.limit or 600
     of_decoders = {0.005: Asked(2.2, 0.90), 0.008: Asked(1.8, 0.93)}
-    narrow, half = {0.005: Asked(2.0, 0.90)}, Asked()
+    narrow, half = {0.005: Asked(2.0, 0.90)}, Asked(3.0)
     yield Subject("decoder", of_decoder, "text-generation", text, of_decoders, (256,), 256, limit)
     yield Subject("rxnmapper", of_rxnmapper, "fill-mask", reactions, narrow, (256,), limit=limit)
     yield Subject("minilm", of_minilm, "retrieval", xquad, narrow, (252, 512), limit=questions)
@@ -153,12 +156,16 @@ def measure(subject: Subject, folder: Path, options: argparse.Namespace) -> Iter
     model = subject.build(folder)
     data = subject.data if subject.data.exists() else folder / subject.data
     task = load_task(subject.task, data, max_length=subject.max_length, limit=subject.limit)
-    loss = TaskLoss(model, task, load_tokenizer(model.parent), RunSettings(threads=options.jobs))
+    tokenizer, run = load_tokenizer(model.parent), RunSettings(threads=options.jobs)
+    loss = TaskLoss(model, task, tokenizer, run)
+    losses = {"": loss}
+    if isinstance(task, CausalLanguageModelling):
+        losses["every token: "] = TaskLoss(model, EveryToken(task.texts, task.max_length), tokenizer, run)
     default = folder / "default.onnx"
     compress(model, default, verification=None)
-    halves = [shown(loss.measure(default, part)) for part in (Part.CALIBRATION, Part.CONFIRMATION)]
-    yield f"| {subject.title}, default scheme | | | | {halves[0]} | {halves[1]} | 1 | |"
+    yield f"| {subject.title}, default scheme | | | | {lost(losses, default)} | 1 | |"
     samples = loss.samples(model, options.samples)
+    timed = functools.partial(times, default=default, samples=samples, lengths=subject.lengths)
     for bound, asked in subject.bounds.items():
         plan = folder / "plan.json"
         started = time.process_time()
@@ -170,19 +177,25 @@ def measure(subject: Subject, folder: Path, options: argparse.Namespace) -> Iter
         compress(model, tuned, rewriting=RewriteSettings(plan=load_plan(plan)), verification=None)
         yield (
             f"| {subject.title}, at most {bound:.1%}{'' if found.accepted else ' (not reached)'} | {asked} | "
-            f"{found.choice.pruned:.1%} | {found.choice.bits:.2f} | {shown(found.found.calibration)} | "
-            f"{shown(found.found.confirmation)} | {times(tuned, default, samples, subject.lengths)} | {spent} |"
+            f"{found.choice.pruned:.1%} | {found.choice.bits:.2f} | {lost(losses, tuned)} | "
+            f"{timed(tuned)} | {spent} |"
         )
-        if asked.bits is not None and asked.pruned is not None:
-            yield as_asked(model, found.trials, asked, loss, subject.title)
+        yield as_asked(subject.title, model, found.trials, asked, losses, timed)
         for other in found.won:
             made = "none" if other.choice is None else f"{other.choice.pruned:.1%}, {other.choice.bits:.2f} bits"
             print(f"  {other.name}: {made}", file=sys.stderr)
 
 
-def as_asked(model: Path, trials: Sequence[Trial], asked: Asked, loss: TaskLoss, title: str) -> str:
+def as_asked(
+    title: str,
+    model: Path,
+    trials: Sequence[Trial],
+    asked: Asked,
+    losses: Mapping[str, TaskLoss],
+    timed: Callable[[Path], str],
+) -> str:
     """What the plan loses that has what was asked, and what each half of that would move the outputs by alone."""
-    pruned, bits = asked.pruned or 0.0, asked.bits or float(UNTOUCHED)
+    pruned, bits = asked.pruned, asked.bits
     parts_of_it = {"both": (pruned, bits), "pruning alone": (pruned, UNTOUCHED), "bits alone": (0.0, bits)}
     by_row = [trial for trial in trials if trial.scheme.reference is Reference.ROW_MAX]
     plans = {name: (least_moving(trials, *these), least_moving(by_row, *these)) for name, these in parts_of_it.items()}
@@ -194,10 +207,9 @@ def as_asked(model: Path, trials: Sequence[Trial], asked: Asked, loss: TaskLoss,
     target = model.with_name("as-asked.onnx")
     plan = plan_of(find_sites(expose(load(model))), whole)
     compress(model, target, rewriting=RewriteSettings(plan=plan), verification=None)
-    parts = [shown(loss.measure(target, part)) for part in (Part.CALIBRATION, Part.CONFIRMATION)]
     return (
-        f"| {title}, as asked; {least} | {asked} | {whole.pruned:.1%} | "
-        f"{whole.bits:.2f} | {parts[0]} | {parts[1]} | | |"
+        f"| {title}, as asked; {least} | {asked} | {whole.pruned:.1%} | {whole.bits:.2f} | {lost(losses, target)} | "
+        f"{timed(target)} | |"
     )
 
 
@@ -220,7 +232,7 @@ def least_moving(trials: Sequence[Trial], pruned: float, bits: float) -> Choice 
     ]
     best: list[Trial] = []
     least = np.inf
-    for prices in itertools.product([0.0, *np.geomspace(1e-5, 1.0, 61)], repeat=2):
+    for prices in itertools.product([0.0, *np.geomspace(1e-5, 1.0, 121)], repeat=2):
         taken, rows = [], []
         for references in offers:
             costs = [table @ np.array([1.0, *prices]) for _, table in references]
@@ -263,6 +275,31 @@ def over(tuned: Path, default: Path, sample: Sample, repeats: int = 9) -> float:
     sessions = [Session(path, one, native=native_library() is not None) for path in (tuned, default)]
     first, second = cpu_times(sessions, sample, repeats)
     return first / second
+
+
+def lost(losses: Mapping[str, TaskLoss], model: Path) -> str:
+    """Two cells: each loss on the half that chose the plan, and on the other."""
+    return " | ".join(
+        " / ".join(f"{counted}{shown(loss.measure(model, part))}" for counted, loss in losses.items())
+        for part in (Part.CALIBRATION, Part.CONFIRMATION)
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EveryToken(CausalLanguageModelling):
+    """Perplexity of windows without overlap, over every token of them but the first: the first ones see few before."""
+
+    def records(self, model: TextModel, progress: Progress = no_progress) -> FloatArray:
+        text = "\n".join(self.texts)
+        ids = np.array(model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        windows = ids[: len(ids) // self.max_length * self.max_length].reshape(-1, self.max_length)
+        rows = []
+        for done, window in enumerate(windows, start=1):
+            logits, predicted = model.logits({"input_ids": window[None]})[0, :-1].astype(np.float64), window[1:]
+            nll = -log_softmax(logits, axis=-1)[np.arange(len(predicted)), predicted].sum()
+            rows.append([nll, (logits.argmax(axis=-1) == predicted).sum(), len(predicted)])
+            progress(self.name, done, len(windows))
+        return np.array(rows)
 
 
 def shown(measured: Measured) -> str:

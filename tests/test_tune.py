@@ -34,7 +34,7 @@ from onnx_attnq.tune.apply import plan_of
 from onnx_attnq.tune.choice import Objective, alternatives, choose, frontier
 from onnx_attnq.tune.cluster import WORKER
 from onnx_attnq.tune.journal import Journal, Purpose
-from onnx_attnq.tune.loss import AGREEMENT, Agreement, Measured, Part, halves
+from onnx_attnq.tune.loss import AGREEMENT, Agreement, FunctionLoss, Measured, Part, halves
 from onnx_attnq.tune.sensitivity import Trial, Unit, measure_unit, units
 
 SCHEMES = (preset("row-log"), preset("row-log", bits=2, threshold=0.1), preset("row-log", bits=1, threshold=0.5))
@@ -406,6 +406,21 @@ def test_the_fastest_is_one_of_the_plans_of_the_other_objectives_as_measured(
         timed = [float(other != number) for other in range(len(each))]
         monkeypatch.setattr("onnx_attnq.tune.fastest.cpu_times", lambda *_, timed=timed: timed)
         assert run(Objective.FASTEST) == plan
+
+
+def test_what_the_confirmation_refuses_is_backed_off_from_until_it_holds(model: Path, tmp_path: Path) -> None:
+    samples = generate_samples(load(model), 4, 0)
+
+    def function(path: str, part: str) -> float:  # the calibration part cannot tell any plan from the original
+        record = read_record(load(Path(path)))
+        schemes = [] if record is None else [s for site in record.sites for s in schemes_of(site.scheme)]
+        return 1.0 if part == "calibration" or all((s.bits or 0) >= 4 for s in schemes) else 0.5
+
+    found = Tuner(model, samples[:1], FunctionLoss(model, function), Goal(0.005), Effort(jobs=1)).run(tmp_path / "p")
+    assert found.accepted
+    confirmed = [step for step in found.found.steps if step.part is Part.CONFIRMATION]
+    assert 2 < len(confirmed) < 8
+    assert [step.accepted for step in confirmed] == [False] * (len(confirmed) - 1) + [True]
 
 
 def test_a_target_of_pruning_takes_the_mildest_plan_that_reaches_it(

@@ -1,7 +1,8 @@
 """The plan of a frontier that compresses most with a true loss within a bound, measured with the rewritten model.
 
 By bisection on the calibration part of the data; then the plan is measured on the confirmation part, and a milder one,
-which leaves alone the heads with the least gain for their divergence, is taken while it fails there.
+which leaves alone the heads with the least gain for their divergence, is taken while it fails there: each time twice
+as far along the frontier, as a calibration part that cannot tell a loss from noise may accept the harshest plan of all.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from onnx_attnq.tune.apply import plan_of, write_model
 from onnx_attnq.tune.choice import Choice, Objective
 from onnx_attnq.tune.loss import Loss, Measured, Part
 
-STEPS_BACK: Final = 4
-"""Milder plans to try when the confirmation part exceeds the bound."""
+FIRST_STEP_BACK: Final = 1 / 32
+"""Share of the frontier to go back first when the confirmation part exceeds the bound."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,21 +134,21 @@ class Search:
     def run(self) -> Found:
         """The harshest plan that holds on both parts, or the mildest that was tried."""
         index = self._furthest()
+        step = max(1, int(FIRST_STEP_BACK * len(self.plans)))
         while True:
             calibration = self._measure(index, Part.CALIBRATION)
             confirmation = self._measure(index, Part.CONFIRMATION)
             accepted = calibration.accepted and confirmation.accepted
-            back = sum(step.part is Part.CONFIRMATION for step in self.steps) - 1
-            milder = min(len(self.plans) - 1, index + max(1, len(self.plans) // 32))
-            if accepted or back >= STEPS_BACK or milder == index or self._late() or self._prunes_too_little(milder):
+            milder = max(i for i in (index, *self._allowed()) if i <= index + step)
+            if accepted or milder <= index or self._late():
                 break
-            index = milder
+            index, step = milder, 2 * step
         self._write(index)
         return Found(self.plans[index], calibration.loss, confirmation.loss, tuple(self.steps), accepted)
 
     def _furthest(self) -> int:
         """The index of the harshest plan that the calibration part accepts; of the mildest if it accepts none."""
-        allowed = [i for i in range(len(self.plans)) if not self._prunes_too_little(i)] or [0]
+        allowed = self._allowed()
         if self.goal.max_loss is None:
             return allowed[-1]  # the mildest that prunes enough
         low, high = allowed[0], allowed[-1]
@@ -186,13 +187,14 @@ class Search:
     def _late(self) -> bool:
         return self.until is not None and time.monotonic() > self.until
 
-    def _prunes_too_little(self, index: int) -> bool:
-        least = self.goal.min_pruned
-        return least is not None and self.plans[index].pruned < least
+    def _allowed(self) -> list[int]:
+        """The plans that prune enough; the harshest if none does."""
+        least = self.goal.min_pruned or 0.0
+        return [i for i, plan in enumerate(self.plans) if plan.pruned >= least] or [0]
 
 
 def _summary(plan: Choice) -> str:
     return f"{plan.pruned:.1%} pruned, {plan.bits:.2f} bits"
 
 
-__all__ = ["STEPS_BACK", "Files", "Found", "Goal", "Search", "Step"]
+__all__ = ["FIRST_STEP_BACK", "Files", "Found", "Goal", "Search", "Step"]
