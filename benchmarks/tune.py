@@ -290,6 +290,7 @@ class EveryToken(CausalLanguageModelling):
     """Perplexity of windows without overlap, over every token of them but the first: the first ones see few before."""
 
     def records(self, model: TextModel, progress: Progress = no_progress) -> FloatArray:
+        """As in `evaluate`: (windows, 3)."""
         text = "\n".join(self.texts)
         ids = np.array(model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         windows = ids[: len(ids) // self.max_length * self.max_length].reshape(-1, self.max_length)
