@@ -15,12 +15,12 @@ from test_analyze import errors_of
 from onnx_attnq.cli import main
 from onnx_attnq.errors import NothingToRewrite
 from onnx_attnq.find import expose, find_sites
-from onnx_attnq.inputs import generate_samples
+from onnx_attnq.inputs import generate_samples, load_samples
 from onnx_attnq.model import load, save
 from onnx_attnq.report.tables import study_json
-from onnx_attnq.rewriting import load_plan
+from onnx_attnq.rewriting import Plan, SitePlan, load_plan, save_plan
 from onnx_attnq.scheme import HeadSchemes, QuantScheme, left_alone, preset
-from onnx_attnq.study import advised_plan, findings, resistances
+from onnx_attnq.study import StudySettings, advised_plan, analyze, findings, plan_finding, resistances
 from onnx_attnq.study.probability_statistics import measure
 
 THREE, TWO, SHARED = preset("row-log"), preset("row-log", bits=2), preset("row-log-mean", bits=1, threshold=0.5)
@@ -113,8 +113,73 @@ def test_the_plan_that_analyze_writes_is_taken_by_the_main_command(
         assert not stopped.value.code
 
 
-def test_a_plan_is_not_made_of_combined_studies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("option", ["--plan", "--write-plan"])
+def test_a_plan_is_not_of_combined_studies(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["analyze", "--combine", str(tmp_path), "-o", str(tmp_path), "--write-plan", str(tmp_path / "p.json")])
+        main(["analyze", "--combine", str(tmp_path), "-o", str(tmp_path), option, str(tmp_path / "p.json")])
     assert stopped.value.code == 2
-    assert "does not go with --combine" in capsys.readouterr().err
+    assert f"{option} is for the graph of MODEL; it does not go with --combine" in capsys.readouterr().err
+
+
+ONE, FOUR = preset("row-log-mean", bits=1, threshold=0.5), preset("row-log-mean", bits=4, threshold=0.02)
+
+
+def plan_for(model: Path, first: HeadSchemes | None, **changes: str) -> Path:
+    """The first site has these schemes, head 0 of the second a scheme, and its head 1 none."""
+    sites = find_sites(expose(load(model)))
+    one, two = (site.id for site in sites.sites)
+    alone = HeadSchemes((FOUR, left_alone(FOUR)))
+    entries = (SitePlan(one, first, "" if first else "as asked"), SitePlan(two, alone, left=((1, "fragile"),)))
+    plan = Plan(changes.get("structure_hash", sites.exposed.structure_hash), entries)
+    save_plan(plan, model.with_name("plan.json"))
+    return model.with_name("plan.json")
+
+
+def test_analyze_measures_each_head_with_its_own_scheme_of_a_plan(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_for(model, HeadSchemes((ONE, FOUR)))
+    with pytest.raises(SystemExit) as stopped:
+        main(["analyze", str(model), "--data", str(tmp_path / "data"), "--no-report", "--plan", str(plan)])
+    assert not stopped.value.code
+    assert "With the plan: " in capsys.readouterr().out
+    numbers = json.loads((tmp_path / "model.analysis" / "numbers.json").read_text())
+    assert [s["bits"] for s in numbers["schemes"]] == [1, 4]
+    labels = {1: numbers["schemes"][0]["label"], 4: numbers["schemes"][1]["label"]}
+    heads = numbers["plan"]["heads"]
+    for own, bits in zip(heads, (1, 4, 4, None), strict=True):
+        expected = {"pruned": 0.0, "context_error": 0.0}
+        if bits is not None:
+            expected = numbers["sites"][own["layer"]]["heads"][own["head"]]["schemes"][labels[bits]]
+        assert (own["pruned"], own["context_error"]) == (expected["pruned"], expected["context_error"])
+        assert (own["scheme"] is None) == (bits is None)
+    assert heads[0]["pruned"] > heads[1]["pruned"]
+    values = [head["values"] for site in numbers["sites"] for head in site["heads"]]
+    shares = [own["pruned"] for own in heads]
+    assert numbers["plan"]["pruned"] == pytest.approx(np.average(shares, weights=values))
+    assert numbers["plan"]["context_error"] == pytest.approx(np.mean([own["context_error"] for own in heads]))
+
+
+def test_a_plan_says_which_of_its_heads_resist(model: Path, tmp_path: Path) -> None:
+    samples = load_samples(tmp_path / "data", load(model))
+    study = analyze(model, samples, "made up", settings=StudySettings((ONE, FOUR)))
+    found = plan_finding(study, load_plan(plan_for(model, HeadSchemes((ONE, FOUR)))), 0.0)
+    assert [head.error for head in found.resisting] == sorted((h.error for h in found.resisting), reverse=True)
+    assert len(found.resisting) == 3  # all but the one that is left alone
+    assert str(found.resisting[0]) in str(found)
+    untouched = plan_finding(study, load_plan(plan_for(model, None)), 0.0)
+    assert {own.scheme for own in untouched.heads} == {None, FOUR}
+    assert untouched.pruned < found.pruned
+
+
+def test_a_plan_of_something_else_is_one_line(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for schemes, changes, message in (
+        ((ONE, FOUR), {"structure_hash": "c0ffee"}, "the plan was made for the model c0ffee"),
+        ((ONE, ONE, FOUR), {}, "there are schemes for 3 heads, and the site has 2"),
+    ):
+        plan = plan_for(model, HeadSchemes(schemes), **changes)
+        with pytest.raises(SystemExit) as stopped:
+            main(["analyze", str(model), "--no-report", "--plan", str(plan)])
+        assert stopped.value.code
+        assert message in capsys.readouterr().err
+        assert not model.with_name("model.analysis").exists()

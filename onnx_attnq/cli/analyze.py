@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -35,7 +35,7 @@ _MOST_EXPLAINED: Final = 3
 if TYPE_CHECKING:
     from onnx_attnq.inputs import InputShapes
     from onnx_attnq.run import RunSettings
-    from onnx_attnq.study import Study
+    from onnx_attnq.study import PlanFinding, Study
 
 
 @command()
@@ -55,6 +55,12 @@ if TYPE_CHECKING:
     multiple=True,
     help="Scheme to measure; may be repeated.  [default: row-log-mean at 3 and 2 bits, "
     "row-log at 3, ji2021 at 3 and 2]",
+)
+@click.option(
+    "--plan",
+    "plan_path",
+    type=path_type,
+    help="Plan to measure, too, each head with its own scheme.",
 )
 @click.option(
     "--include",
@@ -113,6 +119,7 @@ def analyze(
     data_name: str | None,
     output: Path | None,
     schemes: tuple[str, ...],
+    plan_path: Path | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     tokenizer: Path | None,
@@ -135,16 +142,28 @@ def analyze(
     from onnx_attnq.find import expose, find_sites
     from onnx_attnq.model import load
     from onnx_attnq.report.tables import study_json
-    from onnx_attnq.rewriting import save_plan
-    from onnx_attnq.study import DEFAULT_SCHEMES, Study, StudySettings, advised_plan, load_token_labels, separator_ids
+    from onnx_attnq.rewriting import load_plan, save_plan
+    from onnx_attnq.study import (
+        DEFAULT_SCHEMES,
+        Study,
+        StudySettings,
+        advised_plan,
+        load_token_labels,
+        plan_finding,
+        planned_schemes,
+        separator_ids,
+    )
     from onnx_attnq.study import analyze as observe
 
     if (model is None) != bool(combine):
         raise click.UsageError("give either a MODEL or --combine STUDY")
     if combine and write_plan is not None:
         raise click.UsageError("--write-plan is for the graph of MODEL; it does not go with --combine")
+    if combine and plan_path is not None:
+        raise click.UsageError("--plan is for the graph of MODEL; it does not go with --combine")
     if not no_report:
         require_pictures()
+    plan = None if plan_path is None else load_plan(plan_path)
     if combine:
         if output is None:
             raise click.UsageError("--combine needs -o, a folder to write to")
@@ -154,7 +173,11 @@ def analyze(
         folder = model.with_name(f"{model.stem}.analysis")
         output = folder if output is None else output
         original = load(model)
+        if plan is not None:
+            found = find_sites(expose(original))
+            plan.check(found.exposed.structure_hash, [site.id for site in found.sites])
         labels = None if tokenizer is None else load_token_labels(tokenizer)
+        measured = tuple(scheme_of(text, None, None) for text in schemes) + (planned_schemes(plan) if plan else ())
         with progress_bar("Observing") as progress:
             runs = Parts(progress)
             given = samples_for(original, data, samples, seed, input_shapes, run, runs.next())
@@ -163,7 +186,7 @@ def analyze(
                 given.samples,
                 _describe(data, data_name, seed),
                 settings=StudySettings(
-                    tuple(dict.fromkeys(scheme_of(text, None, None) for text in schemes)) or DEFAULT_SCHEMES,
+                    tuple(dict.fromkeys(measured)) or DEFAULT_SCHEMES,
                     include,
                     exclude,
                     separator_id or separator_ids(labels or {}),
@@ -176,17 +199,21 @@ def analyze(
             show_refused(console(), given)
     if write_plan is not None:
         save_plan(advised_plan(study, find_sites(expose(original)), safe_error), write_plan)
-    written = _write(study, output, safe_error, figures, report=not no_report)
+    of_plan = None if plan is None else plan_finding(study, plan, safe_error)
+    numbers = study_json(study, safe_error, of_plan)
+    written = _write(study, output, numbers, safe_error, figures, report=not no_report)
     if json_path is not None:
-        write_json(study_json(study, safe_error), json_path)
+        write_json(numbers, json_path)
     if json_path != "-":
-        _show(study, safe_error, output, written, write_plan)
+        _show(study, safe_error, output, written, write_plan, of_plan)
     return 0
 
 
-def _write(study: Study, folder: Path, limit: float, figures: str | None, *, report: bool) -> list[str]:
+def _write(
+    study: Study, folder: Path, numbers: Mapping[str, Any], limit: float, figures: str | None, *, report: bool
+) -> list[str]:
     """Write the study; the names of what was written in the folder."""
-    from onnx_attnq.report.tables import study_csv, study_json
+    from onnx_attnq.report.tables import study_csv
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -194,7 +221,7 @@ def _write(study: Study, folder: Path, limit: float, figures: str | None, *, rep
         raise CannotWrite(f"cannot make the folder {folder}: {error.strerror}") from None
     _remove_earlier(folder)
     study.save(folder / "study.npz")
-    write_json(study_json(study, limit), str(folder / "numbers.json"))
+    write_json(numbers, str(folder / "numbers.json"))
     with replacing(folder / "heads.csv") as file:
         file.write(study_csv(study).encode())
     written = ["heads.csv", "numbers.json", "study.npz"]
@@ -237,13 +264,22 @@ def _remove_earlier(folder: Path) -> None:
         raise CannotWrite(f"cannot replace {error.filename}: {error.strerror}") from None
 
 
-def _show(study: Study, limit: float, folder: Path, written: Sequence[str], plan: Path | None) -> None:
+def _show(
+    study: Study,
+    limit: float,
+    folder: Path,
+    written: Sequence[str],
+    plan: Path | None,
+    of_plan: PlanFinding | None,
+) -> None:
     from onnx_attnq.scheme import spell_scheme
     from onnx_attnq.study import is_made_up, resistances, summary, verdict
 
     out = console()
     for line in summary(study, limit).splitlines():
         out.print(line)
+    if of_plan is not None:
+        out.print(str(of_plan))
     advice = verdict(study, limit)
     if advice is not None:
         worst = resistances(study, advice.finding)[:_MOST_EXPLAINED]

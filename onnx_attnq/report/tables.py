@@ -16,6 +16,7 @@ from onnx_attnq.study import (
     SAFE_ERROR,
     SCHEME_METRICS,
     Finding,
+    PlanFinding,
     SiteStats,
     Study,
     findings,
@@ -24,7 +25,7 @@ from onnx_attnq.study import (
 )
 
 
-def study_json(study: Study, limit: float = SAFE_ERROR) -> dict[str, Any]:
+def study_json(study: Study, limit: float = SAFE_ERROR, plan: PlanFinding | None = None) -> dict[str, Any]:
     """The study as JSON values; what does not exist, such as the error of a context that was not observed, is null.
 
     Histograms have a bin below the first edge and one from the last edge on; see `statistics.EDGES`.
@@ -32,6 +33,7 @@ def study_json(study: Study, limit: float = SAFE_ERROR) -> dict[str, Any]:
     Args:
         study: Any study.
         limit: The criterion for a safe head.
+        plan: What a plan does, if there is one.
     """
     return {
         "model": {"name": study.model, "sha256": study.sha256},
@@ -44,6 +46,7 @@ def study_json(study: Study, limit: float = SAFE_ERROR) -> dict[str, Any]:
         ],
         "sites": [_site_json(layer, site) for layer, site in enumerate(study.sites)],
         "unobserved": dict(study.unobserved),
+        **({} if plan is None else {"plan": plan.to_json()}),
     }
 
 

@@ -5,6 +5,7 @@ from onnx_attnq.study.conclusions import SAFE_ERROR, Finding, findings, summary
 from onnx_attnq.study.head_metrics import CONTEXT_ERROR, DIVERGENCE, METRICS, SCHEME_METRICS, HeadMetric, SchemeMetric
 from onnx_attnq.study.mergeable_arrays import FloatArray
 from onnx_attnq.study.model_study import Study, scheme_label
+from onnx_attnq.study.planned import PlanFinding, plan_finding, planned_schemes
 from onnx_attnq.study.resistance import Resistance, resistances
 from onnx_attnq.study.settings import DEFAULT_SCHEMES, StudySettings
 from onnx_attnq.study.site_shapes import with_shapes
@@ -25,6 +26,7 @@ __all__ = [
     "Finding",
     "FloatArray",
     "HeadMetric",
+    "PlanFinding",
     "Resistance",
     "SchemeMetric",
     "SiteStats",
@@ -37,6 +39,8 @@ __all__ = [
     "findings",
     "is_made_up",
     "load_token_labels",
+    "plan_finding",
+    "planned_schemes",
     "resistances",
     "scheme_label",
     "separator_ids",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -87,10 +88,8 @@ class Finding:
         line = f"{bits} ({self.scheme.name}, t={self.scheme.threshold:.3g}): {self.pruned:.0%} pruned, "
         if np.isnan(self.context_error):
             return f"{line}divergence {self.divergence:.3f} bits; no context could be observed"
-        named = ", ".join(map(str, self.resisting[:_MOST_NAMED])) or "none"
-        more = len(self.resisting) - _MOST_NAMED
-        rest = f" and {more} more" if more > 0 else ""
-        return f"{line}context error {self.context_error:.2f}; heads that resist (> {self.limit:g}): {named}{rest}"
+        error = f"context error {self.context_error:.2f}"
+        return f"{line}{error}; heads that resist (> {self.limit:g}): {named(self.resisting)}"
 
     def _repr_html_(self) -> str:
         """A table for notebooks: a line per head, the worst first."""
@@ -99,6 +98,12 @@ class Finding:
             for h in self.heads
         ]
         return html_table(str(self), ["layer", "head", "site", "context error", "safe"], rows)
+
+
+def named(heads: Sequence[Head]) -> str:
+    """The first few heads, and how many more there are."""
+    more = len(heads) - _MOST_NAMED
+    return (", ".join(map(str, heads[:_MOST_NAMED])) or "none") + (f" and {more} more" if more > 0 else "")
 
 
 def findings(study: Study, limit: float = SAFE_ERROR) -> tuple[Finding, ...]:
@@ -147,4 +152,4 @@ def _mean(parts: list[FloatArray]) -> float:
     return float(known.mean()) if known.size else float("nan")
 
 
-__all__ = ["SAFE_ERROR", "Finding", "Head", "findings", "summary"]
+__all__ = ["SAFE_ERROR", "Finding", "Head", "findings", "named", "summary"]
