@@ -123,8 +123,11 @@ class Decoder:
     ) -> tuple[torch.Tensor, None]:  # fmt: skip
         key, value = (modeling_llama.repeat_kv(x, module.num_key_value_groups) for x in (key, value))
         scores = query @ key.transpose(2, 3) * scaling + mask[..., : key.shape[-2]]
-        weights = scores.softmax(dim=-1) if self.sharing is None else self.sharing.probabilities(scores)
-        return (weights @ value).transpose(1, 2).contiguous(), None
+        return (self.weights(module.layer_idx, scores) @ value).transpose(1, 2).contiguous(), None
+
+    def weights(self, layer: int, scores: torch.Tensor) -> torch.Tensor:
+        """(batch, heads, L_q, L_k), of scores with the mask added."""
+        return scores.softmax(dim=-1) if self.sharing is None else self.sharing.probabilities(scores)
 
     @torch.no_grad()
     def losses(self, sharing: Sharing | None, starts: list[int]) -> torch.Tensor:
