@@ -232,7 +232,7 @@ def least_moving(trials: Sequence[Trial], pruned: float, bits: float) -> Choice 
     ]
     best: list[Trial] = []
     least = np.inf
-    for prices in itertools.product([0.0, *np.geomspace(1e-5, 1.0, 121)], repeat=2):
+    for prices in itertools.product([0.0, *np.geomspace(1e-5, 1.0, 61)], repeat=2):
         taken, rows = [], []
         for references in offers:
             costs = [table @ np.array([1.0, *prices]) for _, table in references]
