@@ -594,6 +594,31 @@ def test_the_main_command_tunes_writes_and_verifies_in_one_go(
     assert not (tmp_path / "model.attnq.onnx").exists()
 
 
+def test_the_command_takes_the_users_own_function_and_a_share_to_prune(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_metric.py").write_text(
+        "import onnx\n"
+        "called = []\n"
+        "def score(path, part):\n"
+        "    called.append((path, part))\n"
+        "    return 1.0 - 0.002 * any('Quantized' in node.op_type for node in onnx.load(path).graph.node)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = ["--data", str(data), "--metric", "my_metric:score", "--min-pruned", "20%", "--max-loss", "0.5%"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["tune", str(model), *arguments, "--samples", "1", "--jobs", "1", "--json", str(tmp_path / "out.json")])
+    assert not stopped.value.code
+    assert "my_metric:score" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["pruned"] >= 0.2
+    assert found["accepted"]
+    assert all(step["pruned"] >= 0.2 for step in found["steps"])
+    for part in ("calibration", "confirmation"):
+        assert found[part]["figures"]["my_metric:score"]["estimate"] == pytest.approx(0.002)
+        assert (str(model), part) in sys.modules["my_metric"].called
+
+
 def test_python_tunes_writes_and_verifies_in_one_call(model: Path, samples: list[Sample], tmp_path: Path) -> None:
     found = compress_tuned(model, samples, tmp_path / "out.onnx", goal=Goal(max_loss=0.6), effort=Effort(jobs=1))
     assert found.compression.verification is not None
