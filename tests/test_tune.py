@@ -25,17 +25,18 @@ from onnx_attnq.evaluate import Interval
 from onnx_attnq.find import expose, find_sites
 from onnx_attnq.inputs import Sample, generate_samples, load_samples
 from onnx_attnq.job import compress
-from onnx_attnq.model import load, save
+from onnx_attnq.model import load, save, sha256
 from onnx_attnq.rewriting import Plan, RewriteSettings, load_plan, read_record
 from onnx_attnq.run import RunSettings
 from onnx_attnq.scheme import left_alone, numerics, preset, schemes_of
-from onnx_attnq.tune import Effort, Goal, Sweep, Tuner, compress_tuned, dask_cluster, grid, sensitivity
+from onnx_attnq.tune import Effort, Goal, Sweep, Tuner, compress_tuned, dask_cluster, first_rows, grid, sensitivity
 from onnx_attnq.tune.apply import plan_of
 from onnx_attnq.tune.choice import Objective, alternatives, choose, frontier
 from onnx_attnq.tune.cluster import WORKER
 from onnx_attnq.tune.journal import Journal, Purpose
 from onnx_attnq.tune.loss import AGREEMENT, Agreement, FunctionLoss, Measured, Part, halves
 from onnx_attnq.tune.sensitivity import Trial, Unit, measure_unit, units
+from onnx_attnq.tune.tuning import CANDIDATES as EVERY_CANDIDATE
 
 SCHEMES = (preset("row-log"), preset("row-log", bits=2, threshold=0.1), preset("row-log", bits=1, threshold=0.5))
 
@@ -337,6 +338,45 @@ def test_a_model_agrees_with_itself(model: Path, samples: list[Sample]) -> None:
         assert found.count == (4 if part is Part.ALL else 2)
         assert set(found.figures) == {"cosine", "kl"}
         assert abs(found.worst) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("names", "shape", "rows"),
+    [
+        (("batch", "batch"), (8, 100), 2),
+        (("batch", "batch"), (8, 1000), 1),
+        (("batch", "batch"), (8, 10), 8),
+        (("batch", "other"), (8, 100), 8),
+        (("batch", 8), (8, 100), 8),
+        ((None, None), (8, 100), 8),
+    ],
+)
+def test_heads_are_measured_on_the_first_rows_of_batches(
+    names: tuple[str | int | None, ...], shape: tuple[int, int], rows: int
+) -> None:
+    inputs = [ir.Value(name=f"x{i}", shape=ir.Shape([name, "tokens"])) for i, name in enumerate(names)]
+    model = ir.Model(ir.Graph(inputs, inputs[:1], nodes=[]), ir_version=10)
+    batch = np.arange(shape[0] * shape[1]).reshape(shape)
+    (cut,) = first_rows(model, [{"x0": batch, "x1": batch}])
+    for array in cut.values():
+        np.testing.assert_array_equal(array, batch[:rows])
+
+
+def test_inputs_without_axes_are_left_whole() -> None:
+    inputs = [ir.Value(name="x", shape=ir.Shape(["batch", 9])), ir.Value(name="scale", shape=ir.Shape([]))]
+    model = ir.Model(ir.Graph(inputs, inputs[:1], nodes=[]), ir_version=10)
+    sample = {"x": np.zeros((90, 9)), "scale": np.array(1.0)}
+    assert first_rows(model, [sample]) == (sample,)
+
+
+def test_one_call_measures_heads_on_these_rows(model: Path, tmp_path: Path) -> None:
+    (sample,) = generate_samples(load(model), 1, 0)
+    batch = {name: np.repeat(array, 99, axis=0) for name, array in sample.items()}
+    compress_tuned(model, [batch] * 4, tmp_path / "out.onnx", goal=Goal(0.6), effort=Effort(jobs=1))
+    measured = first_rows(load(model), [batch, batch])
+    assert 1 <= len(measured[0]["input_ids"]) < 99
+    purpose = Purpose.of(sha256(model), measured, EVERY_CANDIDATE)
+    assert Journal(tmp_path / "out.plan.json.journal", purpose, resume=True).done
 
 
 def test_samples_are_told_apart_by_what_is_in_them(samples: list[Sample]) -> None:

@@ -92,7 +92,8 @@ def tune(
     MODULE:FUNCTION of --metric is called with the path of a model and "calibration" or "confirmation", and returns a
     number that is higher for a better model.
     """
-    from onnx_attnq.tune import Effort, Goal, Objective
+    from onnx_attnq.model import load
+    from onnx_attnq.tune import Effort, Goal, Objective, first_rows
 
     max_loss = lossy.max_loss if lossy.has_goal else 0.005
     goal = Goal(max_loss, lossy.min_pruned, Objective(options["objective"]))
@@ -107,9 +108,10 @@ def tune(
         limit=options["limit"],
     )
     plan = output or model.with_name(f"{model.stem}.plan.json")
-    with cluster(model, [samples]):
+    of_heads = first_rows(load(model), samples)
+    with cluster(model, [of_heads]):
         effort = Effort(options["time_budget"], lossy.jobs, run)
-        found = run_tuning(model, plan, loss, samples, goal, effort, resume=resume)
+        found = run_tuning(model, plan, loss, of_heads, goal, effort, resume=resume)
     if json_path is not None:
         write_json(found.to_json(), json_path)
     if json_path != "-":

@@ -239,12 +239,14 @@ def run_tuning(
 def tune_first(
     model: Path, data: Path, plan: Path, lossy: Lossy, run: RunSettings, *, resume: bool, quiet: bool
 ) -> tuple[Tuning, Sequence[Sample]]:
-    """Tune, write the plan, and say what came of it; and the samples that the heads were measured on."""
-    from onnx_attnq.tune import Effort, Goal
+    """Tune, write the plan, and say what came of it; and the samples that the heads were measured on, whole."""
+    from onnx_attnq.model import load
+    from onnx_attnq.tune import Effort, Goal, first_rows
 
     loss, samples = loss_and_samples(model, data, lossy, run, TUNING_SAMPLES)
     goal = Goal(lossy.max_loss, lossy.min_pruned)
-    found = run_tuning(model, plan, loss, samples, goal, Effort(jobs=lossy.jobs, run=run), resume=resume)
+    of_heads = first_rows(load(model), samples)
+    found = run_tuning(model, plan, loss, of_heads, goal, Effort(jobs=lossy.jobs, run=run), resume=resume)
     if not quiet:
         show_tuning(found)
         console().print(f"Wrote the plan {plan}")

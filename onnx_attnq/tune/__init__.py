@@ -3,6 +3,7 @@
 from onnx_attnq.tune.apply import plan_of
 from onnx_attnq.tune.choice import Alternative, Choice, Objective, choose, frontier
 from onnx_attnq.tune.cluster import dask_cluster, memory_of_worker
+from onnx_attnq.tune.first_rows import first_rows
 from onnx_attnq.tune.in_one_go import SAMPLES, TunedCompression, compress_tuned
 from onnx_attnq.tune.loss import AGREEMENT, Agreement, FunctionLoss, Loss, Measured, Part, TaskLoss, load_function
 from onnx_attnq.tune.search import Found, Goal, Step
@@ -39,6 +40,7 @@ __all__ = [
     "choose",
     "compress_tuned",
     "dask_cluster",
+    "first_rows",
     "frontier",
     "grid",
     "load_function",

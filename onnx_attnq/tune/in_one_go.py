@@ -11,9 +11,11 @@ from typing import Final
 from onnx_attnq.errors import VerificationFailed
 from onnx_attnq.inputs import Sample
 from onnx_attnq.job import Compression, compress, output_of
+from onnx_attnq.model import load
 from onnx_attnq.progress import Parts, Progress, no_progress
 from onnx_attnq.rewriting import RewriteSettings, load_plan
 from onnx_attnq.run import RunSettings
+from onnx_attnq.tune.first_rows import first_rows
 from onnx_attnq.tune.loss import Agreement, Loss
 from onnx_attnq.tune.search import Goal
 from onnx_attnq.tune.tuning import Effort, Tuner, Tuning
@@ -57,7 +59,7 @@ def compress_tuned(
     Args:
         source: The model; never changed.
         samples: Inputs. Every other one chooses the plan and the others confirm it; the first of those that choose are
-            those that heads are measured on, and that the model is verified on.
+            those that the model is verified on, and their `first_rows` those that heads are measured on.
         output: Where to write; beside the source as NAME.attnq.onnx if None.
         goal: What may be lost, what has to be pruned, and what to be small in.
         loss: What is lost; `Agreement` with the original on the samples if None.
@@ -75,7 +77,8 @@ def compress_tuned(
     used = tuple(samples[::2][:SAMPLES])  # of those that `Agreement` calibrates with
     wanted = loss or Agreement(source, samples, run)
     parts = Parts(progress)
-    found = Tuner(source, used, wanted, goal, effort).run(plan, resume=True, progress=parts.next())
+    of_heads = first_rows(load(source), used)
+    found = Tuner(source, of_heads, wanted, goal, effort).run(plan, resume=True, progress=parts.next())
     if not found.accepted:
         raise VerificationFailed(f"{source}: no plan is within the goal; the nearest one is {plan}")
     rewriting = RewriteSettings(plan=load_plan(plan))
