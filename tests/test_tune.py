@@ -458,9 +458,14 @@ def test_what_the_confirmation_refuses_is_backed_off_from_until_it_holds(model: 
 
     found = Tuner(model, samples[:1], FunctionLoss(model, function), Goal(0.005), Effort(jobs=1)).run(tmp_path / "p")
     assert found.accepted
-    confirmed = [step for step in found.found.steps if step.part is Part.CONFIRMATION]
-    assert 2 < len(confirmed) < 8
-    assert [step.accepted for step in confirmed] == [False] * (len(confirmed) - 1) + [True]
+    confirmed = [step.accepted for step in found.found.steps if step.part is Part.CONFIRMATION]
+    assert confirmed[:2] == [False, False]
+    assert len(confirmed) < 12
+    plans = frontier(found.trials)
+    holds = [all((s.bits or 0) >= 4 for own in plan.schemes.values() for s in own) for plan in plans]
+    chosen = [plan.schemes for plan in plans].index(found.choice.schemes)
+    assert holds[chosen]
+    assert not any(holds[: chosen - max(1, len(plans) // 32)])
 
 
 def test_a_target_of_pruning_takes_the_mildest_plan_that_reaches_it(

@@ -2,7 +2,8 @@
 
 By bisection on the calibration part of the data; then the plan is measured on the confirmation part, and a milder one,
 which leaves alone the heads with the least gain for their divergence, is taken while it fails there: each time twice
-as far along the frontier, as a calibration part that cannot tell a loss from noise may accept the harshest plan of all.
+as far along the frontier, as a calibration part that cannot tell a loss from noise may accept the harshest plan of all;
+then, by bisection, the harshest that holds on both parts.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from onnx_attnq.tune.choice import Choice, Objective
 from onnx_attnq.tune.loss import Loss, Measured, Part
 
 FIRST_STEP_BACK: Final = 1 / 32
-"""Share of the frontier to go back first when the confirmation part exceeds the bound."""
+"""Share of the frontier to go back first when the confirmation part exceeds the bound, and how near to end to that."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,18 +134,29 @@ class Search:
 
     def run(self) -> Found:
         """The harshest plan that holds on both parts, or the mildest that was tried."""
-        index = self._furthest()
-        step = max(1, int(FIRST_STEP_BACK * len(self.plans)))
-        while True:
-            calibration = self._measure(index, Part.CALIBRATION)
-            confirmation = self._measure(index, Part.CONFIRMATION)
-            accepted = calibration.accepted and confirmation.accepted
+        index = refused = self._furthest()
+        nearest = step = max(1, int(FIRST_STEP_BACK * len(self.plans)))
+        while not self._holds(index) and not self._late():
             milder = max(i for i in (index, *self._allowed()) if i <= index + step)
-            if accepted or milder <= index or self._late():
+            if milder == index:
                 break
-            index, step = milder, 2 * step
+            refused, index, step = index, milder, 2 * step
+        while self._holds(index) and index - refused > nearest and not self._late():
+            between = [i for i in self._allowed() if refused < i < index]
+            if not between:
+                break
+            middle = between[len(between) // 2]
+            refused, index = (refused, middle) if self._holds(middle) else (middle, index)
+        calibration, confirmation = (self._measure(index, part) for part in (Part.CALIBRATION, Part.CONFIRMATION))
         self._write(index)
+        accepted = calibration.accepted and confirmation.accepted
         return Found(self.plans[index], calibration.loss, confirmation.loss, tuple(self.steps), accepted)
+
+    def _holds(self, index: int) -> bool:
+        found = all(self._measure(index, part).accepted for part in (Part.CALIBRATION, Part.CONFIRMATION))
+        if found:
+            self._write(index)
+        return found
 
     def _furthest(self) -> int:
         """The index of the harshest plan that the calibration part accepts; of the mildest if it accepts none."""
