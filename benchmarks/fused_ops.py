@@ -1,6 +1,6 @@
 """Fused attention ops, each alone and with its features, against what they are rewritten into, in turn.
 
-    python benchmarks/fused_ops.py [--threads 2] [--only gqa]
+    python benchmarks/fused_ops.py [--threads 2] [--only gqa] [--one-buffer]
 
 Numbers are medians of process CPU time; above 1 is faster than the original. The rule by which `compress` leaves a fused
 op as it is (onnx_attnq/rewriting/fused_rule.py) rests on them.
@@ -85,15 +85,15 @@ def skipped(count: int) -> Inputs:
 
 
 def attention(
-    queries: int, keys: int, groups: int = HEADS, dtype: Any = np.float32, mask: bool = False, **how: Any
+    queries: int, keys: int, groups: int = HEADS, dtype: Any = np.float32, mask: str = "", **how: Any
 ) -> onnx.ModelProto:
-    """ai.onnx Attention; with fewer queries than keys the rest of the keys is a past."""
+    """ai.onnx Attention; with fewer queries than keys the rest of the keys is a past. `mask` is the name of that input."""
     past = {
         name: draw(1, groups, keys - queries, SIZE).astype(dtype)
         for name in ("past_key", "past_value")
         if keys > queries
     }
-    given = {"mask": np.zeros((queries, keys), np.float32)} if mask else ({"skip": None} if past else {})
+    given = {mask: np.zeros((queries, keys), np.float32)} if mask else ({"skip": None} if past else {})
     inputs = {
         "query": draw(1, queries, HEADS * SIZE, spread=3.0).astype(dtype),
         **{name: draw(1, queries, groups * SIZE).astype(dtype) for name in ("key", "value")},
@@ -139,7 +139,8 @@ def cases(prompt: int, past: int) -> dict[str, Callable[[], onnx.ModelProto]]:
             f"mha, causal, {phase}": lambda q=queries, k=keys: mha(q, k, unidirectional=1),
             f"attention 23, {phase}": lambda q=queries, k=keys: attention(q, k),
             f"attention 23, causal, {phase}": lambda q=queries, k=keys: attention(q, k, is_causal=1),
-            f"attention 23, mask, {phase}": lambda q=queries, k=keys: attention(q, k, mask=True),
+            f"attention 23, mask, {phase}": lambda q=queries, k=keys: attention(q, k, mask="mask"),
+            f"attention 23, causal mask, {phase}": lambda q=queries, k=keys: attention(q, k, mask="causal_mask"),
             f"attention 23, groups, {phase}": lambda q=queries, k=keys: attention(q, k, GROUPS),
             f"attention 23, softcap, {phase}": lambda q=queries, k=keys: attention(q, k, softcap=30.0),
             f"attention 23, float16, {phase}": lambda q=queries, k=keys: attention(q, k, dtype=half),
@@ -155,6 +156,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--scheme", default="row-log-mean")
     parser.add_argument("--only", default="")
+    parser.add_argument("--one-buffer", action="store_true", help="for past and present, where an op has both")
     parser.add_argument("--no-portable", action="store_true", help="for long prompts, whose scores it keeps in memory")
     arguments = parser.parse_args()
     run = RunSettings(arguments.threads)
@@ -178,12 +180,14 @@ def main() -> None:
                 print(f"{name:34} {error}")
                 continue
             feeds = feeds_of(proto)
+            shared = {"past_key": "o1", "past_value": "o2"} if arguments.one_buffer and "past_key" in feeds else {}
             spent: dict[str, list[float]] = {variant: [] for variant in sessions}
             try:
+                runs = {variant: session.bound(feeds, shared) for variant, session in sessions.items()}
                 for _ in range(arguments.repeats * (4 if name.endswith("step") else 1) + 1):
-                    for variant, session in sessions.items():
+                    for variant, run_once in runs.items():
                         start = time.process_time()
-                        session.run(feeds)
+                        run_once()
                         spent[variant].append(time.process_time() - start)
             except AttnqError as error:
                 print(f"{name:34} {error}")
@@ -208,6 +212,10 @@ def feeds_of(proto: onnx.ModelProto) -> Inputs:
     for name in ("k_scale", "v_scale"):
         if name in feeds:
             feeds[name][:] = 1 / 30
+    if "causal_mask" in feeds:
+        queries, keys = feeds["causal_mask"].shape
+        seen = np.tri(queries, keys, keys - queries, dtype=bool)
+        feeds["causal_mask"][:] = np.where(seen, 0, np.finfo(np.float32).min)
     if "mask" in feeds:
         feeds["mask"][:] = 1 if feeds["mask"].dtype == np.int32 else 0
     for name in ("attention_bias", "head_sink"):
