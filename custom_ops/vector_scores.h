@@ -17,7 +17,8 @@ constexpr float kNegligible = -110.0f;
 // Scratch memory of a block, in floats from its start.
 struct Layout {
   Index rows, score_row;
-  Index scores, peaks, seen, ceilings, extents, context, panel, unmasked, unmasked_row, sampled, products, total;
+  Index scores, peaks, seen, ceilings, norms, limits, extents, context, panel, unmasked, unmasked_row, sampled,
+      products, total;
 };
 
 template <class Products>
@@ -31,6 +32,8 @@ static Layout layout_of(const Attention& a) {
   l.peaks = room.take(l.rows * kLanes);
   l.seen = room.take(2 * l.rows);
   l.ceilings = room.take(l.rows / Products::kBand * panel_count(a));
+  l.norms = room.take(a.mask == nullptr ? 0 : panel_count(a));
+  l.limits = room.take(a.mask == nullptr ? 0 : 2 * (l.rows / Products::kBand));
   l.extents = room.take(l.rows / Products::kBand);
   l.context = room.take(Products::kContextRows * value_row(a));
   l.panel = room.take(Products::panel_floats(a));
@@ -100,6 +103,7 @@ class ScoredBlock {
         if (keys == nullptr && !direct_) keys = panel_of(panel);
         score_band(row, count, panel, keys, seen == Seen::kAll, adds);
       }
+      if (t_.mask != nullptr) norms()[panel] = keys == nullptr ? kUnknown : keys[panel_norms(a_)];
     }
     if (deferred) score_deferred();
   }
@@ -120,39 +124,57 @@ class ScoredBlock {
 
   Range* seen() { return reinterpret_cast<Range*>(scratch_ + layout_.seen); }
   float* ceilings() { return scratch_ + layout_.ceilings; }
+  // The largest norm of a key of each panel that was packed; kUnknown of the others.
+  static constexpr float kUnknown = -1;
+  float* norms() { return scratch_ + layout_.norms; }
   // How many panels of each band there are up to the last that was not left out.
   float* extents() { return scratch_ + layout_.extents; }
 
   // Keys behind a low mask, after all others: left out where a bound (Cauchy and Schwarz) says that no key of the panel
   // comes near enough to any row's maximum to count. So causal masks and padding cost nothing, whatever finite number
   // stands for minus infinity, while rows in which everything is masked are still computed.
+  //
+  // Panel by panel, so that each is packed at most once more: not at all where every band leaves it out and its norm is
+  // known.
   void score_deferred() {
-    for (Index row = 0; row < t_.rows; row += kBand) {
-      const Index count = smaller(kBand, t_.rows - row);
-      float lowest_peak = kInfinity, norm = 0;
-      float negligible = 0;
-      for (Index r = row; r < row + count; ++r) {
-        const float peak = Simd::largest(Simd::load(peaks(r)));
-        lowest_peak = peak < lowest_peak ? peak : lowest_peak;
-        const float own = query_norm(r);
-        norm = own <= norm ? norm : own;  // NaN stays
-        const float threshold = t_.table_of(r).log_threshold;
-        if (threshold > kLowest && threshold < negligible) negligible = threshold;
-      }
-      negligible += kNegligible;
-      for (Index panel = 0; panel < panels_; ++panel) {
+    for (Index row = 0; row < t_.rows; row += kBand) limits()[row / kBand] = limit(row, smaller(kBand, t_.rows - row));
+    for (Index panel = 0; panel < panels_; ++panel) {
+      const float* keys = nullptr;
+      const auto packed = [&] { return keys = keys == nullptr ? panel_of(panel) : keys; };
+      for (Index row = 0; row < t_.rows; row += kBand) {
+        const Index count = smaller(kBand, t_.rows - row);
         const float highest = ceilings()[row / kBand * panels_ + panel];
         if (!(highest < kLowMask) || highest == -kInfinity) continue;
-        const float* keys = panel_of(panel);
-        const float bound = highest + norm * keys[panel_norms(a_)] * 1.001f;
-        if (bound - lowest_peak < negligible) {
+        float& norm = norms()[panel];
+        if (norm == kUnknown) norm = packed()[panel_norms(a_)];
+        const Limit own = limits()[row / kBand];
+        if (highest + own.norm * norm * 1.001f < own.negligible) {
           ceilings()[row / kBand * panels_ + panel] = -kInfinity;
           leave_out(row, count, panel);
         } else {
-          score_band(row, count, panel, keys, sees(row, count, panel) == Seen::kAll, true);
+          score_band(row, count, panel, packed(), sees(row, count, panel) == Seen::kAll, true);
         }
       }
     }
+  }
+
+  // Of a band: the largest norm of its queries, times the scale, and below which score a key counts for none of them.
+  struct Limit {
+    float norm, negligible;
+  };
+  Limit* limits() { return reinterpret_cast<Limit*>(scratch_ + layout_.limits); }
+
+  Limit limit(Index row, Index count) {
+    float lowest_peak = kInfinity, norm = 0, negligible = 0;
+    for (Index r = row; r < row + count; ++r) {
+      const float peak = Simd::largest(Simd::load(peaks(r)));
+      lowest_peak = peak < lowest_peak ? peak : lowest_peak;
+      const float own = query_norm(r);
+      norm = own <= norm ? norm : own;  // NaN stays
+      const float threshold = t_.table_of(r).log_threshold;
+      if (threshold > kLowest && threshold < negligible) negligible = threshold;
+    }
+    return {norm, lowest_peak + negligible + kNegligible};
   }
 
   float query_norm(Index row) {
