@@ -324,6 +324,20 @@ def test_a_row_that_is_masked_throughout_by_a_finite_number(kernels: str, low: f
 
 
 @ALL_KERNELS
+@pytest.mark.parametrize("kind", ["causal", "padding"])
+def test_a_key_behind_a_low_number_counts_where_its_score_is_higher_still(kernels: str, kind: str) -> None:
+    rows, columns = np.arange(64)[:, None], np.arange(64)[None, :]
+    mask = np.where(columns <= rows if kind == "causal" else columns < 16, 0.0, -20100.0).astype(np.float32)
+    direction = np.full(16, 0.25, np.float32)  # of length 1
+    q = np.tile(500 * direction, (1, 64, 1))
+    k = (np.arange(64, dtype=np.float32)[:, None] * direction)[None]  # scores 500 apart: one key has all
+    v = draw(3, 1, 64, 16)
+    scores = np.broadcast_to(500.0 * columns + mask, (64, 64))
+    got = run_attention(attention_model(SCHEMES[0], scale=1.0, rank=3), q, k, v, mask, kernels=kernels)
+    np.testing.assert_allclose(got[0], v[0, scores.argmax(axis=-1)], rtol=SUM_TOLERANCE, atol=SUM_TOLERANCE)
+
+
+@ALL_KERNELS
 @pytest.mark.parametrize(("floor", "expected"), [(-np.inf, np.nan), (float(np.finfo(np.float32).min), 0.0)])
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
 def test_a_row_of_minus_infinity(kernels: str, floor: float, expected: float, scheme: QuantScheme) -> None:
