@@ -24,7 +24,7 @@ nitpick_ignore_regex = [
     # What the public ones are made of.
     (
         "py:class",
-        r"onnx_attnq\.(diff\.onnx_text|evaluate\.(bootstrap|task)|find\.(axis_walk|exposed|fused|whole_attention)"
+        r"onnx_attnq\.(diff\.onnx_text|evaluate\.(bootstrap|task)|find\.(axis_walk|exposed|fused|score_ops|whole_attention)"
         r"|graph\.undo(_record)?|tune\.(choice|loss|search|sensitivity))\..*",
     ),
 ]

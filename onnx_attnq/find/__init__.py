@@ -5,8 +5,9 @@ from onnx_attnq.find.choosing import left_out
 from onnx_attnq.find.exposed import Exposed
 from onnx_attnq.find.fused import FusedOp
 from onnx_attnq.find.hidden import LEFT_FUSED, expose
+from onnx_attnq.find.score_ops import Added, Bounded, Filled
 from onnx_attnq.find.sites import AttentionSite, Form, Rejection, Sites, find_sites
-from onnx_attnq.find.whole_attention import Added, Attention, Bounded, Filled
+from onnx_attnq.find.whole_attention import Attention
 
 __all__ = [
     "LEFT_FUSED",

@@ -20,50 +20,14 @@ import dataclasses
 import math
 from typing import Final
 
-import numpy as np
 import onnx_ir as ir
 
 from onnx_attnq.find.axis_walk import Lost, Product, describe
-from onnx_attnq.graph import Types, axes_of, constant, dtype_of, known_op, number_of
+from onnx_attnq.find.score_ops import MOST_BETWEEN, Added, Mask, first_input, is_noop, trace_scores
+from onnx_attnq.graph import Types, axes_of, constant, known_op, number_of
 
-LOWEST_MASK: Final = -1e30
-"""A constant below this stays the same when any score is added to it, in float32."""
-
-HIGHEST_FILL: Final = -1e4
-"""Scores that are replaced by this or less weigh nothing beside any that is not: exp(x - 104) is 0 in float32."""
-
-LOWEST_FLOAT: Final = float(np.finfo(np.float32).min)
 MOST_AXES: Final = 5
 """Of the tensors that the native library takes."""
-
-_MOST_BETWEEN: Final = 256
-"""Nodes to look at for one step, so that sites that share a long chain do not each follow all of it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Added:
-    """A mask that is added to the scores."""
-
-    mask: ir.Value
-
-
-@dataclasses.dataclass(frozen=True)
-class Filled:
-    """Scores that are replaced by ``fill`` where ``condition`` is ``when``."""
-
-    condition: ir.Value
-    when: bool
-    fill: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Bounded:
-    """Scores, mask included, that are not allowed below ``lowest``."""
-
-    lowest: float
-
-
-Mask = Added | Filled | Bounded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,104 +107,26 @@ def match_attention(
         return Lost("query, key and value are of different rank")
     if rank > MOST_AXES:
         return Lost(f"query and key have {rank} axes, and the op takes {MOST_AXES} at most")
-    before = _trace_scores(scores, scored, rank, types)
+    before = trace_scores(scores, scored, rank, types)
     if isinstance(before, Lost):
         return before
-    scale, softcap, masks = before
     dtype = types.dtype(weighed.inputs[1])
-    guarded = _trace_probabilities(probabilities, weighed, masks, dtype)
+    guarded = _trace_probabilities(probabilities, weighed, before.masks, dtype)
     if isinstance(guarded, Lost):
         return guarded
     context, out_perm = _trace_context(weighed.outputs[0], rank)
-    scale *= query.scale * key.scale
-    return Attention(query, key, value, scale, masks, guarded, context, out_perm, dtype or ir.DataType.FLOAT, softcap)
-
-
-def _trace_scores(
-    scores: ir.Value, product: ir.Node, rank: int, types: Types
-) -> tuple[float, float, tuple[Mask, ...]] | Lost:
-    """Scale, softcap and masks between the product and the softmax, in the order in which they are applied."""
-    scale, softcap = 1.0, 0.0
-    masks: list[Mask] = []
-    value = scores
-    while True:
-        if not _used_once(value):
-            return Lost(f"the scores {value.name!r} are used elsewhere too")
-        node = value.producer()
-        if node is product:
-            masks.reverse()
-            # c tanh(f s) is the score s f c with the cap c.
-            scale *= softcap or 1.0
-            return Lost(_MIXED) if _is_mixed(masks) else (scale, softcap, tuple(map(_lowered, masks)))
-        if node is None:
-            return Lost("the product of query and key is in another graph")
-        index = next((i for i, v in enumerate(node.inputs) if v is not None and _leads_to(v, product)), None)
-        if index is not None and (higher := _higher_rank(node, index, rank, types)):
-            return Lost(higher)
-        # Upstream is walked last to first: a mask found after a scale was scaled too.
-        if known_op(node) in ("Mul", "Div"):
-            factor = number_of(node.inputs[1]) or (number_of(node.inputs[0]) if known_op(node) == "Mul" else None)
-            if not factor:
-                return Lost(f"{describe(node)} is no multiplication by a constant number")
-            scale *= factor if known_op(node) == "Mul" else 1.0 / factor
-            value = _other(node, factor_first=number_of(node.inputs[1]) is None)
-        elif _is_noop(node):
-            value = _first(node)
-        elif known_op(node) == "Tanh" and not softcap and scale > 0.0:
-            softcap, scale, value = scale, 1.0, _first(node)
-        else:
-            mask = None if index is None else _mask(node, index)
-            if known_op(node) == "Cast":
-                return Lost(f"{describe(node)} takes scores of another type, to which they were rounded")
-            if mask is None or index is None:
-                return Lost(f"{describe(node)} is neither scale nor mask")
-            if scale != 1.0 or softcap:
-                return Lost(f"{describe(node)} masks before the {'softcap' if softcap else 'scale'}")
-            masks.append(mask)
-            value = _input(node, index)
-
-
-def _higher_rank(node: ir.Node, index: int, rank: int, types: Types) -> str:
-    """How something that meets the scores, which are input ``index``, could have more axes; "" if none has."""
-    for i, other in enumerate(node.inputs):
-        if i == index or other is None:
-            continue
-        axes = types.rank(other)
-        if axes is None and node.outputs[0].shape is None:
-            return f"how many axes {other.name!r} of {describe(node)} has is unknown"
-        if axes is not None and axes > rank:
-            return f"{other.name!r} of {describe(node)} has {axes} axes, and the scores have {rank}"
-    return ""
-
-
-_MIXED: Final = f"scores are replaced by a value above {LOWEST_MASK:g} beside another mask, so that its value counts"
-
-
-def _is_mixed(masks: list[Mask]) -> bool:
-    """Whether scores are replaced by a value that another mask may be compared with."""
-    fills = {mask.fill if isinstance(mask, Filled) else None for mask in masks}
-    return len(fills) > 1 and any(fill is not None and fill > LOWEST_MASK for fill in fills)
-
-
-def _lowered(mask: Mask) -> Mask:
-    """A mask that makes any score negligible: next to another score its weight is 0, and alone it gives a flat row."""
-    if isinstance(mask, Filled) and mask.fill > LOWEST_MASK:
-        return dataclasses.replace(mask, fill=LOWEST_FLOAT)
-    return mask
-
-
-def _mask(node: ir.Node, index: int) -> Mask | None:
-    """What the node does to the scores that are its input ``index``, if that is a mask."""
-    match known_op(node):
-        case "Add":
-            return Added(_input(node, 1 - index))
-        case "Where" if index in (1, 2):
-            fill = number_of(node.inputs[3 - index])
-            return None if fill is None or fill > HIGHEST_FILL else Filled(_input(node, 0), index == 2, fill)
-        case "Max" if len(node.inputs) == 2:
-            lowest = number_of(node.inputs[1 - index])
-            return None if lowest is None or lowest > LOWEST_MASK else Bounded(lowest)
-    return None
+    return Attention(
+        query,
+        key,
+        value,
+        before.scale * query.scale * key.scale,
+        before.masks,
+        guarded,
+        context,
+        out_perm,
+        dtype or ir.DataType.FLOAT,
+        before.softcap,
+    )
 
 
 def _trace_probabilities(
@@ -254,7 +140,7 @@ def _trace_probabilities(
         users = [use.node for use in value.uses()]
         if users == [product]:
             return guarded
-        if len(users) == 1 and (_is_noop(users[0]) or _casts_to(users[0], dtype)):
+        if len(users) == 1 and (is_noop(users[0]) or _casts_to(users[0], dtype)):
             value = users[0].outputs[0]
         elif (guard := _guard(value, users, masks)) is not None and not guarded:
             value, guarded = guard, True
@@ -305,7 +191,7 @@ def _trace_operand(value: ir.Value | None, types: Types, *, scaled: bool) -> Ope
     if value is None or rank is None or rank < 2:
         return Lost("the rank of an operand is unknown")
     perm, scale = tuple(range(rank)), 1.0
-    for _ in range(_MOST_BETWEEN):
+    for _ in range(MOST_BETWEEN):
         node = value.producer()
         factor = _factor(node, rank, types) if scaled else None
         if node is None:
@@ -319,7 +205,7 @@ def _trace_operand(value: ir.Value | None, types: Types, *, scaled: bool) -> Ope
             scale *= factor
         else:
             break
-        value = _first(node)
+        value = first_input(node)
     return Operand(value, perm, scale)
 
 
@@ -343,48 +229,3 @@ def _trace_context(context: ir.Value, rank: int) -> tuple[ir.Value, tuple[int, .
         if attribute is not None and sorted(attribute.as_ints()) == list(range(rank)):
             return users[0].outputs[0], tuple(int(axis) for axis in attribute.as_ints())
     return context, tuple(range(rank))
-
-
-_ON_SCORES: Final = ("Add", "Mul", "Div", "Where", "Max", "Tanh")
-
-
-def _leads_to(value: ir.Value, product: ir.Node) -> bool:
-    """Whether scale and mask ops lead from the product to the value."""
-    pending, seen = [value], set[ir.Value]()
-    while pending and len(seen) < _MOST_BETWEEN:
-        node = pending.pop().producer()
-        if node is product:
-            return True
-        if node is not None and (known_op(node) in _ON_SCORES or _is_noop(node)):
-            new = [v for v in node.inputs if v is not None and v not in seen]
-            seen.update(new)
-            pending.extend(new)
-    return False
-
-
-def _is_noop(node: ir.Node) -> bool:
-    if known_op(node) == "Cast":
-        return dtype_of(node.inputs[0]) == dtype_of(node.outputs[0]) == ir.DataType.FLOAT
-    if known_op(node) == "Dropout":
-        training = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-        untrained = len(node.inputs) < 3 or node.inputs[2] is None or (training is not None and not training.numpy())
-        return untrained and not any(output.uses() for output in node.outputs[1:])
-    return known_op(node) == "Identity"
-
-
-def _used_once(value: ir.Value) -> bool:
-    return len(value.uses()) == 1 and not value.is_graph_output()
-
-
-def _first(node: ir.Node) -> ir.Value:
-    return _input(node, 0)
-
-
-def _input(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    assert value is not None
-    return value
-
-
-def _other(node: ir.Node, *, factor_first: bool) -> ir.Value:
-    return _input(node, 1 if factor_first else 0)
