@@ -51,6 +51,7 @@ GRID: Final = (
         for threshold in (0.03, 0.05, 0.1, 0.2, 0.3)
         for label, scheme in named("row-log-mean", bits, threshold).items()
     }
+    | named("row-log-mean", 2, 0.12)
     | named("row-log-mean", 2, 0.15)
     | {
         label: scheme
