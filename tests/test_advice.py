@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from decoder_models import decoder
 from small_transformers import bert_like
 from studies import make_study
 from test_analyze import errors_of
@@ -170,6 +172,28 @@ def test_a_plan_says_which_of_its_heads_resist(model: Path, tmp_path: Path) -> N
     untouched = plan_finding(study, load_plan(plan_for(model, None)), 0.0)
     assert {own.scheme for own in untouched.heads} == {None, FOUR}
     assert untouched.pruned < found.pruned
+
+
+@pytest.mark.parametrize("kind", ["gqa", "mha"])
+def test_a_plan_that_is_measured_leaves_fused_attention_as_it_is(kind: str, tmp_path: Path) -> None:
+    """Samples are made up of what its inputs mean to it, and a plan that is written beside is for the model itself."""
+    path, plan, written = tmp_path / "decoder.onnx", tmp_path / "plan.json", tmp_path / "written.json"
+    onnx.save(decoder(kind), path)
+    sites = find_sites(expose(load(path)))
+    save_plan(Plan(sites.exposed.structure_hash, tuple(SitePlan(site.id, FOUR) for site in sites.sites)), plan)
+    options = ["--plan", str(plan)]
+    if kind == "mha":  # of the other no context is observed, so there is nothing to advise
+        options += ["--write-plan", str(written)]
+    numbers = []
+    for more in ([], options):
+        with pytest.raises(SystemExit) as stopped:
+            main(["analyze", str(path), "--no-report", "--scheme", "row-log-mean:bits=4,threshold=0.02", *more])
+        assert not stopped.value.code
+        numbers.append(json.loads((tmp_path / "decoder.analysis" / "numbers.json").read_text()))
+    assert numbers[1].pop("plan")["heads"]
+    assert numbers[0] == numbers[1]
+    if kind == "mha":
+        assert load_plan(written).structure_hash == sites.exposed.structure_hash
 
 
 def test_a_plan_of_something_else_is_one_line(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

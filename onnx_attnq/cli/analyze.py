@@ -33,6 +33,7 @@ _MOST_EXPLAINED: Final = 3
 """Heads whose resistance is explained in the terminal; the report and the JSON explain all."""
 
 if TYPE_CHECKING:
+    from onnx_attnq.find import Sites
     from onnx_attnq.inputs import InputShapes
     from onnx_attnq.run import RunSettings
     from onnx_attnq.study import PlanFinding, Study
@@ -164,6 +165,7 @@ def analyze(
     if not no_report:
         require_pictures()
     plan = None if plan_path is None else load_plan(plan_path)
+    sites: Sites | None = None  # of the graph, for a plan
     if combine:
         if output is None:
             raise click.UsageError("--combine needs -o, a folder to write to")
@@ -173,9 +175,10 @@ def analyze(
         folder = model.with_name(f"{model.stem}.analysis")
         output = folder if output is None else output
         original = load(model)
-        if plan is not None:
-            found = find_sites(expose(original))
-            plan.check(found.exposed.structure_hash, [site.id for site in found.sites])
+        if plan is not None or write_plan is not None:
+            sites = find_sites(expose(original.clone()))  # in place, and samples are made up for the original
+        if plan is not None and sites is not None:
+            plan.check(sites.exposed.structure_hash, [site.id for site in sites.sites])
         labels = None if tokenizer is None else load_token_labels(tokenizer)
         measured = tuple(scheme_of(text, None, None) for text in schemes) + (planned_schemes(plan) if plan else ())
         with progress_bar("Observing") as progress:
@@ -197,8 +200,8 @@ def analyze(
             )
         if json_path != "-":
             show_refused(console(), given)
-    if write_plan is not None:
-        save_plan(advised_plan(study, find_sites(expose(original)), safe_error), write_plan)
+    if write_plan is not None and sites is not None:
+        save_plan(advised_plan(study, sites, safe_error), write_plan)
     of_plan = None if plan is None else plan_finding(study, plan, safe_error)
     numbers = study_json(study, safe_error, of_plan)
     written = _write(study, output, numbers, safe_error, figures, report=not no_report)
