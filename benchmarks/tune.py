@@ -33,16 +33,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import log_softmax
 
 from onnx_attnq.cli.output import progress_bar
-from onnx_attnq.evaluate import CausalLanguageModelling, Interval, TextModel, load_task, load_tokenizer
+from onnx_attnq.evaluate import CausalLanguageModelling, Interval, load_task, load_tokenizer
 from onnx_attnq.export import export
 from onnx_attnq.find import expose, find_sites
 from onnx_attnq.inputs import Sample
 from onnx_attnq.job import compress
 from onnx_attnq.model import load
-from onnx_attnq.progress import Progress, no_progress
 from onnx_attnq.rewriting import RewriteSettings, load_plan
 from onnx_attnq.run import RunSettings, Session, cpu_times, native_library
 from onnx_attnq.scheme import Pruned, Reference
@@ -289,18 +287,10 @@ def lost(losses: Mapping[str, TaskLoss], model: Path) -> str:
 class EveryToken(CausalLanguageModelling):
     """Perplexity of windows without overlap, over every token of them but the first: the first ones see few before."""
 
-    def records(self, model: TextModel, progress: Progress = no_progress) -> FloatArray:
-        """As in `evaluate`: (windows, 3)."""
-        text = "\n".join(self.texts)
-        ids = np.array(model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        windows = ids[: len(ids) // self.max_length * self.max_length].reshape(-1, self.max_length)
-        rows = []
-        for done, window in enumerate(windows, start=1):
-            logits, predicted = model.logits({"input_ids": window[None]})[0, :-1].astype(np.float64), window[1:]
-            nll = -log_softmax(logits, axis=-1)[np.arange(len(predicted)), predicted].sum()
-            rows.append([nll, (logits.argmax(axis=-1) == predicted).sum(), len(predicted)])
-            progress(self.name, done, len(windows))
-        return np.array(rows)
+    def windows(self, tokens: int) -> list[tuple[int, int, int]]:
+        """Whole windows only."""
+        whole = tokens // self.max_length * self.max_length
+        return [(start, start + 1, start + self.max_length) for start in range(0, whole, self.max_length)]
 
 
 def shown(measured: Measured) -> str:

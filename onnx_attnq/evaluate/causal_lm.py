@@ -50,7 +50,7 @@ class CausalLanguageModelling:
         ids = np.array(model.tokenizer("\n".join(self.texts), add_special_tokens=False, verbose=False)["input_ids"])
         if len(ids) < 2:
             raise InvalidData(f"the texts have {len(ids)} token(s); there is nothing to predict")
-        windows = _windows(len(ids), self.max_length)
+        windows = self.windows(len(ids))
         rows = []
         for done, (start, first, stop) in enumerate(windows, start=1):
             logits = model.logits({"input_ids": ids[None, start:stop]})[0, first - start - 1 : -1]
@@ -59,6 +59,14 @@ class CausalLanguageModelling:
             rows.append([nll, (logits.argmax(axis=-1) == predicted).sum(), len(predicted)])
             progress(self.name, done, len(windows))
         return np.array(rows, dtype=np.float64)
+
+    def windows(self, tokens: int) -> list[tuple[int, int, int]]:
+        """(start, first token that it scores, stop) of each window of so many tokens.
+
+        >>> CausalLanguageModelling((), max_length=4).windows(10)
+        [(0, 1, 4), (2, 4, 6), (4, 6, 8), (6, 8, 10)]
+        """
+        return _windows(tokens, self.max_length)
 
 
 def _windows(count: int, length: int) -> list[tuple[int, int, int]]:

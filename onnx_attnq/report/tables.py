@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from onnx_attnq.scheme import spell_scheme
 from onnx_attnq.study import (
     EDGES,
     MAJORITIES,
@@ -46,7 +47,7 @@ def study_json(study: Study, limit: float = SAFE_ERROR, plan: PlanFinding | None
         ],
         "sites": [_site_json(layer, site) for layer, site in enumerate(study.sites)],
         "unobserved": dict(study.unobserved),
-        **({} if plan is None else {"plan": plan.to_json()}),
+        **({} if plan is None else {"plan": _planned(plan)}),
     }
 
 
@@ -80,6 +81,25 @@ def _found(study: Study, finding: Finding) -> dict[str, Any]:
         "context_error": _number(finding.context_error),
         "resisting_heads": [resisting.to_json() for resisting in resistances(study, finding)],
         "safe_heads": len(finding.safe),
+    }
+
+
+def _planned(plan: PlanFinding) -> dict[str, Any]:
+    """The scheme is null for a head that is left alone."""
+    return {
+        "pruned": _number(plan.pruned),
+        "context_error": _number(plan.context_error),
+        "heads": [
+            {
+                "layer": own.head.layer,
+                "site": own.head.site,
+                "head": own.head.head,
+                "scheme": own.scheme and spell_scheme(own.scheme),
+                "pruned": _number(own.pruned / max(1, own.values)),
+                "context_error": _number(own.head.error),
+            }
+            for own in plan.heads
+        ],
     }
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 
 from onnx_attnq.errors import InvalidPlan
 from onnx_attnq.rewriting import Plan, SitePlan
-from onnx_attnq.scheme import HeadSchemes, QuantScheme, schemes_of, spell_scheme
+from onnx_attnq.scheme import HeadSchemes, QuantScheme, schemes_of
 from onnx_attnq.study.conclusions import SAFE_ERROR, Head, named
 from onnx_attnq.study.model_study import Study
 from onnx_attnq.study.site_statistics import SiteStats
@@ -70,24 +69,6 @@ class PlanFinding:
         error = f"context error {self.context_error:.2f}"
         return f"{line}{error}; heads that resist (> {self.limit:g}): {named(self.resisting)}"
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON values; null for an error that was not observed, and for the scheme of a head that is left alone."""
-        return {
-            "pruned": self.pruned,
-            "context_error": _number(self.context_error),
-            "heads": [
-                {
-                    "layer": own.head.layer,
-                    "site": own.head.site,
-                    "head": own.head.head,
-                    "scheme": own.scheme and spell_scheme(own.scheme),
-                    "pruned": own.pruned / max(1, own.values),
-                    "context_error": _number(own.head.error),
-                }
-                for own in self.heads
-            ],
-        }
-
 
 def planned_schemes(plan: Plan) -> tuple[QuantScheme, ...]:
     """Every scheme that a plan gives to a head, once; a study that measures these can tell what the plan does."""
@@ -136,10 +117,6 @@ def _scheme(entry: SitePlan, head: int) -> QuantScheme | None:
     if entry.scheme is None or head in dict(entry.left):
         return None
     return entry.scheme.heads[head] if isinstance(entry.scheme, HeadSchemes) else entry.scheme
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 __all__ = ["PlanFinding", "PlannedHead", "plan_finding", "planned_schemes"]
