@@ -96,25 +96,22 @@ class Losses:
 
     def __init__(self, decoder: PerHead, windows: int) -> None:
         self.decoder = decoder
-        half = LENGTH // 2
-        apart, overlapping = list(range(0, windows * LENGTH, LENGTH)), list(range(0, windows * LENGTH - half, half))
-        self.counted = {
-            "every token": (apart, 0),
-            "second halves": (apart, half - 1),
-            "overlap": (overlapping, half - 1),
-        }
-        self.before = self._all({})
+        self.apart = list(range(0, windows * LENGTH, LENGTH))
+        self.overlapping = list(range(0, windows * LENGTH - LENGTH // 2, LENGTH // 2))
+        self.before = self.counted({})
 
-    def _all(self, schemes: dict[Head, Sharing]) -> list[FloatArray]:
+    def counted(self, schemes: dict[Head, Sharing]) -> dict[str, FloatArray]:
+        """(windows, tokens) losses in nats, by what is counted."""
         self.decoder.schemes = schemes
-        found = {starts[1]: self.decoder.losses(None, starts).numpy() for starts, _ in self.counted.values()}
-        return [found[starts[1]][:, first:] for starts, first in self.counted.values()]
+        apart, overlapping = (self.decoder.losses(None, s).numpy() for s in (self.apart, self.overlapping))
+        second = LENGTH // 2 - 1
+        return {"every token": apart, "second halves": apart[:, second:], "overlap": overlapping[:, second:]}
 
     def of(self, schemes: dict[Head, Sharing]) -> str:
         """Three cells of a table."""
-        more = [after - before for after, before in zip(self._all(schemes), self.before, strict=True)]
         cells = []
-        for losses in more:
+        for name, after in self.counted(schemes).items():
+            losses = after - self.before[name]
             error = losses.mean(axis=1).std(ddof=1) / math.sqrt(len(losses))
             cells.append(f"{100 * math.expm1(losses.mean()):.2f} ± {196 * error:.2f}")
         return " | ".join(cells)
@@ -130,7 +127,7 @@ def main() -> None:
     losses = Losses(decoder, options.windows)
     starts = [window * LENGTH for window in range(MEASURED_FROM, MEASURED_FROM + options.measured)]
     keys = {"the pruned keys": lambda pruned, unmasked: pruned, "the sample": functools.partial(in_chunks, LENGTH)}
-    print(f"| mean over | schemes | pruned | bits | {' | '.join(losses.counted)} |")
+    print(f"| mean over | schemes | pruned | bits | {' | '.join(losses.before)} |")
     print("|---|---|---|---|---|---|---|")
     for name, mean_over in keys.items():
         schemes = [Sharing(name, bits, threshold, mean_over) for bits, threshold in CANDIDATES]
